@@ -1,0 +1,107 @@
+"""Score a trained network on a folder of labelled pictures: python evaluate.py testing_data"""
+
+import argparse
+import json
+from pathlib import Path
+
+import console
+from console import BELOW_ACCURACY, DONE, NO_DATA, UserError, number, say
+
+HERE = Path(__file__).resolve().parent
+
+
+def parse_arguments(argv):
+    """The command line as a namespace."""
+    parser = argparse.ArgumentParser(
+        description="Score a trained network on a folder of labelled pictures: class folders, or names like cat.1.jpg.",
+        epilog="exit codes: 0 done, 1 failed, 2 wrong usage, 3 no usable pictures or a bad model folder, "
+        "4 below --min-accuracy, 130 interrupted, 143 terminated",
+    )
+    add = parser.add_argument
+    add("folder", type=Path, nargs="?", default=HERE / "testing_data", help="default: testing_data")
+    add("--model", type=Path, default=HERE / "runs", metavar="RUN_FOLDER", help="default: the newest finished run")
+    add("--format", choices=["table", "json"], default="table", help="of standard output (default: table)")
+    add("--min-accuracy", type=number(float, 0, 1), metavar="P", help="leave with exit code 4 below it, such as 0.9")
+    return parser.parse_args(argv)
+
+
+def main(argv=None):
+    """Evaluate, print, and return the exit code."""
+    arguments = parse_arguments(argv)
+    from model import find_run, load_network
+
+    run = find_run(arguments.model)
+    network, card = load_network(run)
+    result = {"model": str(run), "folder": str(arguments.folder)} | evaluate(network, card, arguments.folder)
+    print(json.dumps(result, indent=1) if arguments.format == "json" else table_of(result))
+    if arguments.min_accuracy is not None and result["accuracy"] < arguments.min_accuracy:
+        say(f"accuracy {result['accuracy']:.2%} is below the demanded {arguments.min_accuracy:.2%}")
+        return BELOW_ACCURACY
+    return DONE
+
+
+def evaluate(network, card, folder):
+    """Score every picture of a labelled folder once.
+
+    Returns a dictionary: accuracy; log_loss, the mean of -ln(probability of the true class); classes; per_class,
+    {class: {precision, recall, pictures}}, None where nothing was predicted or nothing was there;
+    confusion_matrix[true][predicted], in the order of classes; scored and skipped, counts of pictures.
+    Raises UserError where no picture can be scored, or a class is not the model's.
+    """
+    import numpy as np
+
+    from dataset import find_pictures
+    from predict import predict, say_failed
+
+    classes = card["classes"]
+    found = find_pictures(folder, classes)
+    confusion = np.zeros((len(classes), len(classes)), int)
+    loss, skipped = 0.0, 0
+    for label, (path, log_p, reason) in zip(found.labels, predict(network, card, found.paths), strict=True):
+        if reason:
+            skipped += say_failed(path, reason)
+            continue
+        confusion[label, log_p.argmax()] += 1
+        loss -= log_p[label]
+    scored = int(confusion.sum())
+    if not scored:
+        raise UserError(f"none of the {skipped} pictures in {folder} can be read", NO_DATA)
+    right = confusion.diagonal()
+    per_class = {
+        name: {"precision": ratio(right[i], confusion[:, i].sum()), "recall": ratio(right[i], confusion[i].sum()),
+               "pictures": int(confusion[i].sum())}
+        for i, name in enumerate(classes)
+    }  # fmt: skip
+    return {
+        "accuracy": right.sum() / scored,
+        "log_loss": loss / scored,
+        "classes": classes,
+        "per_class": per_class,
+        "confusion_matrix": confusion.tolist(),
+        "scored": scored,
+        "skipped": skipped,
+    }
+
+
+def ratio(part, whole):
+    """part / whole as a float, None for 0 / 0."""
+    return float(part / whole) if whole else None
+
+
+def table_of(result):
+    """The result for people: the confusion matrix with each class's recall and precision, then the totals."""
+    classes = result["classes"]
+    rows = [["true class", *(f"as {name}" for name in classes), "recall", "precision"]]
+    for name, counts in zip(classes, result["confusion_matrix"], strict=True):
+        scores = result["per_class"][name]
+        shown = ["–" if scores[key] is None else f"{scores[key]:.1%}" for key in ("recall", "precision")]
+        rows.append([name, *map(str, counts), *shown])
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    lines = ["  ".join(f"{cell:>{width}}" for cell, width in zip(row, widths, strict=True)) for row in rows]
+    lines.append(f"accuracy {result['accuracy']:.2%}, log loss {result['log_loss']:.4f}: "
+                 f"{result['scored']} pictures scored, {result['skipped']} skipped")  # fmt: skip
+    return "\n".join(lines)
+
+
+if __name__ == "__main__":
+    console.run(main)
