@@ -1,8 +1,10 @@
-"""How every script speaks to the person at the shell: messages, progress bars, checked flags and exit codes."""
+"""How every script speaks to the person at the shell: flags, messages, progress bars, files that are whole, exit codes."""
 
 import argparse
 import contextlib
+import csv
 import faulthandler
+import io
 import os
 import signal
 import sys
@@ -50,6 +52,26 @@ def describe(error):
     """An OSError in words without its number: `No space left on device: runs/001/model.json`."""
     name = f": {os.fsdecode(error.filename)}" if error.filename is not None else ""
     return f"{error.strerror or error}{name}"
+
+
+def write_whole(path, text):
+    """Write a text file as a whole or not at all; what was there before stays until then. Raises UserError."""
+    partial = f"{path}.partial"
+    try:
+        with open(partial, "w", newline="", encoding="utf-8", errors="surrogateescape") as file:
+            file.write(text)
+        os.replace(partial, path)
+    except OSError as error:
+        with contextlib.suppress(OSError):
+            os.unlink(partial)
+        raise UserError(f"cannot write {path}: {error.strerror}") from None
+
+
+def csv_text(header, rows):
+    """A table as CSV."""
+    text = io.StringIO(newline="")
+    csv.writer(text, lineterminator="\n").writerows([header, *rows])
+    return text.getvalue()
 
 
 def _silence_native_libraries():

@@ -26,7 +26,7 @@ os.environ.setdefault("OPENCV_LOG_LEVEL", "SILENT")
 import cv2  # noqa: E402
 import numpy as np  # noqa: E402
 
-from console import NO_DATA, UserError, progress, say  # noqa: E402
+from console import NO_DATA, UserError, progress, say, write_whole  # noqa: E402
 
 MAX_FILE_BYTES = 1 << 30
 KIND_OF_SUFFIX = {
@@ -286,11 +286,9 @@ def check_pictures(paths, image_size, cache_dir=None):
         with open(partial_path, "wb") as file:
             checked = _decode_all(paths, image_size, file)
         os.replace(partial_path, pixels_path)
-        index = {"digests": checked.digests, "reasons": checked.reasons}
-        partial_path.write_text(json.dumps(index))
-        os.replace(partial_path, index_path)
-    except OSError as error:
-        say(f"no cache in {cache_dir} ({error.strerror}): pictures are decoded whenever they are needed, which is slower")
+        write_whole(index_path, json.dumps({"digests": checked.digests, "reasons": checked.reasons}))
+    except (OSError, UserError) as error:
+        say(f"no cache ({error}): pictures are decoded whenever they are needed, which is slower")
         return checked or _decode_all(paths, image_size, None)
     finally:
         with contextlib.suppress(OSError):

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import console
 from console import BELOW_ACCURACY, DONE, NO_DATA, UserError, number, say
+from runs import find_run, read_card
 
 HERE = Path(__file__).resolve().parent
 
@@ -28,11 +29,8 @@ def parse_arguments(argv):
 def main(argv=None):
     """Evaluate, print, and return the exit code."""
     arguments = parse_arguments(argv)
-    from model import find_run, load_network
-
     run = find_run(arguments.model)
-    network, card = load_network(run)
-    result = {"model": str(run), "folder": str(arguments.folder)} | evaluate(network, card, arguments.folder)
+    result = {"model": str(run), "folder": str(arguments.folder)} | evaluate(run, read_card(run), arguments.folder)
     print(json.dumps(result, indent=1) if arguments.format == "json" else table_of(result))
     if arguments.min_accuracy is not None and result["accuracy"] < arguments.min_accuracy:
         say(f"accuracy {result['accuracy']:.2%} is below the demanded {arguments.min_accuracy:.2%}")
@@ -40,7 +38,7 @@ def main(argv=None):
     return DONE
 
 
-def evaluate(network, card, folder):
+def evaluate(run, card, folder):
     """Score every picture of a labelled folder once.
 
     Returns a dictionary: accuracy; log_loss, the mean of -ln(probability of the true class); classes; per_class,
@@ -57,12 +55,12 @@ def evaluate(network, card, folder):
     found = find_pictures(folder, classes)
     confusion = np.zeros((len(classes), len(classes)), int)
     loss, skipped = 0.0, 0
-    for label, (path, log_p, reason) in zip(found.labels, predict(network, card, found.paths), strict=True):
+    for label, (path, scores, reason) in zip(found.labels, predict(run, card, found.paths), strict=True):
         if reason:
             skipped += say_failed(path, reason)
             continue
-        confusion[label, log_p.argmax()] += 1
-        loss -= log_p[label]
+        confusion[label, scores.argmax()] += 1
+        loss -= scores[label]
     scored = int(confusion.sum())
     if not scored:
         raise UserError(f"none of the {skipped} pictures in {folder} can be read", NO_DATA)

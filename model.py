@@ -1,15 +1,5 @@
-"""The network, and how a trained one is kept: checkpoints and a JSON card in a run folder.
+"""The network, and how its weights are saved and restored."""
 
-A run folder is all that prediction needs:
-
-    runs/001/model.json                  the card: network, classes, picture size, settings, data counts, results
-    runs/001/checkpoints/newest/ckpt-*   weights, optimizer and position, to resume from
-    runs/001/checkpoints/best/ckpt-*     weights of the epoch with the best validation accuracy, to predict with
-"""
-
-import contextlib
-import itertools
-import json
 import os
 import re
 import shutil
@@ -23,9 +13,6 @@ import keras
 import numpy as np
 import tensorflow as tf
 from keras import layers
-
-MIN_IMAGE_SIZE, MAX_IMAGE_SIZE = 8, 2048  # three poolings halve the picture three times
-CARD = "model.json"
 
 # --- The network ------------------------------------------------------------------------------------------------------
 
@@ -81,11 +68,24 @@ def create_cnn(image_size, num_classes):
 NETWORKS = {"cnn": create_cnn}
 
 
+def create_network(name, image_size, num_classes):
+    """The network that a card names. Raises UserError for a name this version does not have."""
+    if name not in NETWORKS:
+        raise UserError(f"this version has no network {name!r}, only {', '.join(NETWORKS)}", NO_DATA)
+    return NETWORKS[name](image_size, num_classes)
+
+
 def compile_logits(network):
     """A fast `logits(pictures)`: (n, image_size, image_size, 3) uint8 array → (n, classes) float32 array."""
     signature = tf.TensorSpec((None, *network.input_shape[1:]), tf.uint8)
     graph = tf.function(lambda pictures: network(pictures, training=False), input_signature=[signature])
-    return lambda pictures: graph(tf.constant(pictures)).numpy()
+
+    def logits(pictures):
+        if len(pictures) == 0:  # TensorFlow's convolutions refuse an empty batch
+            return np.empty((0, network.output_shape[1]), np.float32)
+        return graph(tf.constant(pictures)).numpy()
+
+    return logits
 
 
 def log_probabilities(logits):
@@ -156,85 +156,16 @@ def _restore_first_sound(checkpoint, prefixes):
     raise UserError(f"no sound checkpoint among {', '.join(map(str, prefixes))}", NO_DATA)
 
 
-# --- Run folders and their cards --------------------------------------------------------------------------------------
-
-
-def new_run(output):
-    """Make the next free folder output/001, output/002, … and return it. Raises UserError where it can't."""
-    try:
-        output.mkdir(parents=True, exist_ok=True)
-        for number in itertools.count(1 + max((int(path.name) for path in runs_in(output)), default=0)):
-            with contextlib.suppress(FileExistsError):  # another training may have been quicker
-                run = output / f"{number:03d}"
-                run.mkdir()
-                return run
-    except OSError as error:
-        raise UserError(f"cannot make a run folder ({describe(error)}): choose another --output") from None
-
-
-def runs_in(output):
-    """The numbered run folders in `output`, the newest first."""
-    runs = [path for path in output.glob("[0-9]*") if path.name.isdecimal() and path.is_dir()]
-    return sorted(runs, key=lambda path: int(path.name), reverse=True)
-
-
-def find_run(path, finished=True):
-    """`path` itself if it is a run folder, else the newest run in it: the newest finished one, if `finished`."""
-    if (path / CARD).exists() or not runs_in(path):
-        if not path.is_dir():
-            raise UserError(f"there is no run folder {path}: train first, or give another", NO_DATA)
-        return path
-    for run in runs_in(path):
-        with contextlib.suppress(UserError):
-            if not finished or read_card(run)["finished"]:
-                return run
-    raise UserError(f"no finished run in {path}: name an unfinished one, such as {runs_in(path)[0]}, to use it", NO_DATA)
-
-
-def write_card(run, card):
-    """Write the card as a whole or not at all."""
-    partial = run / f"{CARD}.partial"
-    partial.write_text(json.dumps(card, indent=2) + "\n", encoding="utf-8")
-    os.replace(partial, run / CARD)
-
-
-def read_card(run):
-    """The card of a run as a dictionary. Raises UserError where there is none, or it is not one of ours."""
-    try:
-        card = json.loads((run / CARD).read_text(encoding="utf-8"))
-        classes, size = card["classes"], card["image_size"]
-        sound = (
-            len(classes) >= 2
-            and all(isinstance(name, str) for name in classes)
-            and len(set(classes)) == len(classes)
-            and isinstance(size, int)
-            and MIN_IMAGE_SIZE <= size <= MAX_IMAGE_SIZE
-            and all(isinstance(card[key], dict) for key in ("settings", "pictures"))
-            and isinstance(card["finished"], bool)
-        )
-        network = card["network"]
-    except OSError as error:
-        raise UserError(f"{run} is not a run folder of this project: {describe(error)}", NO_DATA) from None
-    except (ValueError, KeyError, TypeError):
-        sound = False
-    if not sound:
-        raise UserError(f"{run / CARD} is damaged: restore it, or use another run", NO_DATA)
-    if network not in NETWORKS:
-        raise UserError(f"{run} was made by a network this version does not have: {network!r}", NO_DATA)
-    return card
-
-
-def load_network(run):
+def load_network(run, card):
     """Rebuild the network of a run with its best weights, or its newest where those cannot be read.
 
-    Returns (network, card). Raises UserError with exit code 3 for a folder that has no sound checkpoint.
+    Raises UserError with exit code 3 for a folder that has no sound checkpoint.
     """
-    card = read_card(run)
-    network = NETWORKS[card["network"]](card["image_size"], len(card["classes"]))
+    network = create_network(card["network"], card["image_size"], len(card["classes"]))
     prefixes = [*checkpoints_in(run / "checkpoints" / "best"), *checkpoints_in(run / "checkpoints" / "newest")]
     if not prefixes:
         raise UserError(f"{run} has no checkpoint yet", NO_DATA)
     used = _restore_first_sound(tf.train.Checkpoint(network=network), prefixes)
     if used != prefixes[0]:
         say(f"using checkpoint {used} instead")
-    return network, card
+    return network

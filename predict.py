@@ -3,12 +3,14 @@
 import argparse
 import csv
 import json
+import math
 import os
 import sys
 from pathlib import Path
 
 import console
-from console import DONE, FAILED, NO_DATA, USAGE, UserError, number, say
+from console import DONE, FAILED, NO_DATA, USAGE, UserError, csv_text, number, say, write_whole
+from runs import find_run, read_card
 
 HERE = Path(__file__).resolve().parent
 
@@ -33,15 +35,13 @@ def parse_arguments(argv):
 def main(argv=None):
     """Predict, print, and return the exit code."""
     arguments = parse_arguments(argv)
+    run = find_run(arguments.model)
+    card = read_card(run)
     paths = list_pictures(arguments.paths)
-    import numpy as np
-
-    from model import find_run, load_network
-
-    network, card = load_network(find_run(arguments.model))
-    results = ((path, None if reason else np.exp(scores), reason) for path, scores, reason in predict(network, card, paths))
     if arguments.submission:
         ids, dog = submission_ids(paths), dog_column(card["classes"])
+    results = predict(run, card, paths)
+    if arguments.submission:
         results = list(results)
         write_submission(arguments.submission, ids, dog, results)
     failed = PRINTERS[arguments.format](results, card["classes"], arguments.top)
@@ -68,15 +68,15 @@ def list_pictures(arguments):
     return paths
 
 
-def predict(network, card, paths):
+def predict(run, card, paths):
     """Yield (path, log_probabilities, reason) for each of `paths`, in order.
 
     log_probabilities is (classes,) float64; it is None where the file cannot be used, and reason says why.
     """
     from dataset import decode_batches
-    from model import compile_logits, log_probabilities
+    from model import compile_logits, load_network, log_probabilities
 
-    logits = compile_logits(network)
+    logits = compile_logits(load_network(run, card))
     with console.progress("predicting", len(paths)) as advance:
         for batch, reasons, pixels in decode_batches(paths, card["image_size"]):
             scores = iter(log_probabilities(logits(pixels)))
@@ -85,15 +85,21 @@ def predict(network, card, paths):
             advance(len(batch))
 
 
+def probabilities(scores, classes):
+    """{class: probability}, best first, from log-probabilities."""
+    by_class = dict(zip(classes, map(math.exp, scores), strict=True))
+    return dict(sorted(by_class.items(), key=lambda item: item[1], reverse=True))
+
+
 def print_text(results, classes, top):
     """A line a picture, the likeliest classes first: `photo.jpg: dog 97.3%, cat 2.7%`. Returns how many failed."""
     failed = 0
-    for path, probabilities, reason in results:
+    for path, scores, reason in results:
         if reason:
             failed += say_failed(path, reason)
-            continue
-        best_first = sorted(zip(probabilities, classes, strict=True), reverse=True)[:top]
-        print(f"{path}: " + ", ".join(f"{name} {p:.1%}" for p, name in best_first), flush=True)
+        else:
+            shown = list(probabilities(scores, classes).items())[:top]
+            print(f"{path}: " + ", ".join(f"{name} {p:.1%}" for name, p in shown), flush=True)
     return failed
 
 
@@ -102,26 +108,27 @@ def print_csv(results, classes, top):
     failed = 0
     table = csv.writer(sys.stdout, lineterminator="\n")
     table.writerow(["path", "class", "probability", *classes])
-    for path, probabilities, reason in results:
+    for path, scores, reason in results:
         if reason:
             failed += say_failed(path, reason)
         else:
-            best = probabilities.argmax()
-            table.writerow([path, classes[best], *(f"{p:.6g}" for p in (probabilities[best], *probabilities))])
+            by_class = probabilities(scores, classes)
+            best = next(iter(by_class))
+            table.writerow([path, best, *(f"{by_class[name]:.6g}" for name in (best, *classes))])
     return failed
 
 
 def print_json(results, classes, top):
     """A list with an object for every picture, those that could not be read with their error. Returns how many failed."""
     answers = []
-    for path, probabilities, reason in results:
+    for path, scores, reason in results:
         if reason:
             say_failed(path, reason)
-            answers.append({"path": str(path), "error": reason})
-            continue
-        best_first = sorted(zip(probabilities.tolist(), classes, strict=True), reverse=True)
-        (probability, name), by_class = best_first[0], {name: p for p, name in best_first}
-        answers.append({"path": str(path), "class": name, "probability": probability, "probabilities": by_class})
+            answers.append({"path": path, "error": reason})
+        else:
+            by_class = probabilities(scores, classes)
+            best = next(iter(by_class))
+            answers.append({"path": path, "class": best, "probability": by_class[best], "probabilities": by_class})
     json.dump(answers, sys.stdout, indent=1)
     print()
     return sum("error" in answer for answer in answers)
@@ -159,13 +166,8 @@ def submission_ids(paths):
 
 def write_submission(file_path, ids, dog, results):
     """Write Kaggle's id,label, in the order of the numbers; pictures that could not be read have no row."""
-    rows = [(id_, probabilities[dog]) for id_, (_, probabilities, reason) in zip(ids, results, strict=True) if not reason]
-    partial = file_path.with_name(file_path.name + ".partial")
-    with open(partial, "w", newline="", encoding="utf-8") as file:
-        table = csv.writer(file, lineterminator="\n")
-        table.writerow(["id", "label"])
-        table.writerows([id_, f"{p:.6f}"] for id_, p in sorted(rows))
-    os.replace(partial, file_path)
+    rows = [(id_, math.exp(scores[dog])) for id_, (_, scores, reason) in zip(ids, results, strict=True) if not reason]
+    write_whole(file_path, csv_text(["id", "label"], ([id_, f"{p:.6f}"] for id_, p in sorted(rows))))
     say(f"{len(rows)} rows in {file_path}")
 
 

@@ -14,7 +14,8 @@ import time
 from pathlib import Path
 
 import console
-from console import NO_DATA, USAGE, UserError, number, say
+from console import NO_DATA, USAGE, UserError, csv_text, number, say, write_whole
+from runs import MAX_IMAGE_SIZE, MIN_IMAGE_SIZE, find_run, new_run, read_card, write_card
 
 # TensorFlow, and what imports it, is imported inside the functions that use it: --help and a wrong flag answer at once.
 
@@ -53,11 +54,12 @@ def parse_arguments(argv):
     add(data, "--data-dir", "class folders, or pictures named like cat.1.jpg", type=Path, metavar="FOLDER")
     add(data, "--limit-per-class", "take the first N of each class", type=number(int, 2), metavar="N")
     add(data, "--validation-split", "part of each class to validate on", type=number(float, above=0, below=1), metavar="P")
-    add(data, "--image-size", "side of the square that every picture is resized to", type=number(int, 8, 2048), metavar="PX")
+    add(data, "--image-size", "side of the square that every picture is resized to", metavar="PX",
+        type=number(int, MIN_IMAGE_SIZE, MAX_IMAGE_SIZE))  # fmt: skip
     training = parser.add_argument_group("training")
     add(training, "--epochs", "rounds over all training pictures", type=number(int, 1), metavar="N")
     add(training, "--batch-size", "pictures a step", type=number(int, 1), metavar="N")
-    add(training, "--lr", "learning rate of Adam", type=number(float, above=0, high=10), metavar="RATE")
+    add(training, "--lr", "learning rate of Adam", type=number(float, above=0), metavar="RATE")
     add(training, "--patience", "stop after N epochs without a better one; 0: never", type=number(int, 0), metavar="N")
     add(training, "--seed", "of the first weights and the order of the pictures", type=number(int, 0), metavar="N")
     runs = parser.add_argument_group("runs")
@@ -73,8 +75,6 @@ def main(argv=None):
     given = parse_arguments(argv)
     output = given.pop("output", HERE / "runs")
     if "resume" in given:
-        from model import find_run
-
         run = find_run(given.pop("resume") or output, finished=False)
         train(settings_to_resume(run, given), output, run)
     else:
@@ -84,8 +84,6 @@ def main(argv=None):
 
 def settings_to_resume(run, given):
     """The settings a run began with, and those that may change on the way. Raises UserError for any other."""
-    from model import read_card
-
     settings = DEFAULTS | read_card(run)["settings"]
     for name, value in given.items():
         if name not in CHANGEABLE_ON_RESUME and value != settings[name]:
@@ -100,11 +98,10 @@ def train(settings, output, run=None):
     Returns the history, a list of dictionaries with the keys HISTORY, one an epoch. Raises UserError for what a user
     can mend. A signal to stop saves a checkpoint and raises SystemExit.
     """
-    import model
     from dataset import read_train_sets
 
     resuming = run is not None
-    run = run or model.new_run(output)
+    run = run or new_run(output)
     try:
         sets = read_train_sets(
             settings["data_dir"],
@@ -113,16 +110,16 @@ def train(settings, output, run=None):
             limit_per_class=settings["limit_per_class"],
             cache_dir=output / ".cache",
         )
-        card = model.read_card(run) if resuming else make_card(settings, sets)
+        card = read_card(run) if resuming else make_card(settings, sets)
     except BaseException:
         if not resuming:
             run.rmdir()
         raise
-    if card["fingerprint"] != sets.fingerprint:
+    if card.get("fingerprint") != sets.fingerprint:
         raise UserError(f"the pictures in {settings['data_dir']} are not those {run} began with: start a new run", NO_DATA)
-    card |= {"settings": settings | {"data_dir": str(Path(settings["data_dir"]).absolute())}, "finished": False}
-    model.write_card(run, card)
-    write_csv(run / "skipped.csv", ["path", "reason"], sets.skipped)
+    card["settings"] = settings | {"data_dir": str(Path(settings["data_dir"]).absolute())}
+    write_card(run, card)
+    write_whole(run / "skipped.csv", csv_text(["path", "reason"], sets.skipped))
     training = Training(run, settings, sets, card["network"])
     say_header(run, card, sets, training)
 
@@ -131,8 +128,10 @@ def train(settings, output, run=None):
             started = time.monotonic()
             row = training.train_epoch() | training.validate()
             is_best = training.finish_epoch(row | {"seconds": time.monotonic() - started})
+            card |= {"epochs": training.epoch, "best": training.best()}
+            write_card(run, card)
             print(epoch_line(training.history[-1], settings["epochs"], is_best), flush=True)
-    model.write_card(run, card | {"epochs": training.epoch, "best": training.best(), "finished": True})
+    write_card(run, card | {"finished": True})
     print_closing(run, training, sets)
     return training.history
 
@@ -156,7 +155,7 @@ class Training:
         gpus = tf.config.list_logical_devices("GPU")
         self.strategy = tf.distribute.MirroredStrategy() if len(gpus) > 1 else tf.distribute.get_strategy()
         with self.strategy.scope():
-            self.network = model.NETWORKS[network_name](settings["image_size"], len(sets.classes))
+            self.network = model.create_network(network_name, settings["image_size"], len(sets.classes))
             optimizer = tf.keras.optimizers.Adam(settings["lr"])
             optimizer.build(self.network.trainable_variables)
         self._epoch = tf.Variable(0, dtype=tf.int64)  # epochs done
@@ -214,9 +213,9 @@ class Training:
         In this order: a run that is killed in between does the epoch again, and comes to the same.
         """
         self._refuse_nonsense(row["loss"] + row["val_loss"])
-        row = {name: round(float(row[name]), 6) for name in HISTORY} | {"epoch": row["epoch"]}
+        row = {name: row["epoch"] if name == "epoch" else round(float(row[name]), 6) for name in HISTORY}
         self.history.append(row)
-        write_csv(self.run / "history.csv", HISTORY, [[row[name] for name in HISTORY] for row in self.history])
+        write_whole(self.run / "history.csv", csv_text(HISTORY, [list(row.values()) for row in self.history]))
         is_best = self.best() is row
         if is_best:
             self._saver.save_best(row["epoch"])
@@ -281,19 +280,21 @@ def make_train_step(strategy, network, optimizer, sums):
     import tensorflow as tf
 
     def replica_step(pixels, labels):
-        size = tf.cast(tf.shape(labels)[0], tf.float32)  # of the whole batch, so that the shares' gradients add up
-        context = tf.distribute.get_replica_context()
-        if context.num_replicas_in_sync > 1:
-            share = slice(context.replica_id_in_sync_group, None, context.num_replicas_in_sync)
-            pixels, labels = pixels[share], labels[share]
+        size = tf.shape(labels)[0]  # of the whole batch
+        device = tf.distribute.get_replica_context()
+        devices, weights = device.num_replicas_in_sync, 1.0
+        if devices > 1:  # this device takes its share; where none is left for it, a picture that counts nothing
+            share = tf.range(device.replica_id_in_sync_group, tf.maximum(size, devices), devices)
+            weights = tf.cast(share < size, tf.float32)
+            pixels, labels = tf.gather(pixels, share % size), tf.gather(labels, share % size)
         with tf.GradientTape() as tape:
             logits = network(pixels, training=True)  # (n, classes)
-            losses = tf.nn.sparse_softmax_cross_entropy_with_logits(labels, logits)  # (n,)
-            loss = tf.reduce_sum(losses) / size
+            losses = weights * tf.nn.sparse_softmax_cross_entropy_with_logits(labels, logits)  # (n,)
+            loss = tf.reduce_sum(losses) / tf.cast(size, tf.float32)  # so that the shares' gradients add up
         gradients = tape.gradient(loss, network.trainable_variables)
         optimizer.apply(gradients, network.trainable_variables)
-        right = tf.argmax(logits, axis=1, output_type=tf.int32) == labels
-        return tf.stack([tf.reduce_sum(tf.cast(part, tf.float64)) for part in (losses, right)])
+        right = weights * tf.cast(tf.argmax(logits, axis=1, output_type=tf.int32) == labels, tf.float32)
+        return tf.cast(tf.stack([tf.reduce_sum(losses), tf.reduce_sum(right)]), tf.float64)
 
     pixels_spec = tf.TensorSpec((None, *network.input_shape[1:]), tf.uint8)
     labels_spec = tf.TensorSpec((None,), tf.int32)
@@ -321,6 +322,7 @@ def make_card(settings, sets):
         "skipped": len(sets.skipped),
         "fingerprint": sets.fingerprint,
         "versions": versions(),
+        "finished": False,
     }
 
 
@@ -345,14 +347,6 @@ def read_history(run):
         return [{name: float(row[name]) for name in HISTORY} | {"epoch": int(row["epoch"])} for row in rows]
     except (ValueError, KeyError, TypeError):
         raise UserError(f"{path} is damaged: move it away to go on without it", NO_DATA) from None
-
-
-def write_csv(path, header, rows):
-    """Write a whole table or nothing."""
-    partial = path.with_name(path.name + ".partial")
-    with open(partial, "w", newline="", encoding="utf-8", errors="surrogateescape") as file:
-        csv.writer(file).writerows([header, *rows])
-    os.replace(partial, path)
 
 
 def say_header(run, card, sets, training):

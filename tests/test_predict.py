@@ -1,0 +1,233 @@
+"""predict.py and evaluate.py as a user runs them."""
+
+import csv
+import io
+import json
+import math
+import shutil
+import subprocess
+import sys
+import time
+
+import numpy as np
+import pytest
+from conftest import PROJECT, QUICK, draw_pictures, error_of, predictions, run, start
+
+from dataset import read_train_sets
+
+
+@pytest.fixture
+def photo(pictures):
+    return pictures / "cats" / "cats_3.jpg"
+
+
+def test_text_names_the_classes_best_first(trained, photo):
+    path, answer = run("predict", "--model", trained, photo).stdout.strip().rsplit(": ", 1)
+    assert path == str(photo)
+    (first, p_first), (second, p_second) = (part.split() for part in answer.split(", "))
+    assert {first, second} == {"cats", "dogs"}
+    assert float(p_first.rstrip("%")) >= float(p_second.rstrip("%"))
+    assert "," not in run("predict", "--model", trained, "--top", 1, photo).stdout
+
+
+def test_csv_and_json_tell_the_same(trained, pictures):
+    table = run("predict", "--model", trained, "--format", "csv", pictures).stdout
+    rows = list(csv.DictReader(io.StringIO(table)))
+    assert table.splitlines()[0] == "path,class,probability,cats,dogs"
+    answers = predictions(trained, pictures)
+    assert [row["path"] for row in rows] == list(answers)
+    assert len(rows) == 24
+    for row in rows:
+        answer = answers[row["path"]]
+        assert set(answer) == {"path", "class", "probability", "probabilities"}
+        assert row["class"] == answer["class"] == max(answer["probabilities"], key=answer["probabilities"].get)
+        assert sum(answer["probabilities"].values()) == pytest.approx(1)
+        assert float(row["probability"]) == pytest.approx(answer["probability"], rel=1e-5)
+        assert float(row["dogs"]) == pytest.approx(answer["probabilities"]["dogs"], rel=1e-5)
+
+
+def test_paths_on_standard_input(trained, pictures, photo):
+    answers = predictions(trained, "-", text=f"{photo}\n{pictures / 'dogs/dogs_1.jpg'}\n")
+    assert list(answers) == [str(photo), str(pictures / "dogs/dogs_1.jpg")]
+    assert "standard input" in error_of(run("predict", "--model", trained, "-", text="", code=3))
+
+
+def test_a_bad_file_does_not_stop_the_rest(trained, photo, tmp_path):
+    finished = run("predict", "--model", trained, "nowhere.jpg", photo, tmp_path / "pictures/cats", code=1)
+    assert error_of(finished) == "error: nowhere.jpg: No such file or directory"
+    assert len(finished.stdout.splitlines()) == 13
+    (tmp_path / "empty").mkdir()
+    assert "no pictures in empty" in error_of(run("predict", "--model", trained, "empty", code=3))
+    (tmp_path / "bad.jpg").write_bytes(b"")
+    assert predictions(trained, "bad.jpg", code=1)["bad.jpg"] == {"path": "bad.jpg", "error": "empty file"}
+
+
+def test_the_newest_finished_run_is_used(trained, photo, tmp_path):
+    shutil.copytree(trained, "runs/001")
+    shutil.copytree(trained, "runs/002")
+    card = json.loads((tmp_path / "runs/002/model.json").read_text())
+    (tmp_path / "runs/002/model.json").write_text(json.dumps(card | {"finished": False, "classes": ["x", "y"]}))
+    assert set(predictions("runs", photo)[str(photo)]["probabilities"]) == {"cats", "dogs"}
+    assert set(predictions("runs/002", photo)[str(photo)]["probabilities"]) == {"x", "y"}  # asked for by name
+    shutil.rmtree("runs/001")
+    assert "no finished run in runs" in error_of(run("predict", "--model", "runs", photo, code=3))
+
+
+def damage(path):
+    data = bytearray(path.read_bytes())
+    data[len(data) // 2] ^= 255
+    path.write_bytes(data)
+
+
+def test_damaged_run_folders(trained, photo, tmp_path):
+    def broken(name, change, **card):
+        folder = tmp_path / name
+        shutil.copytree(trained, folder)
+        known = json.loads((folder / "model.json").read_text())
+        (folder / "model.json").write_text(json.dumps(known | card))
+        change(folder)
+        return error_of(run("predict", "--model", folder, photo, code=3))
+
+    assert "there is no run folder" in error_of(run("predict", "--model", "nowhere", photo, code=3))
+    assert "not a run folder" in broken("no_card", lambda folder: (folder / "model.json").unlink())
+    assert "damaged" in broken("half_card", lambda folder: (folder / "model.json").write_text('{"network": "cnn", "cla'))
+    assert "damaged" in broken("odd_card", lambda folder: None, classes="cats")
+    assert "damaged" in broken("odd_size", lambda folder: None, image_size=10**9)
+    assert "no network 'transformer'" in broken("other_network", lambda folder: None, network="transformer")
+    assert "no checkpoint" in broken("no_checkpoint", lambda folder: shutil.rmtree(folder / "checkpoints"))
+    assert "no sound checkpoint" in broken("other_shape", lambda folder: None, classes=["a", "b", "c"])
+    assert "no sound checkpoint" in broken("other_size", lambda folder: None, image_size=64)
+
+    def empty_all(folder):
+        for path in folder.rglob("ckpt-*"):
+            path.write_bytes(b"")
+
+    assert "no sound checkpoint" in broken("empty", empty_all)
+
+
+def test_a_damaged_best_checkpoint_falls_back_to_the_newest_and_says_so(trained, photo):
+    shutil.copytree(trained, "run")
+    for part in ("data*", "index"):
+        (path,) = (trained.__class__("run") / "checkpoints" / "best").glob(f"ckpt-*.{part}")
+        damage(path)
+        finished = run("predict", "--model", "run", photo)
+        assert "is damaged" in finished.stderr
+        assert "newest" in finished.stderr
+
+
+def test_submission_for_kaggle(trained, pictures, tmp_path):
+    for k, name in enumerate(["cats/cats_1.jpg", "dogs/dogs_1.jpg", "dogs/dogs_2.jpg"]):
+        (tmp_path / "test1").mkdir(exist_ok=True)
+        shutil.copy(pictures / name, tmp_path / "test1" / f"{9 + k}.jpg")
+    answers = predictions(trained, "test1", "--submission", "submission.csv")
+    rows = list(csv.DictReader((tmp_path / "submission.csv").read_text().splitlines()))
+    assert [row["id"] for row in rows] == ["9", "10", "11"]
+    for row in rows:
+        assert float(row["label"]) == pytest.approx(answers[f"test1/{row['id']}.jpg"]["probabilities"]["dogs"], abs=1e-6)
+    assert "numbered" in error_of(run("predict", "--model", trained, pictures, "--submission", "other.csv", code=2))
+    assert "cannot write" in error_of(run("predict", "--model", trained, "test1", "--submission", "no/where.csv", code=1))
+
+
+def test_submission_needs_a_dog(tmp_path):
+    folder = draw_pictures(tmp_path / "pictures", 4, ("cats", "stripes"))
+    run("train", "--data-dir", folder, "--output", "runs", *QUICK)
+    shutil.copy(folder / "cats/cats_1.jpg", "1.jpg")
+    assert "class dog" in error_of(run("predict", "--model", "runs", "1.jpg", "--submission", "other.csv", code=2))
+
+
+def test_a_reader_that_has_seen_enough(trained, pictures):
+    process = start("predict", "--model", trained, pictures)
+    process.stdout.readline()
+    process.stdout.close()
+    assert "Traceback" not in process.stderr.read()
+    process.wait(60)
+
+
+@pytest.mark.parametrize("script", ["train", "predict", "evaluate"])
+def test_help_answers_at_once(script):
+    started = time.monotonic()
+    assert "exit codes" in run(script, "--help").stdout
+    assert time.monotonic() - started < 2, "TensorFlow must not be imported for this"
+
+
+# --- evaluate.py ------------------------------------------------------------------------------------------------------
+
+
+def test_evaluation_agrees_with_the_predictions(trained, pictures):
+    result = json.loads(run("evaluate", "--model", trained, "--format", "json", pictures).stdout)
+    answers = predictions(trained, pictures)
+    confusion, loss = np.zeros((2, 2), int), 0
+    for path, answer in answers.items():
+        true = "cats" if "/cats/" in path else "dogs"
+        confusion[["cats", "dogs"].index(true), ["cats", "dogs"].index(answer["class"])] += 1
+        loss -= math.log(answer["probabilities"][true]) / len(answers)
+    assert result["classes"] == ["cats", "dogs"]
+    assert result["confusion_matrix"] == confusion.tolist()
+    assert result["accuracy"] == pytest.approx(confusion.trace() / 24)
+    assert result["log_loss"] == pytest.approx(loss, rel=1e-4)
+    assert (result["scored"], result["skipped"]) == (24, 0)
+    assert result["per_class"]["dogs"]["recall"] == pytest.approx(confusion[1, 1] / 12)
+    if confusion[:, 1].sum():
+        assert result["per_class"]["dogs"]["precision"] == pytest.approx(confusion[1, 1] / confusion[:, 1].sum())
+
+    table = run("evaluate", "--model", trained, pictures).stdout
+    assert f"accuracy {result['accuracy']:.2%}" in table
+    assert "24 pictures scored, 0 skipped" in table
+
+
+def test_evaluation_of_the_validation_pictures_is_the_validation_accuracy(trained, tmp_path):
+    """The way of training and the way of prediction come to the same figures."""
+    sets = read_train_sets(trained.parent.parent / "pictures", 32)
+    for path, label in zip(sets.valid.paths, sets.valid.labels, strict=True):
+        copy = tmp_path / "valid" / sets.classes[label] / path.name
+        copy.parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy(path, copy)
+    result = json.loads(run("evaluate", "--model", trained, "--format", "json", "valid").stdout)
+    best = json.loads((trained / "model.json").read_text())["best"]
+    assert result["accuracy"] == pytest.approx(best["val_accuracy"], abs=1e-6)
+    assert result["log_loss"] == pytest.approx(best["val_loss"], abs=1e-5)
+
+
+def test_a_demanded_accuracy(trained, pictures):
+    run("evaluate", "--model", trained, "--min-accuracy", 0, pictures)
+    shutil.rmtree(pictures / "cats")
+    swapped = pictures.with_name("swapped")
+    draw_pictures(swapped)
+    (swapped / "cats").rename(swapped / "x")
+    (swapped / "dogs").rename(swapped / "cats")
+    (swapped / "x").rename(swapped / "dogs")
+    right = json.loads(run("evaluate", "--model", trained, "--format", "json", draw_pictures(pictures)).stdout)["accuracy"]
+    worse = swapped if right >= 0.5 else pictures
+    finished = run("evaluate", "--model", trained, "--min-accuracy", 0.51, worse, code=4)
+    assert "below the demanded" in finished.stderr
+    assert "accuracy" in finished.stdout, "the figures are printed all the same"
+    run("evaluate", "--min-accuracy", 90, pictures, code=2)
+
+
+def test_evaluation_of_unusable_folders(trained, pictures):
+    assert "no folder" in error_of(run("evaluate", "--model", trained, "nowhere", code=3))
+    draw_pictures(pictures, 2, ["birds"])
+    assert "'birds' is not one of the model's: cats, dogs" in error_of(run("evaluate", "--model", trained, pictures, code=3))
+    shutil.rmtree(pictures / "birds")
+    for path in pictures.rglob("*.jpg"):
+        path.write_bytes(b"")
+    assert "none of the 24 pictures" in run("evaluate", "--model", trained, pictures, code=3).stderr
+
+
+def test_one_class_can_be_evaluated(trained, pictures):
+    shutil.rmtree(pictures / "dogs")
+    result = json.loads(run("evaluate", "--model", trained, "--format", "json", pictures).stdout)
+    assert result["scored"] == 12
+    assert result["per_class"]["dogs"]["recall"] is None
+
+
+def test_the_drawings_can_be_drawn_again(tmp_path):
+    """The committed samples are what draw_samples.py makes, and it overwrites nothing."""
+    command = [sys.executable, str(PROJECT / "draw_samples.py"), "--output", "."]
+    subprocess.run([*command, "--per-class", "2", "--testing-per-class", "1"], check=True)
+    made = sorted(path.relative_to(tmp_path) for path in tmp_path.rglob("*.jpg"))
+    assert len(made) == 6
+    assert all((PROJECT / path).exists() for path in made)
+    again = subprocess.run([*command, "--per-class", "2"], capture_output=True, text=True)
+    assert again.returncode == 1
+    assert "exist already" in again.stderr

@@ -1,0 +1,323 @@
+"""train.py as a user runs it: a run from beginning to end, stopped in every way, and resumed."""
+
+import csv
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+
+import numpy as np
+import pytest
+from conftest import PROJECT, QUICK, draw_pictures, error_of, predictions, run, start
+
+
+def history_of(run_folder):
+    with open(run_folder / "history.csv", newline="") as file:
+        rows = list(csv.DictReader(file))
+    return [{name: row[name] for name in ("epoch", "loss", "accuracy", "val_loss", "val_accuracy")} for row in rows]
+
+
+def newest_tensors(run_folder):
+    """Every tensor of the newest checkpoint, weights and optimizer, by name."""
+    import tensorflow as tf
+
+    newest = max(run_folder.glob("checkpoints/newest/*.index"), key=lambda path: int(path.stem.split("-")[1]))
+    reader = tf.train.load_checkpoint(str(newest.with_suffix("")))
+    names = [name for name in reader.get_variable_to_shape_map() if name.endswith("VARIABLE_VALUE")]
+    return {name: reader.get_tensor(name) for name in names if "save_counter" not in name}
+
+
+def assert_same_run(one, other):
+    """Both runs ended with the same weights, bit for bit, and tell the same story."""
+    tensors, expected = newest_tensors(one), newest_tensors(other)
+    assert tensors.keys() == expected.keys()
+    assert sum(tensor.size for tensor in tensors.values()) > 100_000
+    for name in expected:
+        assert np.array_equal(tensors[name], expected[name]), name
+    assert history_of(one) == history_of(other)
+
+
+@pytest.fixture(scope="session")
+def four_epochs(tmp_path_factory):
+    """A run of four epochs that nothing disturbed, on the pictures that the fixture `pictures` draws."""
+    folder = tmp_path_factory.mktemp("four_epochs")
+    run("train", "--data-dir", draw_pictures(folder / "pictures"), "--output", folder, *QUICK, "--epochs", 4)
+    return folder / "001"
+
+
+def wait_until(process, condition):
+    """Wait until the condition holds, while the process is running."""
+    end = time.monotonic() + 60
+    while not condition():
+        assert process.poll() is None, process.communicate()
+        assert time.monotonic() < end
+        time.sleep(0.002)
+
+
+def test_a_run_from_beginning_to_end(pictures, tmp_path):
+    finished = run("train", "--data-dir", pictures, "--output", "runs", *QUICK, "--seed", 3)
+    for told in ("tensorflow", "device", "cats 10 + 2, dogs 10 + 2 (training + validation)", "parameters"):
+        assert told in finished.stderr
+    lines = finished.stdout.splitlines()
+    assert [line.split()[1] for line in lines if line.startswith("epoch")] == ["1/2", "2/2"]
+    assert "best" in lines[0]
+
+    card = json.loads((tmp_path / "runs/001/model.json").read_text())
+    assert card["classes"] == ["cats", "dogs"]
+    assert card["finished"] is True
+    assert card["settings"]["seed"] == 3
+    assert len(history_of(tmp_path / "runs/001")) == 2
+
+    command = lines[-1].split()  # the closing line is a command that works as it is
+    assert command[0] == "python"
+    answer = subprocess.run([sys.executable, *command[1:]], capture_output=True, text=True)
+    assert answer.returncode == 0, answer.stderr
+    assert "%" in answer.stdout
+
+    run("train", "--data-dir", pictures, "--output", "runs", *QUICK)  # nothing is ever overwritten
+    assert json.loads((tmp_path / "runs/001/model.json").read_text()) == card
+    assert (tmp_path / "runs/002/model.json").exists()
+
+
+def test_the_same_seed_gives_the_same_weights_and_another_seed_others(pictures, tmp_path):
+    for output, seed in (("a", 1), ("b", 1), ("c", 2)):
+        run("train", "--data-dir", pictures, "--output", output, *QUICK, "--seed", seed)
+    assert_same_run(tmp_path / "a/001", tmp_path / "b/001")
+    with pytest.raises(AssertionError):
+        assert_same_run(tmp_path / "a/001", tmp_path / "c/001")
+
+
+@pytest.mark.parametrize("save_minutes", [0, 5], ids=["saved in the epoch", "saved at the epoch's end"])
+def test_killed_in_the_middle_of_an_epoch_and_resumed_it_is_the_same_run(tmp_path, save_minutes):
+    """SIGKILL gives no chance to save: what counts is what was on the disk."""
+    settings = ("--data-dir", PROJECT / "training_data", "--limit-per-class", 60, "--image-size", 32,
+                "--epochs", 4, "--batch-size", 4, "--patience", 0)  # fmt: skip
+    run("train", *settings, "--output", "whole")
+    steps = 24
+
+    process = start("train", *settings, "--output", "killed", "--save-minutes", save_minutes)
+    newest = tmp_path / "killed/001/checkpoints/newest"
+    per_epoch = steps + 1
+    saved = lambda: [int(path.stem.split("-")[1]) for path in newest.glob("*.index")]  # noqa: E731
+    wait_until(process, lambda: any(number >= per_epoch + (5 if save_minutes == 0 else 0) for number in saved()))
+    process.kill()
+    process.communicate()
+    assert max(saved()) < 4 * per_epoch, "it was over before it was killed"
+    if save_minutes == 0:
+        assert max(saved()) % per_epoch, "it was not killed in the middle of an epoch"
+
+    finished = run("train", "--resume", "killed/001", "--output", "killed")
+    assert "goes on" in finished.stderr
+    assert_same_run(tmp_path / "killed/001", tmp_path / "whole/001")
+
+
+@pytest.mark.parametrize(("signum", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_a_signal_saves_and_leaves_and_the_run_can_go_on(tmp_path, signum, code):
+    settings = ("--data-dir", PROJECT / "training_data", "--limit-per-class", 60, "--image-size", 32,
+                "--batch-size", 2, "--patience", 0)  # fmt: skip
+    process = start("train", *settings, "--epochs", 500, "--output", "runs")
+    wait_until(process, lambda: (tmp_path / "runs/001/history.csv").exists())
+    process.send_signal(signum)
+    _, stderr = process.communicate(timeout=60)
+    assert process.returncode == code
+    assert "Traceback" not in stderr
+    assert "python train.py --resume runs/001" in stderr
+
+    epochs = len(history_of(tmp_path / "runs/001")) + 1
+    run("train", "--resume", "--output", "runs", "--epochs", epochs)
+    run("train", *settings, "--epochs", epochs, "--output", "whole")
+    assert_same_run(tmp_path / "runs/001", tmp_path / "whole/001")
+
+
+def test_a_signal_before_training_leaves_at_once(pictures):
+    process = start("train", "--data-dir", pictures, "--output", "runs")
+    time.sleep(0.7)  # while TensorFlow is imported, most likely
+    process.send_signal(signal.SIGTERM)
+    process.communicate(timeout=60)
+    assert process.returncode in (143, -signal.SIGTERM)
+
+
+def test_more_epochs_for_a_finished_run(pictures, tmp_path, four_epochs):
+    run("train", "--data-dir", pictures, "--output", "runs", *QUICK)
+    again = run("train", "--resume", "--output", "runs")
+    assert "epoch 1/" not in again.stdout
+    run("train", "--resume", "runs/001", "--output", "runs", "--epochs", 4)
+    assert_same_run(tmp_path / "runs/001", four_epochs)
+
+
+def test_resume_refuses_other_settings_and_other_pictures(pictures):
+    run("train", "--data-dir", pictures, "--output", "runs", *QUICK)
+    assert "--lr was 0.001" in error_of(run("train", "--resume", "--output", "runs", "--lr", 0.1, code=2))
+    shutil.move(pictures, "moved")
+    run("train", "--resume", "--output", "runs", "--data-dir", "moved")  # the same pictures in another place
+    shutil.copy("moved/cats/cats_1.jpg", "moved/cats/another.jpg")
+    assert "not those" in error_of(run("train", "--resume", "--output", "runs", "--epochs", 3, code=3))
+
+
+def test_patience_stops_early_and_zero_never_does(pictures):
+    settings = ("--data-dir", pictures, "--image-size", 32, "--epochs", 12, "--lr", 1e-9, "--batch-size", 8)
+    stopped = run("train", *settings, "--patience", 2, "--output", "a")
+    assert stopped.stdout.count("pictures/s") < 12
+    assert "stopped early" in stopped.stdout
+    assert run("train", *settings, "--patience", 0, "--output", "b").stdout.count("pictures/s") == 12
+
+
+def test_best_weights_predict_not_the_newest(pictures, tmp_path):
+    """A rate so high that the last epochs are worse than an early one, or at most as good."""
+    run("train", "--data-dir", pictures, "--image-size", 32, "--batch-size", 4, "--epochs", 6, "--lr", 0.03,
+        "--patience", 0, "--output", "runs")  # fmt: skip
+    rows = history_of(tmp_path / "runs/001")
+    best = max(rows, key=lambda row: (float(row["val_accuracy"]), -float(row["val_loss"])))
+    assert best is not rows[-1], "choose another --lr or --seed for this test"
+    kept = list((tmp_path / "runs/001/checkpoints/best").glob("*.index"))
+    assert [path.stem for path in kept] == [f"ckpt-{best['epoch']}"]
+
+
+def test_a_batch_larger_than_the_data_is_shrunk_and_that_is_said_once(pictures):
+    finished = run("train", "--data-dir", pictures, "--output", "runs", *QUICK[:4], "--batch-size", 1000)
+    assert finished.stderr.count("batch") == 1
+    assert "20" in finished.stderr
+
+
+def test_a_learning_rate_that_explodes_is_one_clear_line(pictures):
+    finished = run("train", "--data-dir", pictures, "--output", "runs", *QUICK, "--lr", 1e30, "--epochs", 20,
+                   "--patience", 0, code=1)  # fmt: skip
+    assert "--lr" in error_of(finished)
+
+
+def test_where_no_cache_can_be_written_training_is_the_same(pictures, tmp_path):
+    run("train", "--data-dir", pictures, "--output", "cached", *QUICK)
+    assert list((tmp_path / "cached/.cache").glob("*.pixels"))
+    (tmp_path / "runs").mkdir()
+    (tmp_path / "runs/.cache").write_text("a file is in the way")
+    finished = run("train", "--data-dir", pictures, "--output", "runs", *QUICK)
+    assert "no cache" in finished.stderr
+    assert_same_run(tmp_path / "runs/001", tmp_path / "cached/001")
+
+
+def test_a_damaged_cache_is_made_again(pictures, tmp_path):
+    run("train", "--data-dir", pictures, "--output", "runs", *QUICK)
+    (pixels,) = (tmp_path / "runs/.cache").glob("*.pixels")
+    with open(pixels, "r+b") as file:
+        file.truncate(100)
+    run("train", "--data-dir", pictures, "--output", "runs", *QUICK)
+    assert_same_run(tmp_path / "runs/001", tmp_path / "runs/002")
+
+
+def test_an_output_that_cannot_be_written(pictures, tmp_path):
+    (tmp_path / "file").write_text("not a folder")
+    assert "--output" in error_of(run("train", "--data-dir", pictures, "--output", "file/runs", *QUICK, code=1))
+    if os.geteuid():  # root may write everywhere
+        (tmp_path / "locked").mkdir(mode=0o500)
+        assert "--output" in error_of(run("train", "--data-dir", pictures, "--output", "locked", *QUICK, code=1))
+
+
+FILL_THE_DISK = """
+import os, subprocess, sys
+train, predict, pictures, photo = sys.argv[1:]
+subprocess.run(["mount", "-t", "tmpfs", "-o", "size=12m", "tmpfs", "disk"], check=True)
+quick = ["--data-dir", pictures, "--image-size", "32", "--batch-size", "8", "--output", "disk"]
+subprocess.run([sys.executable, train, *quick, "--epochs", "2"], check=True)
+space = os.statvfs("disk")
+with open("disk/fill", "wb") as file:
+    file.write(bytes(space.f_bavail * space.f_frsize - 300_000))  # room for text, not for a checkpoint
+resume = [sys.executable, train, "--resume", "--output", "disk", "--epochs", "4"]
+full = subprocess.run(resume, capture_output=True, text=True)
+print("full", full.returncode, full.stderr)
+subprocess.run([sys.executable, predict, "--model", "disk/001", photo], check=True)
+os.remove("disk/fill")
+subprocess.run(resume, check=True)
+subprocess.run(["cp", "-r", "disk/001", "copy"], check=True)
+"""
+
+
+def test_a_full_disk_keeps_the_last_good_checkpoint(pictures, tmp_path, four_epochs):
+    (tmp_path / "disk").mkdir()
+    if subprocess.run(["unshare", "-rm", "mount", "-t", "tmpfs", "tmpfs", "disk"], capture_output=True).returncode:
+        pytest.skip("no small disk can be mounted here")
+    script = [sys.executable, "-c", FILL_THE_DISK, PROJECT / "train.py", PROJECT / "predict.py", pictures]
+    finished = subprocess.run(["unshare", "-rm", *script, pictures / "cats/cats_0.jpg"], capture_output=True, text=True)
+    assert finished.returncode == 0, finished.stderr
+    assert "full 1 " in finished.stdout
+    assert "cannot save a checkpoint" in finished.stdout
+    assert "Traceback" not in finished.stdout
+    assert_same_run(tmp_path / "copy", four_epochs)
+
+
+def test_a_damaged_newest_checkpoint_falls_back_to_the_one_before(pictures, tmp_path, four_epochs):
+    run("train", "--data-dir", pictures, "--output", "runs", *QUICK)
+    newest = max((tmp_path / "runs/001/checkpoints/newest").glob("*.data*"), key=lambda path: path.stat().st_mtime_ns)
+    data = bytearray(newest.read_bytes())
+    data[len(data) // 2] ^= 255
+    newest.write_bytes(data)
+    finished = run("train", "--resume", "--output", "runs", "--epochs", 4)
+    assert "is damaged" in finished.stderr
+    assert "epoch 2/4" in finished.stdout  # it is done again
+    assert_same_run(tmp_path / "runs/001", four_epochs)
+
+
+def test_two_devices_share_a_batch_and_come_to_the_same(tmp_path):
+    """Two virtual CPUs stand for two GPUs: the same strategy, the same lines of code."""
+    script = """
+import sys; sys.path.insert(0, sys.argv[1])
+import numpy as np, tensorflow as tf
+cpu = tf.config.list_physical_devices("CPU")[0]
+tf.config.set_logical_device_configuration(cpu, [tf.config.LogicalDeviceConfiguration()] * 2)
+import model, train
+pixels = np.random.default_rng(0).integers(0, 256, (4, 7, 16, 16, 3), dtype=np.uint8)
+labels = np.random.default_rng(1).integers(0, 2, (4, 7), dtype=np.int32)
+ends = []
+for strategy in (tf.distribute.get_strategy(), tf.distribute.MirroredStrategy(["CPU:0", "CPU:1"])):
+    tf.keras.utils.set_random_seed(0)
+    with strategy.scope():
+        network = model.create_cnn(16, 2)
+        optimizer = tf.keras.optimizers.Adam(1e-3)
+        optimizer.build(network.trainable_variables)
+    sums = tf.Variable([0.0, 0.0], dtype=tf.float64)
+    step = train.make_train_step(strategy, network, optimizer, sums)
+    for batch in zip(pixels, labels):
+        step(*batch)
+    step(pixels[0, :1], labels[0, :1])  # fewer pictures than devices
+    ends.append((sums.numpy(), network.get_weights()))
+(sums_1, weights_1), (sums_2, weights_2) = ends
+np.testing.assert_allclose(sums_1, sums_2, rtol=1e-4)
+for one, two in zip(weights_1, weights_2):
+    np.testing.assert_allclose(one, two, atol=2e-4)
+"""
+    finished = subprocess.run([sys.executable, "-c", script, str(PROJECT)], capture_output=True, text=True)
+    assert finished.returncode == 0, finished.stderr
+
+
+@pytest.mark.parametrize("flags", [("--batch-size", "0"), ("--lr", "-1"), ("--lr", "nan"), ("--epochs", "many"),
+                                   ("--validation-split", "1"), ("--image-size", "4"), ("--nonsense",)])  # fmt: skip
+def test_wrong_usage_answers_at_once_with_code_2(flags):
+    started = time.monotonic()
+    finished = run("train", *flags, code=2)
+    assert flags[0] in finished.stderr
+    assert time.monotonic() - started < 2, "TensorFlow must not be imported for this"
+
+
+def test_drawn_samples_are_learnt(tmp_path):
+    """The README's promise on a fresh clone, with fewer pictures and epochs than it takes to be good."""
+    run("train", "--output", "runs", "--image-size", 64, "--epochs", 12, "--patience", 0, "--batch-size", 16)
+    scored = run("evaluate", "--model", "runs", "--min-accuracy", "0.8")
+    assert "160 pictures scored" in scored.stdout
+    photo = PROJECT / "testing_data/dogs/dog_001.jpg"
+    assert set(predictions("runs", photo)[str(photo)]["probabilities"]) == {"cats", "dogs"}
+
+
+def test_three_classes_predict_from_anywhere_without_the_training_folder(tmp_path):
+    folder = draw_pictures(tmp_path / "three", 60, ("cats", "dogs", "drawings"))
+    samples = {name: tmp_path / f"{name}.jpg" for name in ("cats", "dogs", "drawings")}
+    for name, path in samples.items():
+        shutil.copy(folder / name / f"{name}_7.jpg", path)
+    run("train", "--data-dir", folder, "--output", "runs", "--image-size", 48, "--epochs", 25, "--patience", 0,
+        "--batch-size", 8)  # fmt: skip
+    shutil.rmtree(folder)
+    shutil.rmtree(tmp_path / "runs/.cache")
+    (tmp_path / "elsewhere").mkdir()
+    answers = predictions(tmp_path / "runs/001", *samples.values(), cwd=tmp_path / "elsewhere")
+    assert {name: answers[str(path)]["class"] for name, path in samples.items()} == {name: name for name in samples}
