@@ -8,6 +8,7 @@ import math
 import os
 import platform
 import shlex
+import shutil
 import signal
 import sys
 import time
@@ -256,7 +257,7 @@ class Training:
             self._save()
         if self._signal:
             say(f"stopped in epoch {self.epoch + 1}, after {int(self._step)} of {self.steps} steps; to go on:")
-            say(f"  python train.py --resume {shell_path(self.run)}")
+            say(f"  {command('train.py', '--resume', self.run)}")
             sys.exit(console.INTERRUPTED if self._signal == signal.SIGINT else console.TERMINATED)
 
     def _save(self):
@@ -384,14 +385,19 @@ def print_closing(run, training, sets):
         print(f"stopped early: no better epoch in the last {training.settings['patience']}")
     print(f"best: epoch {best['epoch']}, validation accuracy {best['val_accuracy']:.1%}, loss {best['val_loss']:.4f}")
     print(f"saved in {shell_path(run)}; now run:")
-    script = shell_path(HERE / "predict.py")
-    print(f"  python {script} --model {shell_path(run)} {shell_path(sets.valid.paths[0])}")
+    print(f"  {command('predict.py', '--model', run, sets.valid.paths[0])}")
+
+
+def command(script, *arguments):
+    """A command to copy into the shell: it runs a script of this project with this Python."""
+    python = "python" if shutil.which("python") == sys.executable else sys.executable
+    return " ".join(shell_path(part) for part in (python, HERE / script, *arguments))
 
 
 def shell_path(path):
-    """A path as short as it can be from here, quoted for the shell."""
+    """A path as short as it can be from here, quoted for the shell; what is not a path stays as it is."""
     relative = os.path.relpath(path)
-    return shlex.quote(str(path) if relative.startswith("..") else relative)
+    return shlex.quote(relative if os.path.isabs(path) and not relative.startswith("..") else str(path))
 
 
 if __name__ == "__main__":

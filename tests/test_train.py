@@ -71,9 +71,7 @@ def test_a_run_from_beginning_to_end(pictures, tmp_path):
     assert card["settings"]["seed"] == 3
     assert len(history_of(tmp_path / "runs/001")) == 2
 
-    command = lines[-1].split()  # the closing line is a command that works as it is
-    assert command[0] == "python"
-    answer = subprocess.run([sys.executable, *command[1:]], capture_output=True, text=True)
+    answer = subprocess.run(lines[-1], shell=True, capture_output=True, text=True)  # a command that works as it is
     assert answer.returncode == 0, answer.stderr
     assert "%" in answer.stdout
 
@@ -124,7 +122,7 @@ def test_a_signal_saves_and_leaves_and_the_run_can_go_on(tmp_path, signum, code)
     _, stderr = process.communicate(timeout=60)
     assert process.returncode == code
     assert "Traceback" not in stderr
-    assert "python train.py --resume runs/001" in stderr
+    assert stderr.rstrip().endswith("train.py --resume runs/001")
 
     epochs = len(history_of(tmp_path / "runs/001")) + 1
     run("train", "--resume", "--output", "runs", "--epochs", epochs)
@@ -300,13 +298,10 @@ def test_wrong_usage_answers_at_once_with_code_2(flags):
     assert time.monotonic() - started < 2, "TensorFlow must not be imported for this"
 
 
-def test_drawn_samples_are_learnt(tmp_path):
-    """The README's promise on a fresh clone, with fewer pictures and epochs than it takes to be good."""
-    run("train", "--output", "runs", "--image-size", 64, "--epochs", 12, "--patience", 0, "--batch-size", 16)
-    scored = run("evaluate", "--model", "runs", "--min-accuracy", "0.8")
-    assert "160 pictures scored" in scored.stdout
-    photo = PROJECT / "testing_data/dogs/dog_001.jpg"
-    assert set(predictions("runs", photo)[str(photo)]["probabilities"]) == {"cats", "dogs"}
+def test_the_drawn_samples_are_learnt(tmp_path):
+    """The README's promise for a fresh clone: the defaults, on the committed drawings, over 90 %."""
+    run("train", "--output", "runs")
+    assert "160 pictures scored" in run("evaluate", "--model", "runs", "--min-accuracy", "0.9").stdout
 
 
 def test_three_classes_predict_from_anywhere_without_the_training_folder(tmp_path):
