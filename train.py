@@ -62,7 +62,7 @@ def parse_arguments(argv):
     add(training, "--batch-size", "pictures a step", type=number(int, 1), metavar="N")
     add(training, "--lr", "learning rate of Adam", type=number(float, above=0), metavar="RATE")
     add(training, "--patience", "stop after N epochs without a better one; 0: never", type=number(int, 0), metavar="N")
-    add(training, "--seed", "of the first weights and the order of the pictures", type=number(int, 0), metavar="N")
+    add(training, "--seed", "of first weights and order of pictures", type=number(int, 0, 2**32 - 1), metavar="N")
     runs = parser.add_argument_group("runs")
     add(runs, "--output", "where numbered run folders are made (default: runs)", type=Path, metavar="FOLDER")
     add(runs, "--resume", "go on with a run (default: the newest) as if it had never stopped",
@@ -77,7 +77,7 @@ def main(argv=None):
     output = given.pop("output", HERE / "runs")
     if "resume" in given:
         run = find_run(given.pop("resume") or output, finished=False)
-        train(settings_to_resume(run, given), output, run)
+        train(settings_to_resume(run, given), run.parent, run)
     else:
         train(DEFAULTS | given, output)
     return console.DONE
@@ -121,18 +121,18 @@ def train(settings, output, run=None):
     card["settings"] = settings | {"data_dir": str(Path(settings["data_dir"]).absolute())}
     write_card(run, card)
     write_whole(run / "skipped.csv", csv_text(["path", "reason"], sets.skipped))
-    training = Training(run, settings, sets, card["network"])
+    with enough_memory():
+        training = Training(run, settings, sets, card["network"])
     say_header(run, card, sets, training)
 
-    with training.listening_to_signals():
+    with enough_memory(), training.listening_to_signals():
         while training.epoch < settings["epochs"] and not training.out_of_patience():
             started = time.monotonic()
             row = training.train_epoch() | training.validate()
             is_best = training.finish_epoch(row | {"seconds": time.monotonic() - started})
-            card |= {"epochs": training.epoch, "best": training.best()}
-            write_card(run, card)
+            write_card(run, card | training.results())
             print(epoch_line(training.history[-1], settings["epochs"], is_best), flush=True)
-    write_card(run, card | {"finished": True})
+    write_card(run, card | training.results() | {"finished": True})
     print_closing(run, training, sets)
     return training.history
 
@@ -230,6 +230,10 @@ class Training:
         """The history's row with the best validation accuracy; among equals, with the lowest validation loss."""
         return max(self.history, key=lambda row: (row["val_accuracy"], -row["val_loss"]), default=None)
 
+    def results(self):
+        """What the card tells of the training so far."""
+        return {"epochs": self.epoch, "best": self.best()}
+
     def out_of_patience(self):
         """True if --patience epochs have gone by without a better one."""
         return bool(self.history and 0 < self.settings["patience"] <= self.epoch - self.best()["epoch"])
@@ -270,6 +274,17 @@ class Training:
                 f"the loss is not a number any more in epoch {self.epoch + 1}: try a lower --lr than"
                 f" {self.settings['lr']} (the last good checkpoint is kept)"
             )
+
+
+@contextlib.contextmanager
+def enough_memory():
+    """Turn the errors of a machine that is too small into a line with advice."""
+    import tensorflow as tf
+
+    try:
+        yield
+    except (MemoryError, tf.errors.ResourceExhaustedError):
+        raise UserError("not enough memory: try a smaller --batch-size or --image-size") from None
 
 
 def make_train_step(strategy, network, optimizer, sums):
@@ -383,7 +398,8 @@ def print_closing(run, training, sets):
     best = training.best()
     if training.out_of_patience():
         print(f"stopped early: no better epoch in the last {training.settings['patience']}")
-    print(f"best: epoch {best['epoch']}, validation accuracy {best['val_accuracy']:.1%}, loss {best['val_loss']:.4f}")
+    if best:
+        print(f"best: epoch {best['epoch']}, validation accuracy {best['val_accuracy']:.1%}, loss {best['val_loss']:.4f}")
     print(f"saved in {shell_path(run)}; now run:")
     print(f"  {command('predict.py', '--model', run, sets.valid.paths[0])}")
 

@@ -3,6 +3,7 @@
 import csv
 import json
 import os
+import resource
 import shutil
 import signal
 import subprocess
@@ -184,6 +185,13 @@ def test_a_learning_rate_that_explodes_is_one_clear_line(pictures):
     finished = run("train", "--data-dir", pictures, "--output", "runs", *QUICK, "--lr", 1e30, "--epochs", 20,
                    "--patience", 0, code=1)  # fmt: skip
     assert "--lr" in error_of(finished)
+
+
+def test_too_little_memory_is_one_clear_line(pictures):
+    """Weights of 2 GB in a process that may have 5 GB of address space."""
+    finished = run("train", "--data-dir", pictures, "--output", "runs", "--image-size", 2048, "--batch-size", 2, code=1,
+                   preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_AS, (5 * 10**9, 5 * 10**9)))  # fmt: skip
+    assert "--image-size" in error_of(finished)
 
 
 def test_where_no_cache_can_be_written_training_is_the_same(pictures, tmp_path):
