@@ -28,7 +28,7 @@ DEFAULTS = {
     "image_size": 128,
     "batch_size": 32,
     "epochs": 20,
-    "lr": 1e-3,
+    "lr": 5e-4,
     "patience": 5,
     "seed": 0,
     "save_minutes": 5.0,

@@ -149,7 +149,7 @@ def test_more_epochs_for_a_finished_run(pictures, tmp_path, four_epochs):
 
 def test_resume_refuses_other_settings_and_other_pictures(pictures):
     run("train", "--data-dir", pictures, "--output", "runs", *QUICK)
-    assert "--lr was 0.001" in error_of(run("train", "--resume", "--output", "runs", "--lr", 0.1, code=2))
+    assert "--lr was 0.0005" in error_of(run("train", "--resume", "--output", "runs", "--lr", 0.1, code=2))
     shutil.move(pictures, "moved")
     run("train", "--resume", "--output", "runs", "--data-dir", "moved")  # the same pictures in another place
     shutil.copy("moved/cats/cats_1.jpg", "moved/cats/another.jpg")
