@@ -22,9 +22,9 @@ class UserError(Exception):
 
 def run(main):
     """Run a script's `main()` and leave with its exit code; an error that a user can cause becomes one line."""
-    _silence_native_libraries()
+    _prepare_streams()
+    _prepare_libraries()
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(TERMINATED))
-    sys.stdout.reconfigure(errors="surrogateescape")  # file names that are no valid UTF-8 leave as they came
     try:
         code = main()
         sys.stdout.flush()
@@ -56,14 +56,18 @@ def describe(error):
 
 def write_whole(path, text):
     """Write a text file as a whole or not at all; what was there before stays until then. Raises UserError."""
-    partial = f"{path}.partial"
+    in_place = os.path.exists(path) and not os.path.isfile(path)  # /dev/stdout, say, or a named pipe
+    target = os.path.realpath(path)  # a link stays a link
+    partial = path if in_place else f"{target}.{os.getpid()}.partial"
     try:
         with open(partial, "w", newline="", encoding="utf-8", errors="surrogateescape") as file:
             file.write(text)
-        os.replace(partial, path)
+        if not in_place:
+            os.replace(partial, target)
     except OSError as error:
-        with contextlib.suppress(OSError):
-            os.unlink(partial)
+        if not in_place:
+            with contextlib.suppress(OSError):
+                os.unlink(partial)
         raise UserError(f"cannot write {path}: {error.strerror}") from None
 
 
@@ -74,19 +78,31 @@ def csv_text(header, rows):
     return text.getvalue()
 
 
-def _silence_native_libraries():
-    """Keep the chatter of C libraries off the terminal: libjpeg on odd files, libpng, TensorFlow's start-up notes.
+def _prepare_streams():
+    """Make standard output and error usable whatever they are: closed, or of an encoding that lacks a letter."""
+    for name in ("stdout", "stderr"):
+        if getattr(sys, name) is None:
+            setattr(sys, name, open(os.devnull, "w"))  # noqa: SIM115
+    sys.stdout.reconfigure(encoding="utf-8", errors="surrogateescape")  # a file name leaves as it came
+    sys.stderr.reconfigure(encoding="utf-8", errors="backslashreplace")
 
-    They write to file descriptor 2 and cannot be asked not to. Python's own standard error moves to a copy of it.
-    Whoever sets TF_CPP_MIN_LOG_LEVEL hears everything.
+
+def _prepare_libraries():
+    """Let neither the user's Keras settings nor the chatter of C libraries get in the way.
+
+    libjpeg (on odd files), libpng and TensorFlow (when it starts) write to file descriptor 2 and cannot be asked not to.
+    So Python's own standard error moves to a copy of it. Whoever sets TF_CPP_MIN_LOG_LEVEL to 0 or 1 hears everything.
     """
-    if "TF_CPP_MIN_LOG_LEVEL" in os.environ:
+    os.environ["KERAS_BACKEND"] = "tensorflow"
+    os.environ.pop("TF_USE_LEGACY_KERAS", None)
+    if os.environ.get("TF_CPP_MIN_LOG_LEVEL") in ("0", "1"):
         return
     os.environ["TF_CPP_MIN_LOG_LEVEL"] = "3"
-    sys.stderr.flush()
-    sys.stderr = open(os.dup(2), "w", buffering=1, encoding=sys.stderr.encoding, errors="backslashreplace")  # noqa: SIM115
-    os.dup2(os.open(os.devnull, os.O_WRONLY), 2)
-    faulthandler.enable(sys.stderr)  # a crash inside a library must not be silent
+    with contextlib.suppress(OSError):  # standard error is closed
+        sys.stderr.flush()
+        sys.stderr = open(os.dup(2), "w", buffering=1, encoding="utf-8", errors="backslashreplace")  # noqa: SIM115
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 2)
+        faulthandler.enable(sys.stderr)  # a crash inside a library must not be silent
 
 
 @contextlib.contextmanager
@@ -100,7 +116,10 @@ def progress(description, total):
 
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn(),
                TextColumn("{task.fields[note]}"))  # fmt: skip
-    with Progress(*columns, console=Console(file=sys.stderr), transient=True) as bars:
+    # Results that go to the same terminal are printed above the bar; those that go to a file are none of its business.
+    with Progress(
+        *columns, console=Console(file=sys.stderr), transient=True, redirect_stdout=sys.stdout.isatty()
+    ) as bars:
         task = bars.add_task(description, total=total, note="")
         yield lambda count=1, note="": bars.update(task, advance=count, note=note)
 

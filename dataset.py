@@ -11,9 +11,11 @@ import dataclasses
 import hashlib
 import itertools
 import json
+import math
 import os
 import re
 import stat
+import time
 import unicodedata
 from pathlib import Path
 
@@ -45,9 +47,10 @@ cv2.setNumThreads(1)  # pictures are decoded side by side; threads inside each o
 class BadPictureError(UserError):
     """A file that cannot be used as a picture; `error.reason` says why."""
 
-    def __init__(self, path, reason):
+    def __init__(self, path, reason, lasting=True):
+        """`lasting` is False where the same file may be good the next time."""
         super().__init__(f"{path}: {reason}", NO_DATA)
-        self.reason = reason
+        self.reason, self.lasting = reason, lasting
 
 
 # --- Find: folders to paths and labels --------------------------------------------------------------------------------
@@ -65,17 +68,23 @@ class Found:
 
 def natural_key(path):
     """Sort key that reads numbers as numbers: `cat.2.jpg` before `cat.10.jpg`."""
-    parts = re.split(r"([0-9]+)", str(path))
-    return [(int(part), "") if part.isdigit() else (-1, part) for part in parts]
+    parts = re.split(r"([0-9]+)", str(path))  # every second one is a number
+    return [int(part) if i % 2 else part for i, part in enumerate(parts)], str(path)
 
 
 def walk_pictures(folder):
     """Relative paths of all files below `folder` with a picture's suffix, in natural order, and how many others.
 
-    Hidden files and folders are passed over without counting. Folders that cannot be opened are said.
+    Hidden files and folders are passed over without counting, links are followed. What cannot be opened is said.
     """
-    pictures, others = [], collections.Counter()
-    for root, folders, names in os.walk(folder, onerror=lambda e: say(f"ignored: {e.filename}: {e.strerror}")):
+    pictures, others, seen = [], collections.Counter(), set()
+    cannot_open = lambda error: say(f"ignored: {error.filename}: {error.strerror}")  # noqa: E731
+    for root, folders, names in os.walk(folder, onerror=cannot_open, followlinks=True):
+        status = os.stat(root)
+        if (status.st_dev, status.st_ino) in seen:  # a link that leads in a circle
+            folders.clear()
+            continue
+        seen.add((status.st_dev, status.st_ino))
         folders[:] = [name for name in folders if not name.startswith((".", "__MACOSX"))]
         for name in names:
             if name.startswith("."):
@@ -168,7 +177,7 @@ def read_picture(path):
         with open(path, "rb") as file:
             return file.read()
     except OSError as error:
-        raise BadPictureError(path, error.strerror) from None
+        raise BadPictureError(path, error.strerror, lasting=isinstance(error, FileNotFoundError)) from None
     except ValueError as error:  # a zero byte in the path
         raise BadPictureError(path, str(error)) from None
 
@@ -191,11 +200,14 @@ def decode_picture(path, data, image_size):
     try:
         picture = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_COLOR_RGB)
     except cv2.error as error:
+        if error.code == cv2.Error.StsNoMem:
+            raise BadPictureError(path, "too large for the memory of this machine", lasting=False) from None
         if "CV_IO_MAX_IMAGE" in error.err:
-            raise BadPictureError(path, f"too large: more than {MAX_PIXELS:,} pixels") from None
+            limit = f"{MAX_PIXELS:,} pixels" if "PIXELS" in error.err else "a million pixels wide or high"
+            raise BadPictureError(path, f"too large: more than {limit}") from None
         picture = None
     if picture is None:
-        raise BadPictureError(path, f"truncated or damaged {kind}")
+        raise BadPictureError(path, f"damaged, truncated or unsupported {kind}")
     shrinks = min(picture.shape[:2]) >= image_size
     # Averaging over areas keeps a shrunk picture free of jagged edges; it makes an enlarged one blocky.
     return cv2.resize(picture, (image_size, image_size), interpolation=cv2.INTER_AREA if shrinks else cv2.INTER_LINEAR)
@@ -229,8 +241,8 @@ def _in_chunks(items, size):
         yield items[start : start + size]
 
 
-def decode_batches(paths, image_size, batch_size=64):
-    """Decode files in parallel, for evaluation and prediction, `batch_size` at a time and in order.
+def decode_batches(paths, image_size):
+    """Decode files in parallel, for evaluation and prediction, in order and so many at a time as a network can take.
 
     Yields (paths, reasons, pixels): some of `paths`; for each why it cannot be used, or None; and the pixels of the
     usable ones, (n, image_size, image_size, 3) uint8 RGB.
@@ -243,6 +255,7 @@ def decode_batches(paths, image_size, batch_size=64):
             return error.reason, None
 
     results = _ahead(attempt, paths)
+    batch_size = max(1, min(64, 64 * 128**2 // image_size**2))  # the maps inside a network grow with the picture
     for batch in _in_chunks(paths, batch_size):
         reasons, pictures = zip(*itertools.islice(results, len(batch)), strict=True)
         pixels = np.empty((reasons.count(None), image_size, image_size, 3), np.uint8)
@@ -264,6 +277,7 @@ class Checked:
     digests: list[str | None]
     reasons: list[str | None]
     pixels: np.ndarray | None = None
+    lasting: bool = True  # False: some reason may be gone the next time
 
 
 def check_pictures(paths, image_size, cache_dir=None):
@@ -283,17 +297,22 @@ def check_pictures(paths, image_size, cache_dir=None):
     partial_path = pixels_path.with_suffix(f".partial-{os.getpid()}")
     try:
         os.makedirs(cache_dir, exist_ok=True)
+        _remove_unused(cache_dir)
         with open(partial_path, "wb") as file:
             checked = _decode_all(paths, image_size, file)
+            file.flush()
+            os.fsync(file.fileno())
         os.replace(partial_path, pixels_path)
-        write_whole(index_path, json.dumps({"digests": checked.digests, "reasons": checked.reasons}))
+        checked.pixels = _map_pixels(pixels_path, checked.digests, image_size)
+        if checked.lasting:
+            write_whole(index_path, json.dumps({"digests": checked.digests, "reasons": checked.reasons}))
     except (OSError, UserError) as error:
         say(f"no cache ({error}): pictures are decoded whenever they are needed, which is slower")
-        return checked or _decode_all(paths, image_size, None)
+        checked = checked or _decode_all(paths, image_size, None)
     finally:
         with contextlib.suppress(OSError):
             partial_path.unlink()
-    return _open_cache(pixels_path, index_path, len(paths), image_size) or checked
+    return checked
 
 
 def _cache_key(paths, image_size):
@@ -310,14 +329,28 @@ def _open_cache(pixels_path, index_path, count, image_size):
     """The Checked of an earlier run, or None if there is none that is whole."""
     try:
         index = json.loads(index_path.read_text())
-        digests, reasons = index["digests"], index["reasons"]
-        good = sum(digest is not None for digest in digests)
-        shape = (good, image_size, image_size, 3)
-        if len(digests) != count or len(reasons) != count or os.path.getsize(pixels_path) != np.prod(shape):
-            return None
-        return Checked(digests, reasons, np.memmap(pixels_path, np.uint8, "r", shape=shape) if good else None)
+        checked = Checked(index["digests"], index["reasons"])
+        checked.pixels = _map_pixels(pixels_path, checked.digests, image_size)
+        os.utime(pixels_path)
+        os.utime(index_path)
+        return checked if len(checked.digests) == len(checked.reasons) == count else None
     except (OSError, ValueError, KeyError, TypeError):
         return None
+
+
+def _map_pixels(path, digests, image_size):
+    """The good pictures' pixels in a file, (n, image_size, image_size, 3) uint8. Raises ValueError if it isn't whole."""
+    shape = (sum(digest is not None for digest in digests), image_size, image_size, 3)
+    if os.path.getsize(path) != math.prod(shape):
+        raise ValueError(f"{path} is not whole")
+    return np.memmap(path, np.uint8, "r", shape=shape) if shape[0] else np.empty(shape, np.uint8)
+
+
+def _remove_unused(cache_dir, days=30):
+    """Remove what no run has used for long from a cache folder."""
+    for path in Path(cache_dir).iterdir():
+        if time.time() - path.stat().st_mtime > days * 24 * 3600:
+            path.unlink()
 
 
 def _decode_all(paths, image_size, file):
@@ -326,16 +359,17 @@ def _decode_all(paths, image_size, file):
     def attempt(path):
         try:
             data = read_picture(path)
-            return hashlib.blake2b(data, digest_size=16).hexdigest(), None, decode_picture(path, data, image_size)
+            return hashlib.blake2b(data, digest_size=16).hexdigest(), decode_picture(path, data, image_size), None
         except BadPictureError as error:
-            return None, error.reason, None
+            return None, None, error
 
     checked = Checked([], [])
     with progress("decoding pictures", len(paths)) as advance:
-        for digest, reason, pixels in _ahead(attempt, paths):
+        for digest, pixels, error in _ahead(attempt, paths):
             checked.digests.append(digest)
-            checked.reasons.append(reason)
-            if pixels is not None and file is not None:
+            checked.reasons.append(error and error.reason)
+            checked.lasting &= error is None or error.lasting
+            if error is None and file is not None:
                 file.write(pixels)  # not through the memory map: on a full disk that would be a crash, this is an error
             advance()
     return checked
@@ -414,10 +448,12 @@ def split(members, digests, validation_size):
     """Split the pictures of one class, a list of positions in `digests`: returns (training, validation), both in order.
 
     A picture's rank by the digest of its bytes decides: no chance, no order and no file name is in it, so that it
-    stays where it is when others are added, all but the few next to the border.
+    stays where it is when others are added, all but the few next to the border, and copies of it are with it.
     """
     ranked = sorted(members, key=lambda i: (digests[i], i))
     count = min(max(round(len(members) * validation_size), 1), len(members) - 1)
+    while count < len(members) - 1 and digests[ranked[count]] == digests[ranked[count - 1]]:
+        count += 1  # copies of a picture stay together
     return sorted(ranked[count:]), sorted(ranked[:count])
 
 

@@ -8,13 +8,15 @@ Picture k of a class depends on (seed, split, class, k) alone: asking for more k
 """
 
 import argparse
-import sys
 from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 
 import cv2
 import numpy as np
+
+import console
+from console import UserError, number
 
 KINDS = ("cat", "dog")
 SPLITS = ("training_data", "testing_data")
@@ -285,14 +287,14 @@ def encode(split, kind, number, seed):
 def write_samples(output, counts, seed=0, overwrite=False):
     """Write counts = (training, testing) pictures a class below output; returns (pictures, bytes).
 
-    Raises FileExistsError before anything is written when a picture is there already, unless overwrite.
+    Raises UserError before anything is written when a picture is there already, unless overwrite.
     """
     wanted = [(output / split / f"{kind}s" / f"{kind}_{number:03d}.jpg", split, kind, number)
               for split, count in zip(SPLITS, counts, strict=True)
               for kind in KINDS for number in range(1, count + 1)]
     existing = [path for path, *_ in wanted if path.exists()]
     if existing and not overwrite:
-        raise FileExistsError(f"{len(existing)} of these pictures exist already, such as {existing[0]}: "
+        raise UserError(f"{len(existing)} of these pictures exist already, such as {existing[0]}: "
                               "choose another --output, or replace them with --overwrite")
     size = 0
     for path, *picture in wanted:
@@ -302,17 +304,11 @@ def write_samples(output, counts, seed=0, overwrite=False):
     return len(wanted), size
 
 
-def whole_number(text):
-    if not text.isdecimal():
-        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number of 0 or more")
-    return int(text)
-
-
 def main(argv=None):
     """Run the command line; returns the exit code."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0],
                                      formatter_class=argparse.ArgumentDefaultsHelpFormatter)
-    add_count = partial(parser.add_argument, type=whole_number, metavar="N")
+    add_count = partial(parser.add_argument, type=number(int, 0), metavar="N")
     parser.add_argument("--output", type=Path, default=Path(__file__).resolve().parent, metavar="FOLDER",
                         help="where training_data/ and testing_data/ go")
     add_count("--per-class", default=440, help="training pictures a class")
@@ -320,15 +316,11 @@ def main(argv=None):
     add_count("--seed", default=0, help="another seed draws other animals")
     parser.add_argument("--overwrite", action="store_true", help="replace pictures that exist already")
     args = parser.parse_args(argv)
-    try:
-        counts = args.per_class, args.testing_per_class
-        pictures, size = write_samples(args.output, counts, args.seed, args.overwrite)
-    except OSError as error:
-        print(f"draw_samples.py: {error}", file=sys.stderr)
-        return 1
+    counts = args.per_class, args.testing_per_class
+    pictures, size = write_samples(args.output, counts, args.seed, args.overwrite)
     print(f"{pictures} pictures, {size / 1e6:.2f} MB, in {args.output}")
-    return 0
+    return console.DONE
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    console.run(main)

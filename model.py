@@ -1,18 +1,19 @@
 """The network, and how its weights are saved and restored."""
 
-import os
+import contextlib
 import re
 import shutil
-from pathlib import Path
-
-from console import NO_DATA, UserError, describe, say
-
-os.environ["KERAS_BACKEND"] = "tensorflow"  # whatever the user's ~/.keras/keras.json says
 
 import keras
 import numpy as np
 import tensorflow as tf
 from keras import layers
+
+from console import NO_DATA, UserError, describe, say
+
+keras.config.set_floatx("float32")  # whatever the user's ~/.keras/keras.json says
+keras.config.set_image_data_format("channels_last")
+tf.get_logger().setLevel("ERROR")  # not a page about each checkpoint that doesn't fit
 
 # --- The network ------------------------------------------------------------------------------------------------------
 
@@ -83,7 +84,8 @@ def compile_logits(network):
     def logits(pictures):
         if len(pictures) == 0:  # TensorFlow's convolutions refuse an empty batch
             return np.empty((0, network.output_shape[1]), np.float32)
-        return graph(tf.constant(pictures)).numpy()
+        with enough_memory():
+            return graph(tf.constant(pictures)).numpy()
 
     return logits
 
@@ -93,6 +95,15 @@ def log_probabilities(logits):
     logits = np.asarray(logits, np.float64)
     shifted = logits - logits.max(axis=-1, keepdims=True)
     return shifted - np.log(np.exp(shifted).sum(axis=-1, keepdims=True))
+
+
+@contextlib.contextmanager
+def enough_memory():
+    """Turn the errors of a machine that is too small into a line with advice."""
+    try:
+        yield
+    except (MemoryError, tf.errors.ResourceExhaustedError):
+        raise UserError("not enough memory: train with a smaller --batch-size or --image-size") from None
 
 
 # --- Checkpoints ------------------------------------------------------------------------------------------------------
@@ -107,32 +118,39 @@ class Saver:
     def __init__(self, run, **tracked):
         self._all = tf.train.Checkpoint(**tracked)
         self._weights = tf.train.Checkpoint(network=tracked["network"])
-        self._newest_folder = run / "checkpoints" / "newest"
-        self._newest = tf.train.CheckpointManager(self._all, str(self._newest_folder), max_to_keep=2)
-        self._best = tf.train.CheckpointManager(self._weights, str(run / "checkpoints" / "best"), max_to_keep=1)
+        self._newest = run / "checkpoints" / "newest"
+        self._best = run / "checkpoints" / "best"
 
     def save(self, number):
         """Save everything as the newest checkpoint, `number`; the one before it stays. Raises UserError if it can't."""
-        _write(self._newest, number)
+        _write(self._all, self._newest, number, keep=2)
 
     def save_best(self, number):
         """Save the weights as the best so far."""
-        _write(self._best, number)
+        _write(self._weights, self._best, number, keep=1)
 
     def restore(self):
         """Restore the newest sound checkpoint; False if there is none yet."""
-        prefixes = checkpoints_in(self._newest_folder)
+        prefixes = checkpoints_in(self._newest)
         return bool(prefixes) and bool(_restore_first_sound(self._all, prefixes))
 
 
-def _write(manager, number):
+def _write(checkpoint, folder, number, keep):
+    """Write folder/ckpt-<number> and then delete all but the newest `keep`.
+
+    TensorFlow's CheckpointManager would do, but for the state file it keeps: damaged, that is one more way to lose a run.
+    """
     try:
-        manager.save(checkpoint_number=number)
+        folder.mkdir(parents=True, exist_ok=True)
+        checkpoint.write(str(folder / f"ckpt-{number}"))
+        for old in checkpoints_in(folder)[keep:]:
+            for path in folder.glob(f"{old.name}.*"):
+                path.unlink()
     except (tf.errors.OpError, OSError) as error:
-        for leftover in Path(manager.directory).glob("*_temp"):
+        for leftover in folder.glob("*_temp"):
             shutil.rmtree(leftover, ignore_errors=True)
         reason = describe(error) if isinstance(error, OSError) else error.message.split("\n")[0]
-        raise UserError(f"cannot save a checkpoint in {manager.directory} (the last good one is kept): {reason}") from None
+        raise UserError(f"cannot save a checkpoint in {folder} (the last good one is kept): {reason}") from None
 
 
 def checkpoints_in(folder):
@@ -148,9 +166,9 @@ def _restore_first_sound(checkpoint, prefixes):
     """
     for prefix in prefixes:
         try:
-            checkpoint.read(str(prefix)).assert_existing_objects_matched().expect_partial()
+            checkpoint.read(str(prefix)).expect_partial().assert_existing_objects_matched()
             return prefix
-        except (tf.errors.OpError, OSError, ValueError, AssertionError) as error:
+        except (tf.errors.OpError, OSError, IndexError, ValueError, AssertionError) as error:
             problem = "does not fit the network" if isinstance(error, ValueError | AssertionError) else "is damaged"
             say(f"warning: checkpoint {prefix} {problem}")
     raise UserError(f"no sound checkpoint among {', '.join(map(str, prefixes))}", NO_DATA)

@@ -38,13 +38,15 @@ def main(argv=None):
     run = find_run(arguments.model)
     card = read_card(run)
     paths = list_pictures(arguments.paths)
-    if arguments.submission:
-        ids, dog = submission_ids(paths), dog_column(card["classes"])
     results = predict(run, card, paths)
     if arguments.submission:
+        ids, dog = submission_ids(paths), dog_column(card["classes"])
+        if not arguments.submission.parent.is_dir():
+            raise UserError(f"there is no folder {arguments.submission.parent} for --submission", USAGE)
         results = list(results)
-        write_submission(arguments.submission, ids, dog, results)
     failed = PRINTERS[arguments.format](results, card["classes"], arguments.top)
+    if arguments.submission:
+        write_submission(arguments.submission, ids, dog, results)
     return FAILED if failed else DONE
 
 
@@ -55,7 +57,8 @@ def list_pictures(arguments):
     paths = []
     for argument in arguments:
         if argument == "-":
-            paths += filter(None, os.fsdecode(sys.stdin.buffer.read()).splitlines())
+            lines = sys.stdin.buffer.read().split(b"\n") if sys.stdin else []
+            paths += [os.fsdecode(line.removesuffix(b"\r")) for line in lines if line.strip()]
         elif os.path.isdir(argument):
             pictures, _ = walk_pictures(argument)
             if not pictures:

@@ -10,8 +10,14 @@
 import contextlib
 import itertools
 import json
+import os
 
-from console import NO_DATA, UserError, describe, write_whole
+from console import NO_DATA, UserError, describe, say, write_whole
+
+try:
+    import fcntl
+except ImportError:  # Windows
+    fcntl = None
 
 CARD = "model.json"
 MIN_IMAGE_SIZE, MAX_IMAGE_SIZE = 8, 2048  # the network halves a picture three times
@@ -37,16 +43,42 @@ def runs_in(output):
 
 
 def find_run(path, finished=True):
-    """`path` itself if it is a run folder, else the newest run in it: the newest finished one, if `finished`."""
+    """`path` itself if it is a run folder, else the newest run in it: the newest finished one, if `finished`.
+
+    A run whose card cannot be read is passed over, and that is said.
+    """
+    if not path.is_dir():
+        raise UserError(f"there is no run folder {path}: train first, or give another", NO_DATA)
     if (path / CARD).exists() or not runs_in(path):
-        if not path.is_dir():
-            raise UserError(f"there is no run folder {path}: train first, or give another", NO_DATA)
-        return path
+        return path.absolute()
     for run in runs_in(path):
-        with contextlib.suppress(UserError):
-            if not finished or read_card(run)["finished"]:
-                return run
-    raise UserError(f"no finished run in {path}: name an unfinished one, such as {runs_in(path)[0]}, to use it", NO_DATA)
+        try:
+            if read_card(run)["finished"] or not finished:
+                return run.absolute()
+        except UserError as error:
+            say(f"passed over: {error}")
+    kind = "finished run" if finished else "run"
+    raise UserError(f"no {kind} in {path}: train first, or name one, such as {runs_in(path)[0]}", NO_DATA)
+
+
+@contextlib.contextmanager
+def locked(run):
+    """Keep other processes from training in this run folder at the same time. Raises UserError if one does."""
+    if fcntl is None:
+        yield
+        return
+    folder = os.open(run, os.O_RDONLY)
+    try:
+        fcntl.flock(folder, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        os.close(folder)
+        raise UserError(f"another process is training in {run}") from None
+    except OSError:
+        pass  # a file system without locks
+    try:
+        yield
+    finally:
+        os.close(folder)
 
 
 def write_card(run, card):
@@ -60,18 +92,17 @@ def read_card(run):
         card = json.loads((run / CARD).read_text(encoding="utf-8"))
         classes, size = card["classes"], card["image_size"]
         sound = (
-            len(classes) >= 2
-            and all(isinstance(name, str) for name in classes)
-            and len(set(classes)) == len(classes)
-            and isinstance(size, int)
+            isinstance(classes, list)
+            and len({name.encode(errors="surrogateescape") for name in classes}) == len(classes) >= 2
+            and type(size) is int
             and MIN_IMAGE_SIZE <= size <= MAX_IMAGE_SIZE
-            and all(isinstance(card[key], dict) for key in ("settings", "pictures"))
+            and isinstance(card["settings"], dict)
             and isinstance(card["network"], str)
             and isinstance(card["finished"], bool)
         )
     except OSError as error:
         raise UserError(f"{run} is not a run folder of this project: {describe(error)}", NO_DATA) from None
-    except (ValueError, KeyError, TypeError):
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
         sound = False
     if not sound:
         raise UserError(f"{run / CARD} is damaged: restore it, or use another run", NO_DATA)

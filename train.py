@@ -16,23 +16,24 @@ from pathlib import Path
 
 import console
 from console import NO_DATA, USAGE, UserError, csv_text, number, say, write_whole
-from runs import MAX_IMAGE_SIZE, MIN_IMAGE_SIZE, find_run, new_run, read_card, write_card
+from runs import CARD, MAX_IMAGE_SIZE, MIN_IMAGE_SIZE, find_run, locked, new_run, read_card, write_card
 
 # TensorFlow, and what imports it, is imported inside the functions that use it: --help and a wrong flag answer at once.
 
 HERE = Path(__file__).resolve().parent
-DEFAULTS = {
-    "data_dir": HERE / "training_data",
-    "limit_per_class": None,
-    "validation_split": 0.2,
-    "image_size": 128,
-    "batch_size": 32,
-    "epochs": 20,
-    "lr": 5e-4,
-    "patience": 5,
-    "seed": 0,
-    "save_minutes": 5.0,
+SETTINGS = {  # name: (type, default)
+    "data_dir": (Path, HERE / "training_data"),
+    "limit_per_class": (number(int, 2), None),
+    "validation_split": (number(float, above=0, below=1), 0.2),
+    "image_size": (number(int, MIN_IMAGE_SIZE, MAX_IMAGE_SIZE), 128),
+    "epochs": (number(int, 1), 20),
+    "batch_size": (number(int, 1), 32),
+    "lr": (number(float, above=0), 5e-4),
+    "patience": (number(int, 0), 5),
+    "seed": (number(int, 0, 2**32 - 1), 0),
+    "save_minutes": (number(float, 0), 5.0),
 }
+DEFAULTS = {name: default for name, (_, default) in SETTINGS.items()}
 CHANGEABLE_ON_RESUME = {"data_dir", "epochs", "patience", "save_minutes"}
 HISTORY = ["epoch", "loss", "accuracy", "val_loss", "val_accuracy", "seconds", "pictures_per_second"]
 
@@ -46,28 +47,32 @@ def parse_arguments(argv):
         epilog="exit codes: 0 done, 1 failed, 2 wrong usage, 3 no usable data, 130 interrupted, 143 terminated",
     )
 
-    def add(group, flag, description, **options):
-        default = DEFAULTS.get(flag[2:].replace("-", "_"))
-        shown = os.path.relpath(default) if isinstance(default, Path) else default
-        group.add_argument(flag, help=description + (f" (default: {shown})" if default is not None else ""), **options)
+    def add(group, flag, metavar, description):
+        kind, default = SETTINGS[flag[2:].replace("-", "_")]
+        if default is not None:
+            description += f" (default: {default.name if isinstance(default, Path) else default})"
+        group.add_argument(flag, type=kind, metavar=metavar, help=description)
 
     data = parser.add_argument_group("pictures")
-    add(data, "--data-dir", "class folders, or pictures named like cat.1.jpg", type=Path, metavar="FOLDER")
-    add(data, "--limit-per-class", "take the first N of each class", type=number(int, 2), metavar="N")
-    add(data, "--validation-split", "part of each class to validate on", type=number(float, above=0, below=1), metavar="P")
-    add(data, "--image-size", "side of the square that every picture is resized to", metavar="PX",
-        type=number(int, MIN_IMAGE_SIZE, MAX_IMAGE_SIZE))  # fmt: skip
+    add(data, "--data-dir", "FOLDER", "class folders, or pictures named like cat.1.jpg")
+    add(data, "--limit-per-class", "N", "take the first N of each class")
+    add(data, "--validation-split", "P", "part of each class to validate on")
+    add(data, "--image-size", "PX", "side of the square that every picture is resized to")
     training = parser.add_argument_group("training")
-    add(training, "--epochs", "rounds over all training pictures", type=number(int, 1), metavar="N")
-    add(training, "--batch-size", "pictures a step", type=number(int, 1), metavar="N")
-    add(training, "--lr", "learning rate of Adam", type=number(float, above=0), metavar="RATE")
-    add(training, "--patience", "stop after N epochs without a better one; 0: never", type=number(int, 0), metavar="N")
-    add(training, "--seed", "of first weights and order of pictures", type=number(int, 0, 2**32 - 1), metavar="N")
+    add(training, "--epochs", "N", "rounds over all training pictures")
+    add(training, "--batch-size", "N", "pictures a step")
+    add(training, "--lr", "RATE", "learning rate of Adam")
+    add(training, "--patience", "N", "stop after N epochs without a better one; 0: never")
+    add(training, "--seed", "N", "of the first weights and the order of the pictures")
     runs = parser.add_argument_group("runs")
-    add(runs, "--output", "where numbered run folders are made (default: runs)", type=Path, metavar="FOLDER")
-    add(runs, "--resume", "go on with a run (default: the newest) as if it had never stopped",
-        type=Path, nargs="?", const=None, metavar="RUN")  # fmt: skip
-    add(runs, "--save-minutes", "save within an epoch at least so often", type=number(float, 0), metavar="MINUTES")
+    runs.add_argument(
+        "--output", type=Path, metavar="FOLDER", help="where numbered run folders are made (default: runs)"
+    )
+    runs.add_argument(
+        "--resume", type=Path, nargs="?", const=None, metavar="RUN",
+        help="go on with a run (default: the newest) as if it had never stopped",
+    )  # fmt: skip
+    add(runs, "--save-minutes", "MINUTES", "save within an epoch at least so often")
     return vars(parser.parse_args(argv))
 
 
@@ -86,6 +91,12 @@ def main(argv=None):
 def settings_to_resume(run, given):
     """The settings a run began with, and those that may change on the way. Raises UserError for any other."""
     settings = DEFAULTS | read_card(run)["settings"]
+    for name, (kind, default) in SETTINGS.items():
+        if settings[name] is not None or default is not None:
+            try:
+                settings[name] = kind(str(settings[name]))
+            except argparse.ArgumentTypeError as error:
+                raise UserError(f"{run / CARD} is damaged: {name} {error}", NO_DATA) from None
     for name, value in given.items():
         if name not in CHANGEABLE_ON_RESUME and value != settings[name]:
             flag = "--" + name.replace("_", "-")
@@ -111,20 +122,28 @@ def train(settings, output, run=None):
             limit_per_class=settings["limit_per_class"],
             cache_dir=output / ".cache",
         )
-        card = read_card(run) if resuming else make_card(settings, sets)
     except BaseException:
         if not resuming:
             run.rmdir()
         raise
-    if card.get("fingerprint") != sets.fingerprint:
-        raise UserError(f"the pictures in {settings['data_dir']} are not those {run} began with: start a new run", NO_DATA)
-    card["settings"] = settings | {"data_dir": str(Path(settings["data_dir"]).absolute())}
-    write_card(run, card)
-    write_whole(run / "skipped.csv", csv_text(["path", "reason"], sets.skipped))
-    with enough_memory():
-        training = Training(run, settings, sets, card["network"])
-    say_header(run, card, sets, training)
+    settings = settings | {"data_dir": str(Path(settings["data_dir"]).absolute())}
+    with locked(run):
+        card = (read_card(run) if resuming else make_card(settings, sets)) | {"settings": settings}
+        if card.get("fingerprint") != sets.fingerprint:
+            raise UserError(f"the pictures in {settings['data_dir']} are not those {run} began with", NO_DATA)
+        write_card(run, card)
+        write_whole(run / "skipped.csv", csv_text(["path", "reason"], sets.skipped))
+        return train_in(run, card, sets)
 
+
+def train_in(run, card, sets):
+    """Train in a run folder from where it is to its end: the loop over the epochs. Returns the history."""
+    from model import enough_memory
+
+    settings = card["settings"]
+    with enough_memory():
+        training = Training(run, card, sets)
+    say_header(run, card, sets, training)
     with enough_memory(), training.listening_to_signals():
         while training.epoch < settings["epochs"] and not training.out_of_patience():
             started = time.monotonic()
@@ -140,12 +159,13 @@ def train(settings, output, run=None):
 class Training:
     """A network in training: what a step does, and all that has to be saved for the run to go on as if never stopped."""
 
-    def __init__(self, run, settings, sets, network_name):
+    def __init__(self, run, card, sets):
         import tensorflow as tf
 
         import model
 
-        self.run, self.settings, self.sets = run, settings, sets
+        self.run, self.sets, self.settings = run, sets, card["settings"]
+        settings = self.settings
         self.batch_size = min(settings["batch_size"], len(sets.train))
         if self.batch_size < settings["batch_size"]:
             say(f"--batch-size {settings['batch_size']} is more than all training pictures: it is {self.batch_size} now")
@@ -156,7 +176,7 @@ class Training:
         gpus = tf.config.list_logical_devices("GPU")
         self.strategy = tf.distribute.MirroredStrategy() if len(gpus) > 1 else tf.distribute.get_strategy()
         with self.strategy.scope():
-            self.network = model.create_network(network_name, settings["image_size"], len(sets.classes))
+            self.network = model.create_network(card["network"], settings["image_size"], len(sets.classes))
             optimizer = tf.keras.optimizers.Adam(settings["lr"])
             optimizer.build(self.network.trainable_variables)
         self._epoch = tf.Variable(0, dtype=tf.int64)  # epochs done
@@ -167,10 +187,14 @@ class Training:
         self._saver = model.Saver(
             run, network=self.network, optimizer=optimizer, epoch=self._epoch, step=self._step, sums=self._sums
         )
-        self._saver.restore()
+        restored = self._saver.restore()
         self._last_save = time.monotonic()
         self._signal = None
-        self.history = [row for row in read_history(run) if row["epoch"] <= self.epoch]
+        self.history = read_history(run)[: self.epoch]
+        if [row["epoch"] for row in self.history] != list(range(1, self.epoch + 1)):
+            raise UserError(f"{run / 'history.csv'} does not tell of all {self.epoch} epochs: start a new run", NO_DATA)
+        if card.get("epochs") and not restored:
+            raise UserError(f"the checkpoints of {run} are gone: start a new run", NO_DATA)
 
     @property
     def epoch(self):
@@ -244,7 +268,7 @@ class Training:
 
         def remember(signum, _):
             if self._signal:
-                raise KeyboardInterrupt
+                sys.exit(128 + signum)
             self._signal = signum
 
         before = {signum: signal.signal(signum, remember) for signum in (signal.SIGINT, signal.SIGTERM)}
@@ -274,17 +298,6 @@ class Training:
                 f"the loss is not a number any more in epoch {self.epoch + 1}: try a lower --lr than"
                 f" {self.settings['lr']} (the last good checkpoint is kept)"
             )
-
-
-@contextlib.contextmanager
-def enough_memory():
-    """Turn the errors of a machine that is too small into a line with advice."""
-    import tensorflow as tf
-
-    try:
-        yield
-    except (MemoryError, tf.errors.ResourceExhaustedError):
-        raise UserError("not enough memory: try a smaller --batch-size or --image-size") from None
 
 
 def make_train_step(strategy, network, optimizer, sums):
@@ -324,21 +337,24 @@ def make_train_step(strategy, network, optimizer, sums):
 
 def make_card(settings, sets):
     """The card of a new run: all that prediction has to know, and all that tells how the network came to be."""
-    counts = {}
-    for label, name in enumerate(sets.classes):
-        counts[name] = {
-            "training": int((sets.train.labels == label).sum()),
-            "validation": int((sets.valid.labels == label).sum()),
-        }
     return {
         "network": "cnn",
         "classes": sets.classes,
         "image_size": settings["image_size"],
-        "pictures": counts,
+        "pictures": count_pictures(sets),
         "skipped": len(sets.skipped),
         "fingerprint": sets.fingerprint,
         "versions": versions(),
         "finished": False,
+    }
+
+
+def count_pictures(sets):
+    """{class: {"training": n, "validation": n}}."""
+    sides = {"training": sets.train, "validation": sets.valid}
+    return {
+        name: {side: int((data_set.labels == label).sum()) for side, data_set in sides.items()}
+        for label, name in enumerate(sets.classes)
     }
 
 
@@ -362,16 +378,16 @@ def read_history(run):
             rows = list(csv.DictReader(file))
         return [{name: float(row[name]) for name in HISTORY} | {"epoch": int(row["epoch"])} for row in rows]
     except (ValueError, KeyError, TypeError):
-        raise UserError(f"{path} is damaged: move it away to go on without it", NO_DATA) from None
+        raise UserError(f"{path} is damaged: restore it, or start a new run", NO_DATA) from None
 
 
 def say_header(run, card, sets, training):
     """Say what is about to be trained, on what, with what."""
     import tensorflow as tf
 
-    counts = ", ".join(f"{name} {n['training']} + {n['validation']}" for name, n in card["pictures"].items())
+    counts = ", ".join(f"{name} {n['training']} + {n['validation']}" for name, n in count_pictures(sets).items())
     devices = tf.config.list_logical_devices("GPU") or [f"CPU, {os.cpu_count()} cores"]
-    say("versions   " + ", ".join(f"{name} {version}" for name, version in card["versions"].items()))
+    say("versions   " + ", ".join(f"{name} {version}" for name, version in versions().items()))
     say("device     " + ", ".join(str(getattr(device, "name", device)) for device in devices))
     say(f"pictures   {counts} (training + validation)")
     if sets.skipped:
@@ -406,14 +422,19 @@ def print_closing(run, training, sets):
 
 def command(script, *arguments):
     """A command to copy into the shell: it runs a script of this project with this Python."""
-    python = "python" if shutil.which("python") == sys.executable else sys.executable
+    python = "python" if shutil.which("python") == sys.executable else Path(sys.executable)
     return " ".join(shell_path(part) for part in (python, HERE / script, *arguments))
 
 
-def shell_path(path):
-    """A path as short as it can be from here, quoted for the shell; what is not a path stays as it is."""
-    relative = os.path.relpath(path)
-    return shlex.quote(relative if os.path.isabs(path) and not relative.startswith("..") else str(path))
+def shell_path(part):
+    """A Path as short as it can be from here, or any other word as it is, quoted for the shell."""
+    if isinstance(part, Path):
+        part = part.absolute()
+        with contextlib.suppress(ValueError):  # Windows: it is on another drive
+            relative = os.path.relpath(part)
+            if not relative.startswith(".."):
+                part = f"./{relative}" if relative.startswith("-") else relative
+    return shlex.quote(str(part))
 
 
 if __name__ == "__main__":

@@ -41,13 +41,13 @@ BAD_FILES = {
     "text.jpg": (b"this is not a picture", "not a picture of a known kind"),
     "renamed.jpg": (encoded(".gif"), "a GIF renamed .jpg"),
     "bomb.png": (bomb_png(), "too large"),
-    "half.jpg": (encoded(".jpg")[:1500], "truncated or damaged JPEG"),
-    "end_missing.jpg": (encoded(".jpg")[:-2], "truncated or damaged JPEG"),
-    "half.png": (encoded(".png")[:2000], "truncated or damaged PNG"),
-    "half.bmp": (encoded(".bmp")[:2000], "truncated or damaged BMP"),
-    "half.gif": (encoded(".gif")[:2000], "truncated or damaged GIF"),
-    "half.webp": (encoded(".webp")[:1000], "truncated or damaged WebP"),
-    "half.tiff": (encoded(".tiff")[:2000], "truncated or damaged TIFF"),
+    "half.jpg": (encoded(".jpg")[:1500], "damaged, truncated or unsupported JPEG"),
+    "end_missing.jpg": (encoded(".jpg")[:-2], "damaged, truncated or unsupported JPEG"),
+    "half.png": (encoded(".png")[:2000], "damaged, truncated or unsupported PNG"),
+    "half.bmp": (encoded(".bmp")[:2000], "damaged, truncated or unsupported BMP"),
+    "half.gif": (encoded(".gif")[:2000], "damaged, truncated or unsupported GIF"),
+    "half.webp": (encoded(".webp")[:1000], "damaged, truncated or unsupported WebP"),
+    "half.tiff": (encoded(".tiff")[:2000], "damaged, truncated or unsupported TIFF"),
 }
 
 
@@ -72,8 +72,8 @@ def test_training_skips_bad_files_and_names_each_with_its_reason(pictures, bad_f
     before = {path: path.lstat().st_mtime_ns for path in pictures.rglob("*")}
     finished = run("train", "--data-dir", pictures, "--output", "runs", *QUICK)
     assert f"skipped    {len(REASONS)}: " in finished.stderr
-    assert "6 truncated or damaged" not in finished.stderr  # each kind is counted by itself
-    assert "2 truncated or damaged JPEG" in finished.stderr
+    assert "6 damaged, truncated or unsupported" not in finished.stderr  # each kind is counted by itself
+    assert "2 damaged, truncated or unsupported JPEG" in finished.stderr
     assert "cats 10 + 2" in finished.stderr
     with open(tmp_path / "runs/001/skipped.csv", newline="") as file:
         rows = {os.path.basename(row["path"]): row["reason"] for row in csv.DictReader(file)}
@@ -106,7 +106,7 @@ def test_native_libraries_keep_quiet(trained, tmp_path):
     stray = encoded(".jpg")
     (tmp_path / "stray.jpg").write_bytes(stray[:-2] + bytes(50) + stray[-2:])
     finished = run("predict", "--model", trained, "damaged.png", "stray.jpg", code=1)
-    assert finished.stderr.splitlines() == ["error: damaged.png: truncated or damaged PNG"]
+    assert finished.stderr.splitlines() == ["error: damaged.png: damaged, truncated or unsupported PNG"]
 
 
 def test_a_damaged_picture_shows_nothing_of_the_one_before(tmp_path):
@@ -281,6 +281,22 @@ def test_kaggles_flat_names_and_the_first_of_each_class_in_natural_order(tmp_pat
     assert "cat 2 + 1, dog 2 + 1" in finished.stderr
 
 
+def test_links_are_followed_and_circles_end(pictures, tmp_path):
+    (tmp_path / "links").mkdir()
+    for name in ("cats", "dogs"):
+        (tmp_path / "links" / name).symlink_to(pictures / name)
+    (pictures / "cats" / "circle").symlink_to(pictures / "cats")
+    assert "cats 10 + 2, dogs 10 + 2" in run("train", "--data-dir", "links", "--output", "runs", *QUICK).stderr
+
+
+def test_natural_order_is_total(tmp_path):
+    names = ["cat.1.jpg", "cat.01.jpg", "cat.2.jpg", "cat.10.jpg", "cat.1²2.jpg", "dog.1.jpg"]
+    for name in names:
+        save(tmp_path / "flat" / name, DRAWING)
+    order = [path.name for path in find_pictures(tmp_path / "flat").paths]
+    assert order == ["cat.01.jpg", "cat.1.jpg", "cat.1²2.jpg", "cat.2.jpg", "cat.10.jpg", "dog.1.jpg"]
+
+
 def test_non_ascii_paths(tmp_path):
     folder = draw_pictures(tmp_path / "Bilder – 写真 😀" / "größe")
     (folder / "cats").rename(folder / "кошки")
@@ -320,6 +336,15 @@ def test_the_split_is_stratified_repeatable_and_keeps_its_sides(tmp_path):
     for path in folder.rglob("*.jpg"):
         path.rename(path.with_name("renamed_" + path.name))  # names have no say
     assert {name.removeprefix("renamed_") for name in sides(folder)[1]} == valid
+
+
+def test_copies_of_a_picture_stay_on_one_side(tmp_path):
+    folder = draw_pictures(tmp_path / "pictures", 10, size=20)
+    for path in list(folder.rglob("*.jpg")):
+        for copy in "abc":
+            shutil.copy(path, path.with_name(f"{path.stem}_{copy}.jpg"))
+    train, valid = ({"_".join(name.split("_")[:2]).removesuffix(".jpg") for name in side} for side in sides(folder))
+    assert not train & valid
 
 
 def test_batches_depend_on_seed_and_epoch_alone(pictures):

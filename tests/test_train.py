@@ -14,6 +14,8 @@ import numpy as np
 import pytest
 from conftest import PROJECT, QUICK, draw_pictures, error_of, predictions, run, start
 
+from dataset import read_train_sets
+
 
 def history_of(run_folder):
     with open(run_folder / "history.csv", newline="") as file:
@@ -28,7 +30,7 @@ def newest_tensors(run_folder):
     newest = max(run_folder.glob("checkpoints/newest/*.index"), key=lambda path: int(path.stem.split("-")[1]))
     reader = tf.train.load_checkpoint(str(newest.with_suffix("")))
     names = [name for name in reader.get_variable_to_shape_map() if name.endswith("VARIABLE_VALUE")]
-    return {name: reader.get_tensor(name) for name in names if "save_counter" not in name}
+    return {name: reader.get_tensor(name) for name in names}
 
 
 def assert_same_run(one, other):
@@ -213,6 +215,68 @@ def test_a_damaged_cache_is_made_again(pictures, tmp_path):
     assert_same_run(tmp_path / "runs/001", tmp_path / "runs/002")
 
 
+def test_a_later_run_reads_the_cache(pictures, tmp_path):
+    run("train", "--data-dir", pictures, "--output", "runs", *QUICK)
+    (pixels,) = (tmp_path / "runs/.cache").glob("*.pixels")
+    pixels.write_bytes(bytes(pixels.stat().st_size))  # all black, which no picture is
+    run("train", "--data-dir", pictures, "--output", "runs", *QUICK)
+    assert history_of(tmp_path / "runs/002") != history_of(tmp_path / "runs/001")
+    os.utime(pictures / "cats/cats_1.jpg")  # one file is new: all is decoded again
+    run("train", "--data-dir", pictures, "--output", "runs", *QUICK)
+    assert history_of(tmp_path / "runs/003") == history_of(tmp_path / "runs/001")
+
+
+def test_a_file_that_could_not_be_opened_is_tried_again(pictures, tmp_path):
+    folder = tmp_path / "cache"
+    picture = pictures / "cats/cats_1.jpg"
+    shutil.move(picture, tmp_path / "aside.jpg")
+    picture.symlink_to(picture)  # "Too many levels of symbolic links": an error of the file system, not of the picture
+    assert len(read_train_sets(pictures, 16, cache_dir=folder).skipped) == 1
+    assert not list(folder.glob("*.json"))
+
+
+def test_resume_refuses_a_run_that_has_lost_a_part(pictures, tmp_path):
+    run("train", "--data-dir", pictures, "--output", "runs", *QUICK)
+    resume = ("--resume", "runs/001", "--epochs", 3)
+    (tmp_path / "runs/001/history.csv").rename("history.csv")
+    assert "does not tell of all 2 epochs" in error_of(run("train", *resume, code=3))
+    (tmp_path / "history.csv").rename("runs/001/history.csv")
+    (tmp_path / "runs/001/checkpoints/newest").rename("newest")
+    assert "checkpoints of" in error_of(run("train", *resume, code=3))
+    (tmp_path / "newest").rename("runs/001/checkpoints/newest")
+    card = tmp_path / "runs/001/model.json"
+    good = card.read_text()
+    card.write_text(good.replace('"batch_size": 8', '"batch_size": "x"'))
+    assert "model.json is damaged: batch_size" in error_of(run("train", *resume, code=3))
+    card.write_text(good)
+    assert "epoch 3/3" in run("train", *resume).stdout
+
+
+def test_two_trainings_cannot_share_a_run(tmp_path):
+    settings = ("--data-dir", PROJECT / "training_data", "--limit-per-class", 60, "--image-size", 32, "--patience", 0)
+    process = start("train", *settings, "--epochs", 500, "--output", "runs")
+    wait_until(process, lambda: (tmp_path / "runs/001/history.csv").exists())
+    assert "another process is training" in error_of(run("train", "--resume", "runs/001", code=1))
+    process.send_signal(signal.SIGTERM)
+    process.communicate()
+
+
+def test_a_run_killed_before_it_had_a_card_is_passed_over(pictures, tmp_path):
+    run("train", "--data-dir", pictures, "--output", "runs", *QUICK)
+    (tmp_path / "runs/002").mkdir()
+    assert "passed over: " in run("train", "--resume", "--output", "runs").stderr
+
+
+def test_the_users_keras_settings_do_not_matter(pictures, tmp_path, four_epochs):
+    (tmp_path / ".keras").mkdir()
+    (tmp_path / ".keras/keras.json").write_text(
+        '{"backend": "jax", "floatx": "float16", "image_data_format": "channels_first", "epsilon": 1e-7}'
+    )
+    environment = os.environ | {"KERAS_HOME": str(tmp_path / ".keras"), "KERAS_BACKEND": "jax", "TF_USE_LEGACY_KERAS": "1"}
+    run("train", "--data-dir", pictures, "--output", "runs", *QUICK, "--epochs", 4, env=environment)
+    assert_same_run(tmp_path / "runs/001", four_epochs)
+
+
 def test_an_output_that_cannot_be_written(pictures, tmp_path):
     (tmp_path / "file").write_text("not a folder")
     assert "--output" in error_of(run("train", "--data-dir", pictures, "--output", "file/runs", *QUICK, code=1))
@@ -253,12 +317,13 @@ def test_a_full_disk_keeps_the_last_good_checkpoint(pictures, tmp_path, four_epo
     assert_same_run(tmp_path / "copy", four_epochs)
 
 
-def test_a_damaged_newest_checkpoint_falls_back_to_the_one_before(pictures, tmp_path, four_epochs):
+@pytest.mark.parametrize("truncated", [False, True])
+def test_a_damaged_newest_checkpoint_falls_back_to_the_one_before(pictures, tmp_path, four_epochs, truncated):
     run("train", "--data-dir", pictures, "--output", "runs", *QUICK)
     newest = max((tmp_path / "runs/001/checkpoints/newest").glob("*.data*"), key=lambda path: path.stat().st_mtime_ns)
     data = bytearray(newest.read_bytes())
     data[len(data) // 2] ^= 255
-    newest.write_bytes(data)
+    newest.write_bytes(data[:1000] if truncated else data)
     finished = run("train", "--resume", "--output", "runs", "--epochs", 4)
     assert "is damaged" in finished.stderr
     assert "epoch 2/4" in finished.stdout  # it is done again
