@@ -15,6 +15,7 @@ import math
 import os
 import re
 import stat
+import struct
 import time
 import unicodedata
 from pathlib import Path
@@ -39,6 +40,7 @@ SIGNATURES = {
     "JPEG": rb"\xff\xd8\xff", "PNG": rb"\x89PNG\r\n\x1a\n", "BMP": rb"BM", "GIF": rb"GIF8[79]a",
     "WebP": rb"RIFF....WEBP", "TIFF": rb"II\*\0|MM\0\*",
 }  # fmt: skip
+REDUCTIONS = {1: 0, 2: cv2.IMREAD_REDUCED_GRAYSCALE_2, 4: cv2.IMREAD_REDUCED_GRAYSCALE_4, 8: cv2.IMREAD_REDUCED_GRAYSCALE_8}
 CACHE_VERSION = 1  # raise it when decode_picture() comes to give other pixels
 
 cv2.setNumThreads(1)  # pictures are decoded side by side; threads inside each one would only get in the way
@@ -197,8 +199,9 @@ def decode_picture(path, data, image_size):
     suffix = os.path.splitext(os.fspath(path))[1].lower()
     if KIND_OF_SUFFIX.get(suffix, kind) != kind:
         raise BadPictureError(path, f"a {kind} renamed {suffix}")
+    flags = cv2.IMREAD_COLOR_RGB | (REDUCTIONS[_jpeg_reduction(data, image_size)] if kind == "JPEG" else 0)
     try:
-        picture = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_COLOR_RGB)
+        picture = cv2.imdecode(np.frombuffer(data, np.uint8), flags)
     except cv2.error as error:
         if error.code == cv2.Error.StsNoMem:
             raise BadPictureError(path, "too large for the memory of this machine", lasting=False) from None
@@ -211,6 +214,24 @@ def decode_picture(path, data, image_size):
     shrinks = min(picture.shape[:2]) >= image_size
     # Averaging over areas keeps a shrunk picture free of jagged edges; it makes an enlarged one blocky.
     return cv2.resize(picture, (image_size, image_size), interpolation=cv2.INTER_AREA if shrinks else cv2.INTER_LINEAR)
+
+
+def _jpeg_reduction(data, image_size):
+    """By how much a JPEG can be shrunk while it is decoded, 1, 2, 4 or 8, and still be no smaller than wanted.
+
+    The decoder then computes fewer pixels from the same coefficients, several times as fast. The size is in the frame
+    header, which follows some other segments, each a marker of two bytes and its length.
+    """
+    position = 2
+    while position + 9 <= len(data) and data[position] == 0xFF:
+        marker, length, height, width = struct.unpack_from(">xBHxHH", data, position)
+        if marker == 0xFF:  # padding
+            position += 1
+        elif 0xC0 <= marker <= 0xCF and marker not in (0xC4, 0xC8, 0xCC):
+            return max(n for n in REDUCTIONS if n == 1 or min(height, width) // n >= image_size)
+        else:
+            position += 2 + length
+    return 1
 
 
 def load_picture(path, image_size):

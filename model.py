@@ -28,12 +28,26 @@ def create_biases():
     return keras.initializers.Constant(0.05)
 
 
+class Bias(layers.Layer):
+    """Adds a trainable number to each channel: (n, …, channels) → the same."""
+
+    def build(self, input_shape):
+        self.bias = self.add_weight(name="bias", shape=(input_shape[-1],), initializer=create_biases())
+
+    def call(self, inputs):
+        return inputs + self.bias
+
+
 def create_convolutional_layer(inputs, num_filters, name):
-    """3×3 convolution, 2×2 max-pooling, ReLU: (n, h, w, channels) → (n, h // 2, w // 2, num_filters)."""
+    """3×3 convolution, 2×2 max-pooling, bias, ReLU: (n, h, w, channels) → (n, h // 2, w // 2, num_filters).
+
+    The bias comes behind the pooling: max(x) + b is max(x + b), with a quarter of the additions and of their gradients.
+    """
     maps = layers.Conv2D(
-        num_filters, 3, padding="same", name=name, kernel_initializer=create_weights(), bias_initializer=create_biases()
+        num_filters, 3, padding="same", use_bias=False, kernel_initializer=create_weights(), name=name
     )(inputs)
     maps = layers.MaxPooling2D(2, name=f"{name}_pool")(maps)
+    maps = Bias(name=f"{name}_bias")(maps)
     return layers.ReLU(name=f"{name}_relu")(maps)
 
 
@@ -74,6 +88,24 @@ def create_network(name, image_size, num_classes):
     if name not in NETWORKS:
         raise UserError(f"this version has no network {name!r}, only {', '.join(NETWORKS)}", NO_DATA)
     return NETWORKS[name](image_size, num_classes)
+
+
+class Adam(keras.optimizers.Adam):
+    """Keras' Adam, with TensorFlow's one fused operation for each weight tensor instead of a dozen: the same mathematics."""
+
+    def update_step(self, gradient, variable, learning_rate):
+        index = self._get_variable_index(variable)
+        step = tf.cast(self.iterations + 1, tf.float32)
+        tf.raw_ops.ResourceApplyAdam(
+            var=_handle(variable), m=_handle(self._momentums[index]), v=_handle(self._velocities[index]), grad=gradient,
+            lr=learning_rate, beta1=self.beta_1, beta2=self.beta_2, epsilon=self.epsilon,
+            beta1_power=self.beta_1**step, beta2_power=self.beta_2**step,
+        )  # fmt: skip
+
+
+def _handle(variable):
+    """What TensorFlow's operations know a variable by, be it Keras' or TensorFlow's own, on this device."""
+    return (variable.value if isinstance(variable, keras.Variable) else variable).handle
 
 
 def compile_logits(network):

@@ -177,7 +177,7 @@ class Training:
         self.strategy = tf.distribute.MirroredStrategy() if len(gpus) > 1 else tf.distribute.get_strategy()
         with self.strategy.scope():
             self.network = model.create_network(card["network"], settings["image_size"], len(sets.classes))
-            optimizer = tf.keras.optimizers.Adam(settings["lr"])
+            optimizer = model.Adam(settings["lr"])
             optimizer.build(self.network.trainable_variables)
         self._epoch = tf.Variable(0, dtype=tf.int64)  # epochs done
         self._step = tf.Variable(0, dtype=tf.int64)  # steps done in this epoch

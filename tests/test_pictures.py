@@ -15,6 +15,7 @@ import numpy as np
 import pytest
 from conftest import QUICK, REAL_DATA, draw_pictures, error_of, needs_real_data, predictions, run, save
 
+from console import UserError
 from dataset import find_pictures, load_picture, read_train_sets
 from draw_samples import draw
 
@@ -202,6 +203,19 @@ def test_exif_orientation_is_applied(tmp_path, orientation):
     upright = cv2.resize(DRAWING, (32, 32), interpolation=cv2.INTER_AREA)
     difference = np.abs(load_picture(tmp_path / "turned.jpg", 32).astype(int) - upright)
     assert difference.mean() < 3
+
+
+@pytest.mark.parametrize("size", [(64, 90), (300, 128), (513, 700), (1100, 1030)])
+def test_a_large_jpeg_decoded_at_reduced_size_looks_the_same(tmp_path, size):
+    large = cv2.GaussianBlur(cv2.resize(DRAWING, size), (0, 0), 2)
+    jpeg = encoded(".jpg", large, cv2.IMWRITE_JPEG_QUALITY, 95)
+    (tmp_path / "large.jpg").write_bytes(jpeg[:2] + exif(6) + b"\xff" + jpeg[2:])  # a padded marker, too
+    upright = np.rot90(cv2.imdecode(np.frombuffer(jpeg, np.uint8), cv2.IMREAD_COLOR_RGB), 3)
+    expected = cv2.resize(upright, (64, 64), interpolation=cv2.INTER_AREA)
+    assert np.abs(load_picture(tmp_path / "large.jpg", 64).astype(int) - expected).mean() < 2.5
+    (tmp_path / "large.jpg").write_bytes(jpeg[: len(jpeg) // 2])
+    with pytest.raises(UserError, match="truncated"):
+        load_picture(tmp_path / "large.jpg", 64)
 
 
 def test_training_sees_what_prediction_sees(tmp_path):

@@ -345,7 +345,7 @@ for strategy in (tf.distribute.get_strategy(), tf.distribute.MirroredStrategy(["
     tf.keras.utils.set_random_seed(0)
     with strategy.scope():
         network = model.create_cnn(16, 2)
-        optimizer = tf.keras.optimizers.Adam(1e-3)
+        optimizer = model.Adam(1e-3)
         optimizer.build(network.trainable_variables)
     sums = tf.Variable([0.0, 0.0], dtype=tf.float64)
     step = train.make_train_step(strategy, network, optimizer, sums)

@@ -1,0 +1,65 @@
+"""The network's mathematics: what is done for speed changes nothing but rounding."""
+
+import numpy as np
+import pytest
+
+from model import Adam, create_cnn, keras, tf
+
+
+def plain_network(image_size, num_classes):
+    """The default network as the tutorial writes it: bias before the pooling."""
+    layers = keras.layers
+    x = pictures = keras.Input((image_size, image_size, 3), dtype="uint8")
+    x = layers.Rescaling(1 / 127.5, offset=-1)(x)
+    for filters in (32, 32, 64):
+        x = layers.ReLU()(layers.MaxPooling2D(2)(layers.Conv2D(filters, 3, padding="same")(x)))
+    x = layers.Dense(128, activation="relu")(layers.Flatten()(x))
+    return keras.Model(pictures, layers.Dense(num_classes)(x))
+
+
+@pytest.fixture(scope="module")
+def batch():
+    rng = np.random.default_rng(0)
+    return rng.integers(0, 256, (8, 32, 32, 3), dtype=np.uint8), rng.integers(0, 3, 8, dtype=np.int32)
+
+
+def loss_and_gradients(network, pixels, labels):
+    with tf.GradientTape() as tape:
+        losses = tf.nn.sparse_softmax_cross_entropy_with_logits(labels, network(pixels, training=True))
+        loss = tf.reduce_mean(losses)
+    return loss, tape.gradient(loss, network.trainable_variables)
+
+
+def test_gradients_are_those_of_the_plain_formulation(batch):
+    keras.utils.set_random_seed(1)
+    network, plain = create_cnn(32, 3), plain_network(32, 3)
+    plain.set_weights(network.get_weights())
+    (loss, gradients), (expected_loss, expected) = (loss_and_gradients(net, *batch) for net in (network, plain))
+    assert float(loss) == pytest.approx(float(expected_loss), rel=1e-6)
+    for gradient, wanted in zip(gradients, expected, strict=True):
+        assert np.abs(gradient - wanted).max() < 1e-5 * np.abs(wanted).max()
+
+
+def test_adam_is_keras_adam():
+    gradients = np.random.default_rng(0).normal(size=(20, 50, 3)).astype(np.float32)
+    ends = []
+    for optimizer in (Adam(1e-2), keras.optimizers.Adam(1e-2)):
+        weights = keras.Variable(np.zeros((50, 3), np.float32))
+        for gradient in gradients:
+            optimizer.apply([tf.constant(gradient)], [weights])
+        ends.append(weights.numpy())
+    assert np.abs(ends[0]).max() > 0.01
+    np.testing.assert_allclose(*ends, rtol=1e-4, atol=1e-7)
+
+
+def test_the_network_is_the_documented_one():
+    network = create_cnn(128, 2)
+    assert [weights.shape for weights in network.get_weights()] == [
+        (3, 3, 3, 32), (32,), (3, 3, 32, 32), (32,), (3, 3, 32, 64), (64,), (16 * 16 * 64, 128), (128,), (128, 2), (2,),
+    ]  # fmt: skip
+    for weights in network.get_weights():
+        if weights.ndim == 1:
+            np.testing.assert_array_equal(weights, np.float32(0.05))
+        elif weights.size > 800:
+            assert weights.std() == pytest.approx(0.05 * 0.88, rel=0.1)  # a normal cut off at 2 σ has 0.88 of its σ
+            assert np.abs(weights).max() <= 0.1
