@@ -1,7 +1,6 @@
 """The network, and how its weights are saved and restored."""
 
 import contextlib
-import re
 import shutil
 
 import keras
@@ -10,6 +9,7 @@ import tensorflow as tf
 from keras import layers
 
 from console import NO_DATA, UserError, describe, say
+from runs import checkpoints_in
 
 keras.config.set_floatx("float32")  # whatever the user's ~/.keras/keras.json says
 keras.config.set_image_data_format("channels_last")
@@ -122,13 +122,6 @@ def compile_logits(network):
     return logits
 
 
-def log_probabilities(logits):
-    """Logarithm of the softmax over the last axis, in float64, without overflow: exp() of it are the probabilities."""
-    logits = np.asarray(logits, np.float64)
-    shifted = logits - logits.max(axis=-1, keepdims=True)
-    return shifted - np.log(np.exp(shifted).sum(axis=-1, keepdims=True))
-
-
 @contextlib.contextmanager
 def enough_memory():
     """Turn the errors of a machine that is too small into a line with advice."""
@@ -183,12 +176,6 @@ def _write(checkpoint, folder, number, keep):
             shutil.rmtree(leftover, ignore_errors=True)
         reason = describe(error) if isinstance(error, OSError) else error.message.split("\n")[0]
         raise UserError(f"cannot save a checkpoint in {folder} (the last good one is kept): {reason}") from None
-
-
-def checkpoints_in(folder):
-    """Path prefixes of the checkpoints in a folder, the newest first."""
-    numbers = [re.fullmatch(r"ckpt-(\d+)\.index", path.name) for path in folder.glob("ckpt-*.index")]
-    return [folder / f"ckpt-{n}" for n in sorted((int(match[1]) for match in numbers if match), reverse=True)]
 
 
 def _restore_first_sound(checkpoint, prefixes):

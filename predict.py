@@ -27,6 +27,8 @@ def parse_arguments(argv):
     add("--model", type=Path, default=HERE / "runs", metavar="RUN_FOLDER", help="default: the newest finished run")
     add("--top", type=number(int, 1), default=3, metavar="N", help="how many classes the text names (default: 3)")
     add("--format", choices=PRINTERS, default="text", help="of standard output (default: text)")
+    add("--runtime", choices=["auto", "litert", "tensorflow"], default="auto",
+        help="auto (default): LiteRT if it is installed and the run's file is sound, which starts much sooner")  # fmt: skip
     add("--submission", type=Path, metavar="FILE",
         help="also write Kaggle's id,label: the probability of dog for each numbered picture (1.jpg)")  # fmt: skip
     return parser.parse_args(argv)
@@ -38,7 +40,7 @@ def main(argv=None):
     run = find_run(arguments.model)
     card = read_card(run)
     paths = list_pictures(arguments.paths)
-    results = predict(run, card, paths)
+    results = predict(run, card, paths, arguments.runtime)
     if arguments.submission:
         ids, dog = submission_ids(paths), dog_column(card["classes"])
         if not arguments.submission.parent.is_dir():
@@ -71,15 +73,15 @@ def list_pictures(arguments):
     return paths
 
 
-def predict(run, card, paths):
+def predict(run, card, paths, runtime="auto"):
     """Yield (path, log_probabilities, reason) for each of `paths`, in order.
 
     log_probabilities is (classes,) float64; it is None where the file cannot be used, and reason says why.
     """
     from dataset import decode_batches
-    from model import compile_logits, load_network, log_probabilities
+    from inference import load_logits, log_probabilities
 
-    logits = compile_logits(load_network(run, card))
+    logits = load_logits(run, card, runtime)
     with console.progress("predicting", len(paths)) as advance:
         for batch, reasons, pixels in decode_batches(paths, card["image_size"]):
             scores = iter(log_probabilities(logits(pixels)))

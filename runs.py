@@ -5,12 +5,14 @@
     runs/001/skipped.csv                 the files that could not be used, and why
     runs/001/checkpoints/newest/ckpt-*   weights, optimizer and position, to resume from
     runs/001/checkpoints/best/ckpt-*     weights of the epoch with the best validation accuracy, to predict with
+    runs/001/model.tflite                the same weights for LiteRT, which predicts without TensorFlow
 """
 
 import contextlib
 import itertools
 import json
 import os
+import re
 
 from console import NO_DATA, UserError, describe, say, write_whole
 
@@ -20,6 +22,7 @@ except ImportError:  # Windows
     fcntl = None
 
 CARD = "model.json"
+LITERT = "model.tflite"
 MIN_IMAGE_SIZE, MAX_IMAGE_SIZE = 8, 2048  # the network halves a picture three times
 
 
@@ -79,6 +82,12 @@ def locked(run):
         yield
     finally:
         os.close(folder)
+
+
+def checkpoints_in(folder):
+    """Path prefixes of the checkpoints in a folder, the newest first."""
+    numbers = [re.fullmatch(r"ckpt-(\d+)\.index", path.name) for path in folder.glob("ckpt-*.index")]
+    return [folder / f"ckpt-{n}" for n in sorted((int(match[1]) for match in numbers if match), reverse=True)]
 
 
 def write_card(run, card):

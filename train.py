@@ -151,9 +151,25 @@ def train_in(run, card, sets):
             is_best = training.finish_epoch(row | {"seconds": time.monotonic() - started})
             write_card(run, card | training.results())
             print(epoch_line(training.history[-1], settings["epochs"], is_best), flush=True)
-    write_card(run, card | training.results() | {"finished": True})
+    card |= training.results() | {"finished": True}
+    write_card(run, card)
+    export_for_prediction(run, card, sets)
     print_closing(run, training, sets)
     return training.history
+
+
+def export_for_prediction(run, card, sets):
+    """Write the LiteRT file, with which predict.py answers in a blink; without it, it gives the same answers later."""
+    from export import export, first_pictures, missing_packages
+    from inference import litert_problem
+
+    if missing_packages("litert"):
+        say("no LiteRT file for quick predictions: pip install ai-edge-litert, then run export.py")
+    elif litert_problem(run, card):
+        try:
+            export(run, card, "litert", *first_pictures(sets.valid))
+        except (OSError, UserError) as error:
+            say(f"warning: no LiteRT file for quick predictions: {error}")
 
 
 class Training:
@@ -220,7 +236,7 @@ class Training:
         """Score every validation picture; returns the validation half of the history's row."""
         import numpy as np
 
-        from model import log_probabilities
+        from inference import log_probabilities
 
         loss = right = 0
         with console.progress("validation", len(self.sets.valid)) as advance:

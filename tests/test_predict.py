@@ -102,14 +102,16 @@ def test_damaged_run_folders(trained, photo, tmp_path):
     assert damaged in broken("deep_card", lambda folder: (folder / "model.json").write_text("[" * 100_000))
     assert damaged in broken("odd_classes", lambda folder: None, classes="ab")
     assert damaged in broken("odd_size", lambda folder: None, image_size=10**9)
-    assert "no network 'transformer'" in broken("other_network", lambda folder: None, network="transformer")
+    assert "does not fit" in broken("other_classes", lambda folder: None, classes=["a", "b", "c"])
+    no_litert = {"litert": None}
+    assert "no network 'transformer'" in broken("other_network", lambda folder: None, network="transformer", **no_litert)
     assert "no checkpoint" in broken("no_checkpoint", lambda folder: shutil.rmtree(folder / "checkpoints"))
-    assert "no sound checkpoint" in broken("other_shape", lambda folder: None, classes=["a", "b", "c"])
-    assert "no sound checkpoint" in broken("other_size", lambda folder: None, image_size=64)
+    assert "no sound checkpoint" in broken("other_shape", lambda folder: None, classes=["a", "b", "c"], **no_litert)
+    assert "no sound checkpoint" in broken("other_size", lambda folder: None, image_size=64, **no_litert)
 
     def empty_all(folder):
         for path in folder.rglob("ckpt-*"):
-            path.write_bytes(b"")
+            path.write_bytes(b"")  # the LiteRT file does not belong to these any more
 
     assert "no sound checkpoint" in broken("empty", empty_all)
 
@@ -122,7 +124,7 @@ def test_a_damaged_best_checkpoint_falls_back_to_the_newest_and_says_so(trained,
     for harm in (lambda: damage(data), lambda: data.write_bytes(whole[:1000]), lambda: damage(index)):
         data.write_bytes(whole)
         harm()
-        finished = run("predict", "--model", "run", photo)
+        finished = run("predict", "--model", "run", "--runtime", "tensorflow", photo)
         assert "is damaged" in finished.stderr
         assert "newest" in finished.stderr
 
@@ -188,7 +190,7 @@ def test_odd_standard_streams(trained, photo):
     assert "größe.jpg" in answer.stdout.decode()
 
 
-@pytest.mark.parametrize("script", ["train", "predict", "evaluate"])
+@pytest.mark.parametrize("script", ["train", "predict", "evaluate", "export"])
 def test_help_answers_at_once(script):
     started = time.monotonic()
     assert "exit codes" in run(script, "--help").stdout

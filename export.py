@@ -1,0 +1,179 @@
+"""Export a trained network for other programs: python export.py --format onnx"""
+
+import argparse
+import contextlib
+import importlib.util
+import io
+import itertools
+import os
+import shutil
+import warnings
+from pathlib import Path
+
+import console
+from console import DONE, FAILED, USAGE, UserError, say
+from runs import LITERT, find_run, read_card, write_card
+
+HERE = Path(__file__).resolve().parent
+FORMATS = {  # name: (file, the packages it takes)
+    "litert": (LITERT, ["ai_edge_litert"]),
+    "litert-int8": ("model_int8.tflite", ["ai_edge_litert"]),
+    "onnx": ("model.onnx", ["tf2onnx", "onnxruntime"]),
+    "savedmodel": ("saved_model", []),
+}
+TOLERANCE = 1e-4  # of a probability; int8 is judged by its accuracy
+MOST_PICTURES = 1000
+
+
+def parse_arguments(argv):
+    """The command line as a namespace."""
+    parser = argparse.ArgumentParser(
+        description="Export a trained network into its run folder, checked against the original on real pictures. "
+        "All take (n, size, size, 3) uint8 RGB and give (n, classes) float32 logits.",
+        epilog="exit codes: 0 done, 1 failed, 2 wrong usage, 3 no usable pictures or a bad run folder, "
+        "130 interrupted, 143 terminated",
+    )
+    add = parser.add_argument
+    add("--format", choices=FORMATS, default="litert", help="default: litert")
+    add("--model", type=Path, default=HERE / "runs", metavar="RUN_FOLDER", help="default: the newest finished run")
+    add("--data-dir", type=Path, metavar="FOLDER", help="labelled pictures to check with (default: the training's own)")
+    return parser.parse_args(argv)
+
+
+def main(argv=None):
+    """Export one format, check it and keep it; returns the exit code."""
+    arguments = parse_arguments(argv)
+    run = find_run(arguments.model)
+    card = read_card(run)
+    missing = missing_packages(arguments.format)
+    if missing:
+        raise UserError(f"{arguments.format} needs {' and '.join(missing)}: pip install -r requirements-export.txt", USAGE)
+    pixels, labels = validation_pictures(card, arguments.data_dir)
+    return DONE if export(run, card, arguments.format, pixels, labels) else FAILED
+
+
+def missing_packages(name):
+    """The packages that a format takes and that are not installed."""
+    return [package for package in FORMATS[name][1] if importlib.util.find_spec(package) is None]
+
+
+def validation_pictures(card, data_dir=None):
+    """Pictures to check an export with, (n, size, size, 3) uint8 RGB, n ≤ MOST_PICTURES, and their labels, (n,).
+
+    They are the validation pictures of the training, split off again, or of another labelled folder.
+    """
+    from dataset import read_train_sets
+
+    settings = card["settings"]
+    sets = read_train_sets(
+        data_dir or settings["data_dir"], card["image_size"], card["classes"], settings["validation_split"],
+        settings["limit_per_class"],
+    )  # fmt: skip
+    return first_pictures(sets.valid)
+
+
+def first_pictures(data_set):
+    """The first MOST_PICTURES of a shuffled DataSet: (pixels, labels)."""
+    import numpy as np
+
+    batches = list(itertools.islice(data_set.batches(50, seed=0), MOST_PICTURES // 50))
+    return tuple(np.concatenate(parts) for parts in zip(*batches, strict=True))
+
+
+def export(run, card, name, pixels, labels):
+    """Convert a run's best network, compare the answers, say how they differ; keep the file if they don't.
+
+    Returns whether it was kept.
+    """
+    import numpy as np
+
+    from inference import best_checkpoint_digest, file_digest, log_probabilities
+    from model import compile_logits, load_network
+
+    network = load_network(run, card)
+    target = run / FORMATS[name][0]
+    partial = run / f"partial_{os.getpid()}_{target.name}"
+    try:
+        with contextlib.redirect_stdout(io.StringIO()), warnings.catch_warnings():  # converters chatter
+            warnings.simplefilter("ignore")
+            logits = CONVERTERS[name](network, pixels, partial)
+        expected, got = (
+            np.exp(np.concatenate([log_probabilities(f(pixels[i : i + 50])) for i in range(0, len(pixels), 50)]))
+            for f in (compile_logits(network), logits)
+        )
+        difference = np.abs(expected - got).max()
+        before, after = ((scores.argmax(axis=1) == labels).mean() for scores in (expected, got))
+        say(f"{name}: probabilities of {len(pixels)} pictures differ by at most {difference:.2g}; "
+            f"accuracy {before:.2%} before, {after:.2%} after")  # fmt: skip
+        if name != "litert-int8" and difference > TOLERANCE:
+            say(f"error: that is more than {TOLERANCE}: {target} is not kept")
+            return False
+        with contextlib.suppress(FileNotFoundError, NotADirectoryError):
+            shutil.rmtree(target)
+        os.replace(partial, target)
+    finally:
+        with contextlib.suppress(OSError):
+            shutil.rmtree(partial) if partial.is_dir() else partial.unlink()
+    if name == "litert":
+        card["litert"] = {"checkpoint": best_checkpoint_digest(run), "file": file_digest(target)}
+        write_card(run, card)
+    return True
+
+
+# Each converter writes a network to a path and returns `logits(pictures)` of what it has written. -------------------------
+
+
+def convert_litert(network, pixels, path):
+    """Float32 LiteRT."""
+    import tensorflow as tf
+
+    from inference import load_litert
+
+    path.write_bytes(tf.lite.TFLiteConverter.from_keras_model(network).convert())
+    return load_litert(path)[0]
+
+
+def convert_litert_int8(network, pixels, path):
+    """LiteRT with weights and maps in 8 bits, their ranges measured on some of the pictures; a quarter of the size."""
+    import tensorflow as tf
+
+    from inference import load_litert
+
+    converter = tf.lite.TFLiteConverter.from_keras_model(network)
+    converter.optimizations = [tf.lite.Optimize.DEFAULT]
+    converter.representative_dataset = lambda: ([picture[None]] for picture in pixels[:200])
+    path.write_bytes(converter.convert())
+    return load_litert(path)[0]
+
+
+def convert_onnx(network, pixels, path):
+    """ONNX, run by onnxruntime."""
+    import onnxruntime
+    import tensorflow as tf
+    import tf2onnx
+
+    signature = [tf.TensorSpec((None, *network.input_shape[1:]), tf.uint8, name="pictures")]
+    graph = tf.function(lambda pictures: network(pictures, training=False), input_signature=signature)
+    tf2onnx.convert.from_function(graph, input_signature=signature, opset=17, output_path=str(path))
+    session = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
+    return lambda pictures: session.run(None, {"pictures": pictures})[0]
+
+
+def convert_savedmodel(network, pixels, path):
+    """TensorFlow's SavedModel; its signature is called `serve`."""
+    import tensorflow as tf
+
+    network.export(str(path), verbose=False)
+    served = tf.saved_model.load(str(path))
+    return lambda pictures: served.serve(pictures).numpy()
+
+
+CONVERTERS = {
+    "litert": convert_litert,
+    "litert-int8": convert_litert_int8,
+    "onnx": convert_onnx,
+    "savedmodel": convert_savedmodel,
+}
+
+if __name__ == "__main__":
+    console.run(main)

@@ -1,0 +1,100 @@
+"""Exported networks, and prediction without TensorFlow."""
+
+import importlib.util
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from conftest import PROJECT, QUICK, error_of, predictions, run
+
+import model
+from dataset import load_picture
+from inference import load_litert
+from runs import read_card
+
+
+@pytest.fixture
+def copy(trained):
+    """A copy of the trained run, to change."""
+    return Path(shutil.copytree(trained, "run"))
+
+
+def test_litert_and_tensorflow_give_the_same_probabilities(trained, pictures):
+    by_litert = predictions(trained, pictures, "--runtime", "litert")
+    by_tensorflow = predictions(trained, pictures, "--runtime", "tensorflow")
+    assert len(by_litert) == 24
+    for path, answer in by_litert.items():
+        assert answer["probabilities"] == pytest.approx(by_tensorflow[path]["probabilities"], abs=1e-5)
+
+
+def test_prediction_does_not_import_tensorflow(trained, pictures):
+    script = "import sys, predict; predict.main(sys.argv[1:]); assert 'tensorflow' not in sys.modules"
+    command = [sys.executable, "-c", script, "--model", trained, pictures]
+    finished = subprocess.run(command, cwd=PROJECT, capture_output=True, text=True)
+    assert finished.returncode == 0, finished.stderr
+    assert len(finished.stdout.splitlines()) == 24
+
+
+def test_a_litert_file_that_is_damaged_or_stale_is_not_used(copy, pictures):
+    photo = pictures / "cats/cats_1.jpg"
+    expected = predictions(copy, photo)[str(photo)]["probabilities"]
+    file = copy / "model.tflite"
+    data = bytearray(file.read_bytes())
+    data[len(data) // 2] ^= 255
+    file.write_bytes(data)
+    finished = run("predict", "--model", copy, photo)
+    assert "model.tflite is damaged" in finished.stderr
+    assert predictions(copy, photo)[str(photo)]["probabilities"] == pytest.approx(expected, abs=1e-5)
+    assert "--runtime tensorflow" in error_of(run("predict", "--model", copy, "--runtime", "litert", photo, code=1))
+
+    run("export", "--model", copy, "--data-dir", pictures)  # made anew, it is used again
+    assert predictions(copy, photo, "--runtime", "litert")
+    (best,) = (copy / "checkpoints/best").glob("*.index")
+    newest, *_ = (copy / "checkpoints/newest").glob("*.index")
+    shutil.copy(newest, best)
+    assert "another checkpoint" in error_of(run("predict", "--model", copy, "--runtime", "litert", photo, code=1))
+
+
+def test_training_further_makes_the_litert_file_anew(pictures):
+    run("train", "--data-dir", pictures, "--output", "runs", *QUICK, "--lr", 1e-3)
+    first = Path("runs/001/model.tflite").read_bytes()
+    finished = run("train", "--resume", "--output", "runs", "--epochs", 8, "--patience", 0)
+    if finished.stdout.count("  best"):
+        assert Path("runs/001/model.tflite").read_bytes() != first
+    photo = pictures / "dogs/dogs_1.jpg"
+    one, other = (predictions("runs", photo, "--runtime", runtime)[str(photo)] for runtime in ("litert", "tensorflow"))
+    assert one["probabilities"] == pytest.approx(other["probabilities"], abs=1e-5)
+
+
+@pytest.mark.parametrize("name", ["savedmodel", "litert", "litert-int8", "onnx"])
+def test_every_format_is_checked_and_kept(copy, pictures, name):
+    if name == "onnx" and importlib.util.find_spec("tf2onnx") is None:
+        finished = run("export", "--model", copy, "--format", name, "--data-dir", pictures, code=2)
+        assert "pip install -r requirements-export.txt" in error_of(finished)
+        return
+    finished = run("export", "--model", copy, "--format", name, "--data-dir", pictures)
+    assert finished.stdout == ""
+    assert "differ by at most" in finished.stderr
+    assert "accuracy" in finished.stderr
+    assert not list(copy.glob("partial*"))
+    pixels = np.stack([load_picture(path, 32) for path in sorted(pictures.rglob("*.jpg"))])
+    expected = model.compile_logits(model.load_network(copy, read_card(copy)))(pixels)
+    if name == "savedmodel":
+        saved = model.tf.saved_model.load(str(copy / "saved_model"))
+        got = saved.serve(pixels).numpy()
+    elif name == "onnx":
+        import onnxruntime
+
+        got = onnxruntime.InferenceSession(str(copy / "model.onnx")).run(None, {"pictures": pixels})[0]
+    else:
+        got = load_litert(copy / ("model.tflite" if name == "litert" else "model_int8.tflite"))[0](pixels)
+    np.testing.assert_allclose(got, expected, atol=0.2 if name == "litert-int8" else 1e-4)
+
+
+def test_export_without_pictures_says_what_to_give(copy):
+    shutil.rmtree("pictures", ignore_errors=True)
+    finished = run("export", "--model", copy, "--data-dir", "nowhere", code=3)
+    assert "no folder nowhere" in error_of(finished)
