@@ -260,11 +260,15 @@ class Training:
         is_best = self.best() is row
         if is_best:
             self._saver.save_best(row["epoch"])
+        self.begin_epoch()
+        self._save()
+        return is_best
+
+    def begin_epoch(self):
+        """Move on to the first step of the next epoch."""
         self._epoch.assign_add(1)
         self._step.assign(0)
         self._sums.assign([0.0, 0.0])
-        self._save()
-        return is_best
 
     def best(self):
         """The history's row with the best validation accuracy; among equals, with the lowest validation loss."""

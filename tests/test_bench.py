@@ -1,0 +1,18 @@
+"""The benchmark runs, in its shortest form, so that it never rots."""
+
+import csv
+from pathlib import Path
+
+from conftest import run
+
+
+def test_a_short_benchmark(pictures):
+    short = ("--rounds", 1, "--steps", 2, "--epochs", 2, "--batch-sizes", 4)
+    finished = run("bench", "--data-dir", pictures, *short, "--output", "results")
+    (file,) = Path("results").glob("bench-*-24pictures.csv")
+    with open(file, newline="") as table:
+        rows = list(csv.DictReader(table))
+    assert {row["who"] for row in rows} >= {"this machine", "this project", "Keras fit", "Keras fit, cached"}
+    for what in ("step, batch 4", "first epoch from files", "later epochs from files", "float32 matrix product"):
+        assert any(row["what"].startswith(what) and float(row["median"]) > 0 for row in rows)
+        assert what in finished.stdout
