@@ -1,4 +1,4 @@
-"""How every script speaks to the person at the shell: flags, messages, progress bars, files that are whole, exit codes."""
+"""How every script speaks to the person at the shell: flags, messages, progress bars, whole files and exit codes."""
 
 import argparse
 import contextlib
@@ -6,8 +6,11 @@ import csv
 import faulthandler
 import io
 import os
+import shlex
+import shutil
 import signal
 import sys
+from pathlib import Path
 
 DONE, FAILED, USAGE, NO_DATA, BELOW_ACCURACY, INTERRUPTED, TERMINATED = 0, 1, 2, 3, 4, 130, 143
 
@@ -52,6 +55,23 @@ def describe(error):
     """An OSError in words without its number: `No space left on device: runs/001/model.json`."""
     name = f": {os.fsdecode(error.filename)}" if error.filename is not None else ""
     return f"{error.strerror or error}{name}"
+
+
+def command(script, *arguments):
+    """A command to copy into the shell: it runs a script of this project with this Python."""
+    python = "python" if shutil.which("python") == sys.executable else Path(sys.executable)
+    return " ".join(shell_path(part) for part in (python, Path(__file__).with_name(script), *arguments))
+
+
+def shell_path(part):
+    """A Path as short as it can be from here, or any other word as it is, quoted for the shell."""
+    if isinstance(part, Path):
+        part = part.absolute()
+        with contextlib.suppress(ValueError):  # Windows: it is on another drive
+            relative = os.path.relpath(part)
+            if not relative.startswith(".."):
+                part = f"./{relative}" if relative.startswith("-") else relative
+    return shlex.quote(str(part))
 
 
 def write_whole(path, text):

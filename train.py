@@ -7,15 +7,13 @@ import csv
 import math
 import os
 import platform
-import shlex
-import shutil
 import signal
 import sys
 import time
 from pathlib import Path
 
 import console
-from console import NO_DATA, USAGE, UserError, csv_text, number, say, write_whole
+from console import NO_DATA, USAGE, UserError, command, csv_text, number, say, shell_path, write_whole
 from runs import CARD, MAX_IMAGE_SIZE, MIN_IMAGE_SIZE, find_run, locked, new_run, read_card, write_card
 
 # TensorFlow, and what imports it, is imported inside the functions that use it: --help and a wrong flag answer at once.
@@ -438,23 +436,6 @@ def print_closing(run, training, sets):
         print(f"best: epoch {best['epoch']}, validation accuracy {best['val_accuracy']:.1%}, loss {best['val_loss']:.4f}")
     print(f"saved in {shell_path(run)}; now run:")
     print(f"  {command('predict.py', '--model', run, sets.valid.paths[0])}")
-
-
-def command(script, *arguments):
-    """A command to copy into the shell: it runs a script of this project with this Python."""
-    python = "python" if shutil.which("python") == sys.executable else Path(sys.executable)
-    return " ".join(shell_path(part) for part in (python, HERE / script, *arguments))
-
-
-def shell_path(part):
-    """A Path as short as it can be from here, or any other word as it is, quoted for the shell."""
-    if isinstance(part, Path):
-        part = part.absolute()
-        with contextlib.suppress(ValueError):  # Windows: it is on another drive
-            relative = os.path.relpath(part)
-            if not relative.startswith(".."):
-                part = f"./{relative}" if relative.startswith("-") else relative
-    return shlex.quote(str(part))
 
 
 if __name__ == "__main__":
