@@ -11,8 +11,8 @@ import warnings
 from pathlib import Path
 
 import console
-from console import DONE, FAILED, USAGE, UserError, say
-from runs import LITERT, find_run, read_card, write_card
+from console import DONE, FAILED, NO_DATA, USAGE, UserError, say
+from runs import CARD, LITERT, find_run, read_card, write_card
 
 HERE = Path(__file__).resolve().parent
 FORMATS = {  # name: (file, the packages it takes)
@@ -47,8 +47,9 @@ def main(argv=None):
     card = read_card(run)
     missing = missing_packages(arguments.format)
     if missing:
-        raise UserError(f"{arguments.format} needs {' and '.join(missing)}: pip install -r requirements-export.txt", USAGE)
-    pixels, labels = validation_pictures(card, arguments.data_dir)
+        requirements = "requirements-export.txt" if arguments.format == "onnx" else "requirements.txt"
+        raise UserError(f"{arguments.format} needs {' and '.join(missing)}: pip install -r {requirements}", USAGE)
+    pixels, labels = validation_pictures(run, card, arguments.data_dir)
     return DONE if export(run, card, arguments.format, pixels, labels) else FAILED
 
 
@@ -57,7 +58,7 @@ def missing_packages(name):
     return [package for package in FORMATS[name][1] if importlib.util.find_spec(package) is None]
 
 
-def validation_pictures(card, data_dir=None):
+def validation_pictures(run, card, data_dir=None):
     """Pictures to check an export with, (n, size, size, 3) uint8 RGB, n ≤ MOST_PICTURES, and their labels, (n,).
 
     They are the validation pictures of the training, split off again, or of another labelled folder.
@@ -65,10 +66,12 @@ def validation_pictures(card, data_dir=None):
     from dataset import read_train_sets
 
     settings = card["settings"]
-    sets = read_train_sets(
-        data_dir or settings["data_dir"], card["image_size"], card["classes"], settings["validation_split"],
-        settings["limit_per_class"],
-    )  # fmt: skip
+    try:
+        data_dir = data_dir or Path(settings["data_dir"])
+        part, limit = settings["validation_split"], settings["limit_per_class"]
+    except (KeyError, TypeError):
+        raise UserError(f"the settings in {run / CARD} are damaged: restore them", NO_DATA) from None
+    sets = read_train_sets(data_dir, card["image_size"], card["classes"], part, limit, run.parent / ".cache")
     return first_pictures(sets.valid)
 
 

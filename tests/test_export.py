@@ -1,6 +1,7 @@
 """Exported networks, and prediction without TensorFlow."""
 
 import importlib.util
+import json
 import shutil
 import subprocess
 import sys
@@ -94,7 +95,12 @@ def test_every_format_is_checked_and_kept(copy, pictures, name):
     np.testing.assert_allclose(got, expected, atol=0.2 if name == "litert-int8" else 1e-4)
 
 
-def test_export_without_pictures_says_what_to_give(copy):
-    shutil.rmtree("pictures", ignore_errors=True)
+def test_export_with_damaged_settings_is_one_clear_line(copy, pictures):
+    card = copy / "model.json"
+    card.write_text(json.dumps(json.loads(card.read_text()) | {"settings": {}}))
+    assert "settings in" in error_of(run("export", "--model", copy, "--data-dir", pictures, code=3))
+
+
+def test_export_from_a_missing_folder(copy):
     finished = run("export", "--model", copy, "--data-dir", "nowhere", code=3)
     assert "no folder nowhere" in error_of(finished)
