@@ -167,13 +167,16 @@ def _write(checkpoint, folder, number, keep):
     """
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        checkpoint.write(str(folder / f"ckpt-{number}"))
+        partial = folder / f"partial-{number}"  # TensorFlow writes the index in place: killed then, it would be cut off
+        checkpoint.write(str(partial))
+        for path in sorted(folder.glob(f"{partial.name}.*")):  # the data, and last the index that makes it count
+            path.replace(folder / path.name.replace(partial.name, f"ckpt-{number}"))
         for old in checkpoints_in(folder)[keep:]:
             for path in folder.glob(f"{old.name}.*"):
                 path.unlink()
     except (tf.errors.OpError, OSError) as error:
-        for leftover in folder.glob("*_temp"):
-            shutil.rmtree(leftover, ignore_errors=True)
+        for leftover in folder.glob("partial-*"):
+            shutil.rmtree(leftover) if leftover.is_dir() else leftover.unlink()
         reason = describe(error) if isinstance(error, OSError) else error.message.split("\n")[0]
         raise UserError(f"cannot save a checkpoint in {folder} (the last good one is kept): {reason}") from None
 

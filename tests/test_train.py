@@ -27,7 +27,7 @@ def newest_tensors(run_folder):
     """Every tensor of the newest checkpoint, weights and optimizer, by name."""
     import tensorflow as tf
 
-    newest = max(run_folder.glob("checkpoints/newest/*.index"), key=lambda path: int(path.stem.split("-")[1]))
+    newest = max(run_folder.glob("checkpoints/newest/ckpt-*.index"), key=lambda path: int(path.stem.split("-")[1]))
     reader = tf.train.load_checkpoint(str(newest.with_suffix("")))
     names = [name for name in reader.get_variable_to_shape_map() if name.endswith("VARIABLE_VALUE")]
     return {name: reader.get_tensor(name) for name in names}
@@ -102,7 +102,7 @@ def test_killed_in_the_middle_of_an_epoch_and_resumed_it_is_the_same_run(tmp_pat
     process = start("train", *settings, "--output", "killed", "--save-minutes", save_minutes)
     newest = tmp_path / "killed/001/checkpoints/newest"
     per_epoch = steps + 1
-    saved = lambda: [int(path.stem.split("-")[1]) for path in newest.glob("*.index")]  # noqa: E731
+    saved = lambda: [int(path.stem.split("-")[1]) for path in newest.glob("ckpt-*.index")]  # noqa: E731
     wait_until(process, lambda: any(number >= per_epoch + (5 if save_minutes == 0 else 0) for number in saved()))
     process.kill()
     process.communicate()
