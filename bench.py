@@ -1,10 +1,11 @@
-"""Measure training against Keras and PyTorch on this machine: python bench.py
+"""Measure training and prediction against Keras and PyTorch on this machine: python bench.py
 
 The same network on the same files with the same batch size. Every measurement is a process of its own, and they take turns,
 round by round, so that a machine whose speed drifts slows all alike.
 """
 
 import argparse
+import functools
 import importlib.util
 import json
 import os
@@ -17,18 +18,19 @@ import time
 from pathlib import Path
 
 import console
-from console import DONE, UserError, csv_text, number, say, write_whole
+from console import DONE, FAILED, UserError, csv_text, number, say, write_whole
 
 HERE = Path(__file__).resolve().parent
 IMAGE_SIZE, BATCH_SIZE = 128, 32
 FLOP_A_PICTURE = 0.437e9  # of a training step: the products of the convolutions and fully connected layers, both ways
+PREDICTING = "predicting files, whole process, pictures/s"
 OURS, LIMIT = "this project", "steps at the limit of the matrix product, pictures/s"
 
 
 def parse_arguments(argv):
     """The command line as a namespace."""
     parser = argparse.ArgumentParser(
-        description="Measure training against Keras and PyTorch on this machine.",
+        description="Measure training and prediction against Keras and PyTorch on this machine.",
         epilog="PyTorch takes part where requirements-bench.txt is installed.",
     )
     add = parser.add_argument
@@ -288,6 +290,13 @@ def epoch_figures(pictures, seconds):
     }
 
 
+def our_card():
+    """The card of a run that trains the network that the others train."""
+    import train
+
+    return {"settings": train.DEFAULTS | {"image_size": IMAGE_SIZE, "batch_size": BATCH_SIZE}, "network": "cnn"}
+
+
 def our_epochs(arguments):
     """All that train.py does in an epoch but printing and saving; the first includes decoding into the cache."""
     import train
@@ -298,16 +307,55 @@ def our_epochs(arguments):
     with tempfile.TemporaryDirectory() as folder:
         started = time.perf_counter()
         sets = read_train_sets(arguments.data_dir, IMAGE_SIZE, cache_dir=Path(folder, "cache"))
-        settings = train.DEFAULTS | {"image_size": IMAGE_SIZE, "batch_size": BATCH_SIZE, "lr": 1e-4}
-        training = train.Training(Path(folder), {"settings": settings, "network": "cnn"}, sets)
-        seconds = []
+        training = train.Training(Path(folder), our_card(), sets)
+        seconds, steps, waits = [], [], []
         for _ in range(arguments.epochs):
-            training.train_epoch()
+            waits.append(count_waiting(sets.train))
+            steps.append(timed(training.train_epoch))
             training.validate()
             training.begin_epoch()
             seconds.append(time.perf_counter() - started)
             started = time.perf_counter()
-    return epoch_figures(len(sets.train), seconds)
+    waiting = 100 * statistics.median(sum(wait) / step for wait, step in zip(waits[1:], steps[1:], strict=True))
+    return epoch_figures(len(sets.train), seconds) | {"waiting for pictures, later epochs, % of the steps' time": waiting}
+
+
+def count_waiting(data_set):
+    """Make a DataSet note how many seconds each batch is waited for; returns the list that they come into."""
+    waits, batches = [], type(data_set).batches
+
+    def noting(*arguments):
+        iterator = batches(data_set, *arguments)
+        while True:
+            started = time.perf_counter()
+            batch = next(iterator, None)
+            waits.append(time.perf_counter() - started)
+            if batch is None:
+                return
+            yield batch
+
+    data_set.batches = noting
+    return waits
+
+
+def our_second_run(arguments):
+    """From TensorFlow's import being done to the end of the first step, where an earlier run has left its cache."""
+    from dataset import read_train_sets
+
+    with tempfile.TemporaryDirectory() as folder:
+        read = functools.partial(read_train_sets, arguments.data_dir, IMAGE_SIZE, cache_dir=Path(folder, "cache"))
+        read()
+        import tensorflow as tf
+
+        import train
+
+        tf.zeros(1)
+        started = time.perf_counter()
+        sets = read()
+        training = train.Training(Path(folder), our_card(), sets)
+        training.train_step(*next(sets.train.batches(BATCH_SIZE, seed=0)))
+        training.sums.numpy()
+        return {"first step of a second run, s after the import": time.perf_counter() - started}
 
 
 def keras_epochs(arguments, cached=False):
@@ -359,9 +407,45 @@ def torch_epochs(arguments, workers):
     return epoch_figures(counts[0], seconds)
 
 
+# --- Predicting many files --------------------------------------------------------------------------------------------
+
+
+def our_predictions(arguments):
+    """predict.py as a user runs it, the start of Python included, with a network that train.py made just before."""
+    from dataset import find_pictures
+
+    with tempfile.TemporaryDirectory() as folder:
+        brief = ["--limit-per-class", "20", "--epochs", "1", "--image-size", str(IMAGE_SIZE), "--output", folder]
+        python(HERE / "train.py", *brief)
+        seconds = timed(lambda: python(HERE / "predict.py", "--model", folder, "--format", "csv", arguments.data_dir))
+    return {PREDICTING: len(find_pictures(arguments.data_dir).paths) / seconds}
+
+
+def python(*arguments):
+    """Run a script in a process of its own; a picture that cannot be read is no reason to stop."""
+    finished = subprocess.run([sys.executable, *map(str, arguments)], capture_output=True, text=True)
+    if finished.returncode not in (DONE, FAILED):
+        raise UserError(finished.stderr)
+
+
+def keras_predictions(arguments):
+    """Keras' predict, fed by image_dataset_from_directory, the imports included."""
+    started = time.perf_counter()
+    from model import keras, tf
+
+    pictures = keras.utils.image_dataset_from_directory(
+        arguments.data_dir, labels=None, image_size=(IMAGE_SIZE, IMAGE_SIZE), batch_size=64, shuffle=False,
+        follow_links=True, verbose=False,
+    )  # fmt: skip
+    keras_network().predict(pictures.prefetch(tf.data.AUTOTUNE), verbose=0)
+    return {PREDICTING: len(pictures.file_paths) / (time.perf_counter() - started)}
+
+
 MEASUREMENTS = {
     "limits": {"this machine": limits},
     "steps": {OURS: our_steps, "Keras fit": keras_steps, "PyTorch": torch_steps},
+    "second run": {OURS: our_second_run},
+    "predictions": {OURS: our_predictions, "Keras predict": keras_predictions},
     "epochs": {
         OURS: our_epochs,
         "Keras fit": keras_epochs,

@@ -41,7 +41,7 @@ SIGNATURES = {
     "WebP": rb"RIFF....WEBP", "TIFF": rb"II\*\0|MM\0\*",
 }  # fmt: skip
 REDUCTIONS = {1: 0, 2: cv2.IMREAD_REDUCED_GRAYSCALE_2, 4: cv2.IMREAD_REDUCED_GRAYSCALE_4, 8: cv2.IMREAD_REDUCED_GRAYSCALE_8}
-CACHE_VERSION = 1  # raise it when decode_picture() comes to give other pixels
+CACHE_VERSION = 2  # raise it when decode_picture() comes to give other pixels
 
 cv2.setNumThreads(1)  # pictures are decoded side by side; threads inside each one would only get in the way
 
@@ -211,9 +211,12 @@ def decode_picture(path, data, image_size):
         picture = None
     if picture is None:
         raise BadPictureError(path, f"damaged, truncated or unsupported {kind}")
-    shrinks = min(picture.shape[:2]) >= image_size
-    # Averaging over areas keeps a shrunk picture free of jagged edges; it makes an enlarged one blocky.
-    return cv2.resize(picture, (image_size, image_size), interpolation=cv2.INTER_AREA if shrinks else cv2.INTER_LINEAR)
+    # Bilinear interpolation looks at two pixels each way. Where more of them fall into one, averaging over areas, five
+    # times as slow, keeps the result free of jagged edges.
+    height, width = picture.shape[:2]
+    averages = max(height, width) >= 2 * image_size and min(height, width) >= image_size
+    interpolation = cv2.INTER_AREA if averages else cv2.INTER_LINEAR
+    return cv2.resize(picture, (image_size, image_size), interpolation=interpolation)
 
 
 def _jpeg_reduction(data, image_size):

@@ -9,6 +9,8 @@ import numpy as np
 from console import NO_DATA, UserError, say
 from runs import CARD, LITERT, checkpoints_in
 
+LITERT_BATCH = 8  # the maps of more pictures do not stay in the processor's cache
+
 
 def log_probabilities(logits):
     """Logarithm of the softmax over the last axis, in float64, without overflow: exp() of it are the probabilities."""
@@ -66,15 +68,17 @@ def load_litert(path):
     shape = inputs["shape"]
 
     def logits(pictures):
-        if len(pictures) == 0:
-            return np.empty((0, outputs["shape"][-1]), np.float32)
-        if len(pictures) != shape[0]:
-            shape[0] = len(pictures)
-            interpreter.resize_tensor_input(inputs["index"], shape)
-        interpreter.allocate_tensors()
-        interpreter.set_tensor(inputs["index"], pictures)
-        interpreter.invoke()
-        return interpreter.get_tensor(outputs["index"])
+        scores = np.empty((len(pictures), outputs["shape"][-1]), np.float32)
+        for start in range(0, len(pictures), LITERT_BATCH):
+            part = pictures[start : start + LITERT_BATCH]
+            if len(part) != shape[0]:
+                shape[0] = len(part)
+                interpreter.resize_tensor_input(inputs["index"], shape)
+            interpreter.allocate_tensors()
+            interpreter.set_tensor(inputs["index"], part)
+            interpreter.invoke()
+            scores[start : start + LITERT_BATCH] = interpreter.get_tensor(outputs["index"])
+        return scores
 
     return logits, (int(shape[1]), int(outputs["shape"][-1]))
 

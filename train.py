@@ -195,11 +195,11 @@ class Training:
             optimizer.build(self.network.trainable_variables)
         self._epoch = tf.Variable(0, dtype=tf.int64)  # epochs done
         self._step = tf.Variable(0, dtype=tf.int64)  # steps done in this epoch
-        self._sums = tf.Variable([0.0, 0.0], dtype=tf.float64)  # of losses and of right answers in this epoch
-        self._train_step = make_train_step(self.strategy, self.network, optimizer, self._sums)
+        self.sums = tf.Variable([0.0, 0.0], dtype=tf.float64)  # of losses and of right answers in this epoch
+        self.train_step = make_train_step(self.strategy, self.network, optimizer, self.sums)
         self._logits = model.compile_logits(self.network)
         self._saver = model.Saver(
-            run, network=self.network, optimizer=optimizer, epoch=self._epoch, step=self._step, sums=self._sums
+            run, network=self.network, optimizer=optimizer, epoch=self._epoch, step=self._step, sums=self.sums
         )
         restored = self._saver.restore()
         self._last_save = time.monotonic()
@@ -222,11 +222,11 @@ class Training:
         with console.progress(f"epoch {self.epoch + 1}/{self.settings['epochs']}", self.steps) as advance:
             advance(first)
             for pixels, labels in batches:
-                self._train_step(pixels, labels)
+                self.train_step(pixels, labels)
                 self._step.assign_add(1)
                 advance()
                 self._save_if_due()
-        loss, accuracy = self._sums.numpy() / len(self.sets.train)
+        loss, accuracy = self.sums.numpy() / len(self.sets.train)
         speed = max(len(self.sets.train) - first * self.batch_size, 0) / (time.monotonic() - started)
         return {"epoch": self.epoch + 1, "loss": loss, "accuracy": accuracy, "pictures_per_second": speed}
 
@@ -266,7 +266,7 @@ class Training:
         """Move on to the first step of the next epoch."""
         self._epoch.assign_add(1)
         self._step.assign(0)
-        self._sums.assign([0.0, 0.0])
+        self.sums.assign([0.0, 0.0])
 
     def best(self):
         """The history's row with the best validation accuracy; among equals, with the lowest validation loss."""
@@ -299,7 +299,7 @@ class Training:
     def _save_if_due(self):
         """Save every --save-minutes; save and leave if a signal came."""
         if self._signal or time.monotonic() - self._last_save > 60 * self.settings["save_minutes"]:
-            self._refuse_nonsense(self._sums.numpy()[0])
+            self._refuse_nonsense(self.sums.numpy()[0])
             self._save()
         if self._signal:
             say(f"stopped in epoch {self.epoch + 1}, after {int(self._step)} of {self.steps} steps; to go on:")
