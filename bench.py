@@ -182,16 +182,15 @@ def pictures_per_second(arguments, make_run):
 
 def our_steps(arguments):
     """train.py's step."""
-    import model
-    from train import make_train_step
+    from model import create_cnn, tf
+    from trainer import AdamW, make_train_step
 
-    tf = model.tf
     tf.config.experimental.enable_op_determinism()
 
     def make_run(batch_size, steps):
         tf.keras.utils.set_random_seed(0)
-        network = model.create_cnn(IMAGE_SIZE, 2)
-        optimizer = model.Adam(1e-4)
+        network = create_cnn(IMAGE_SIZE, 2)
+        optimizer = AdamW(1e-4)
         optimizer.build(network.trainable_variables)
         sums = tf.Variable([0.0, 0.0], dtype=tf.float64)
         step = make_train_step(tf.distribute.get_strategy(), network, optimizer, sums)
@@ -290,24 +289,27 @@ def epoch_figures(pictures, seconds):
     }
 
 
-def our_card():
-    """The card of a run that trains the network that the others train."""
-    import train
+def our_card(aids=False):
+    """The card of a run that does what the others do: none of train.py's aids to accuracy."""
+    from train import DEFAULTS
 
-    return {"settings": train.DEFAULTS | {"image_size": IMAGE_SIZE, "batch_size": BATCH_SIZE}, "network": "cnn"}
+    plain = {"augment": False, "dropout": 0.0, "weight_decay": 0.0, "label_smoothing": 0.0, "ema": 0.0}
+    settings = DEFAULTS | {"image_size": IMAGE_SIZE, "batch_size": BATCH_SIZE} | ({} if aids else plain)
+    return {"settings": settings, "network": "cnn"}
 
 
-def our_epochs(arguments):
+def our_epochs(arguments, aids=False):
     """All that train.py does in an epoch but printing and saving; the first includes decoding into the cache."""
-    import train
+    import tensorflow as tf
+
     from dataset import read_train_sets
-    from model import tf
+    from trainer import Training
 
     tf.zeros(1)
     with tempfile.TemporaryDirectory() as folder:
         started = time.perf_counter()
         sets = read_train_sets(arguments.data_dir, IMAGE_SIZE, cache_dir=Path(folder, "cache"))
-        training = train.Training(Path(folder), our_card(), sets)
+        training = Training(Path(folder), our_card(aids), sets)
         seconds, steps, waits = [], [], []
         for _ in range(arguments.epochs):
             waits.append(count_waiting(sets.train))
@@ -347,12 +349,12 @@ def our_second_run(arguments):
         read()
         import tensorflow as tf
 
-        import train
+        from trainer import Training
 
         tf.zeros(1)
         started = time.perf_counter()
         sets = read()
-        training = train.Training(Path(folder), our_card(), sets)
+        training = Training(Path(folder), our_card(), sets)
         training.train_step(*next(sets.train.batches(BATCH_SIZE, seed=0)))
         training.sums.numpy()
         return {"first step of a second run, s after the import": time.perf_counter() - started}
@@ -448,6 +450,7 @@ MEASUREMENTS = {
     "predictions": {OURS: our_predictions, "Keras predict": keras_predictions},
     "epochs": {
         OURS: our_epochs,
+        f"{OURS}, augmented": lambda arguments: our_epochs(arguments, aids=True),
         "Keras fit": keras_epochs,
         "Keras fit, cached": lambda arguments: keras_epochs(arguments, cached=True),
         "PyTorch, no workers": lambda arguments: torch_epochs(arguments, 0),

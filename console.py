@@ -166,3 +166,10 @@ def number(kind, low=None, high=None, above=None, below=None):
         return value
 
     return parse
+
+
+def switch(text):
+    """An argparse type: True or False."""
+    if text not in ("True", "False"):
+        raise argparse.ArgumentTypeError(f"{text!r} is neither True nor False")
+    return text == "True"

@@ -417,15 +417,25 @@ class DataSet:
     def __len__(self):
         return len(self.paths)
 
-    def batches(self, batch_size, seed=None, epoch=0, first=0):
+    def batches(self, batch_size, seed=None, epoch=0, first=0, view=None):
         """Yield (pixels, labels): (k, image_size, image_size, 3) uint8 RGB and (k,) int32.
 
         The last batch may be smaller. With a `seed` the order is a shuffle that depends on nothing but
         (seed, epoch), so a run can resume in the middle of an epoch, at batch `first`, and see what it would have seen.
+        `view(pixels, rng=...)`, if given, makes of each picture what is shown; its numpy Generator depends on nothing
+        but (seed, epoch, picture).
         """
+
+        def load(positions):
+            pixels = self._load(positions)
+            if view is not None:
+                views = zip(pixels, positions, strict=True)
+                pixels = np.stack([view(one, rng=np.random.default_rng((seed, epoch, i))) for one, i in views])
+            return pixels, self.labels[positions]
+
         order = np.arange(len(self)) if seed is None else np.random.default_rng((seed, epoch)).permutation(len(self))
         chunks = list(_in_chunks(order, batch_size))[first:]
-        return _ahead(lambda positions: (self._load(positions), self.labels[positions]), chunks)
+        return _ahead(load, chunks)
 
 
 @dataclasses.dataclass

@@ -22,6 +22,7 @@ def parse_arguments(argv):
     add("folder", type=Path, nargs="?", default=HERE / "testing_data", help="default: testing_data")
     add("--model", type=Path, default=HERE / "runs", metavar="RUN_FOLDER", help="default: the newest finished run")
     add("--format", choices=["table", "json"], default="table", help="of standard output (default: table)")
+    add("--tta", action="store_true", help="score the mirror image too (test-time augmentation), in twice the time")
     add("--min-accuracy", type=number(float, 0, 1), metavar="P", help="leave with exit code 4 below it, such as 0.9")
     return parser.parse_args(argv)
 
@@ -30,7 +31,9 @@ def main(argv=None):
     """Evaluate, print, and return the exit code."""
     arguments = parse_arguments(argv)
     run = find_run(arguments.model)
-    result = {"model": str(run), "folder": str(arguments.folder)} | evaluate(run, read_card(run), arguments.folder)
+    result = {"model": str(run), "folder": str(arguments.folder)} | evaluate(
+        run, read_card(run), arguments.folder, arguments.tta
+    )
     print(json.dumps(result, indent=1) if arguments.format == "json" else table_of(result))
     if arguments.min_accuracy is not None and result["accuracy"] < arguments.min_accuracy:
         say(f"accuracy {result['accuracy']:.2%} is below the demanded {arguments.min_accuracy:.2%}")
@@ -38,32 +41,37 @@ def main(argv=None):
     return DONE
 
 
-def evaluate(run, card, folder):
-    """Score every picture of a labelled folder once.
+def evaluate(run, card, folder, tta=False):
+    """Score every picture of a labelled folder once; `tta`: see predict().
 
-    Returns a dictionary: accuracy; log_loss, the mean of -ln(probability of the true class); classes; per_class,
+    Returns a dictionary: accuracy; majority, the accuracy of always naming the largest class; log_loss, the mean of
+    -ln(probability of the true class); calibration_error: see calibration.py; classes; per_class,
     {class: {precision, recall, pictures}}, None where nothing was predicted or nothing was there;
     confusion_matrix[true][predicted], in the order of classes; scored and skipped, counts of pictures.
     Raises UserError where no picture can be scored, or a class is not the model's.
     """
     import numpy as np
 
+    from calibration import calibration_error
     from dataset import find_pictures
     from predict import predict, say_failed
 
     classes = card["classes"]
     found = find_pictures(folder, classes)
-    confusion = np.zeros((len(classes), len(classes)), int)
-    loss, skipped = 0.0, 0
-    for label, (path, scores, reason) in zip(found.labels, predict(run, card, found.paths), strict=True):
+    scores, labels, skipped = [], [], 0
+    for label, (path, row, reason) in zip(found.labels, predict(run, card, found.paths, tta=tta), strict=True):
         if reason:
             skipped += say_failed(path, reason)
-            continue
-        confusion[label, scores.argmax()] += 1
-        loss -= scores[label]
-    scored = int(confusion.sum())
+        else:
+            scores.append(row)
+            labels.append(label)
+    scored = len(labels)
     if not scored:
         raise UserError(f"none of the {skipped} pictures in {folder} can be read", NO_DATA)
+    scores, labels = np.array(scores), np.array(labels)  # (scored, classes) log-probabilities, (scored,)
+    answers = scores.argmax(axis=1)
+    confusion = np.zeros((len(classes), len(classes)), int)
+    np.add.at(confusion, (labels, answers), 1)
     right = confusion.diagonal()
     per_class = {
         name: {"precision": ratio(right[i], confusion[:, i].sum()), "recall": ratio(right[i], confusion[i].sum()),
@@ -72,7 +80,9 @@ def evaluate(run, card, folder):
     }  # fmt: skip
     return {
         "accuracy": right.sum() / scored,
-        "log_loss": loss / scored,
+        "majority": confusion.sum(axis=1).max() / scored,
+        "log_loss": -scores[np.arange(scored), labels].mean(),
+        "calibration_error": calibration_error(np.exp(scores.max(axis=1)), answers == labels),
         "classes": classes,
         "per_class": per_class,
         "confusion_matrix": confusion.tolist(),
@@ -96,7 +106,8 @@ def table_of(result):
         rows.append([name, *map(str, counts), *shown])
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     lines = ["  ".join(f"{cell:>{width}}" for cell, width in zip(row, widths, strict=True)) for row in rows]
-    lines.append(f"accuracy {result['accuracy']:.2%}, log loss {result['log_loss']:.4f}: "
+    lines.append(f"accuracy {result['accuracy']:.2%} (always naming the largest class: {result['majority']:.2%}), "
+                 f"log loss {result['log_loss']:.4f}, calibration error {result['calibration_error']:.2%}: "
                  f"{result['scored']} pictures scored, {result['skipped']} skipped")  # fmt: skip
     return "\n".join(lines)
 

@@ -90,8 +90,9 @@ def export(run, card, name, pixels, labels):
     """
     import numpy as np
 
+    from checkpoints import load_network
     from inference import best_checkpoint_digest, file_digest, log_probabilities
-    from model import compile_logits, load_network
+    from model import compile_logits
 
     network = load_network(run, card)
     target = run / FORMATS[name][0]

@@ -34,7 +34,8 @@ def load_logits(run, card, runtime="auto"):
             return logits
         if runtime == "litert":
             raise UserError(f"{problem}: use --runtime tensorflow")
-    from model import compile_logits, load_network
+    from checkpoints import load_network
+    from model import compile_logits
 
     return compile_logits(load_network(run, card))
 

@@ -1,15 +1,13 @@
-"""The network, and how its weights are saved and restored."""
+"""The networks, built from small helper functions."""
 
 import contextlib
-import shutil
 
 import keras
 import numpy as np
 import tensorflow as tf
 from keras import layers
 
-from console import NO_DATA, UserError, describe, say
-from runs import checkpoints_in
+from console import NO_DATA, UserError
 
 keras.config.set_floatx("float32")  # whatever the user's ~/.keras/keras.json says
 keras.config.set_image_data_format("channels_last")
@@ -64,8 +62,8 @@ def create_fc_layer(inputs, num_outputs, name, use_relu=True):
     return layers.ReLU(name=f"{name}_relu")(outputs) if use_relu else outputs
 
 
-def create_cnn(image_size, num_classes):
-    """Three convolutions and two fully connected layers.
+def create_cnn(image_size, num_classes, dropout=0.0):
+    """Three convolutions and two fully connected layers, in training with dropout before either of these.
 
     (n, image_size, image_size, 3) uint8 RGB → (n, num_classes) logits.
     """
@@ -75,37 +73,63 @@ def create_cnn(image_size, num_classes):
     maps = create_convolutional_layer(maps, 32, "conv2")
     maps = create_convolutional_layer(maps, 64, "conv3")
     features = create_flatten_layer(maps)
+    features = layers.Dropout(dropout, name="drop1")(features)
     features = create_fc_layer(features, 128, "fc1")
+    features = layers.Dropout(dropout, name="drop2")(features)
     logits = create_fc_layer(features, num_classes, "fc2", use_relu=False)
     return keras.Model(pictures, logits, name="cnn")
 
 
-NETWORKS = {"cnn": create_cnn}
+def create_normalized_convolution(inputs, num_filters, name, kernel_size=3, stride=1, use_relu=True):
+    """Convolution, batch normalization, ReLU if wanted: (n, h, w, channels) → (n, h / stride, w / stride, num_filters)."""
+    maps = layers.Conv2D(
+        num_filters, kernel_size, stride, padding="same", use_bias=False, kernel_initializer="he_normal", name=name
+    )(inputs)
+    maps = layers.BatchNormalization(momentum=0.9, name=f"{name}_norm")(maps)
+    return layers.ReLU(name=f"{name}_relu")(maps) if use_relu else maps
 
 
-def create_network(name, image_size, num_classes):
+def create_residual_block(inputs, num_filters, name, stride=1):
+    """Two convolutions whose result is added to their input (He et al., "Deep Residual Learning", 2016).
+
+    (n, h, w, channels) → (n, h / stride, w / stride, num_filters). Where the shape changes, what is added is the input
+    averaged over stride × stride, through a 1×1 convolution (He et al., "Bag of Tricks", 2019).
+    """
+    maps = create_normalized_convolution(inputs, num_filters, f"{name}_conv1", stride=stride)
+    maps = create_normalized_convolution(maps, num_filters, f"{name}_conv2", use_relu=False)
+    shortcut = inputs
+    if stride > 1:
+        shortcut = layers.AveragePooling2D(stride, padding="same", name=f"{name}_pool")(shortcut)
+    if shortcut.shape[-1] != num_filters:
+        shortcut = create_normalized_convolution(shortcut, num_filters, f"{name}_shortcut", kernel_size=1, use_relu=False)
+    return layers.ReLU(name=f"{name}_relu")(layers.Add(name=f"{name}_add")([maps, shortcut]))
+
+
+def create_resnet(image_size, num_classes, dropout=0.0):
+    """A residual network of three stages, for pictures of any size from 32 px: the average over all places decides.
+
+    (n, side, side, 3) uint8 RGB → (n, num_classes) logits.
+    """
+    pictures = keras.Input((None, None, 3), dtype="uint8", name="pictures")
+    maps = layers.Rescaling(1 / 127.5, offset=-1, name="scale")(pictures)
+    maps = create_normalized_convolution(maps, 32, "stem", stride=2)
+    for stage, num_filters in enumerate((64, 128, 256), start=1):
+        maps = create_residual_block(maps, num_filters, f"stage{stage}_block1", stride=2)
+        maps = create_residual_block(maps, num_filters, f"stage{stage}_block2")
+    features = layers.GlobalAveragePooling2D(name="average")(maps)
+    features = layers.Dropout(dropout, name="drop")(features)
+    logits = create_fc_layer(features, num_classes, "fc", use_relu=False)
+    return keras.Model(pictures, logits, name="resnet")
+
+
+NETWORKS = {"cnn": create_cnn, "resnet": create_resnet}
+
+
+def create_network(name, image_size, num_classes, dropout=0.0):
     """The network that a card names. Raises UserError for a name this version does not have."""
     if name not in NETWORKS:
         raise UserError(f"this version has no network {name!r}, only {', '.join(NETWORKS)}", NO_DATA)
-    return NETWORKS[name](image_size, num_classes)
-
-
-class Adam(keras.optimizers.Adam):
-    """Keras' Adam, with TensorFlow's one fused operation for each weight tensor instead of a dozen: the same mathematics."""
-
-    def update_step(self, gradient, variable, learning_rate):
-        index = self._get_variable_index(variable)
-        step = tf.cast(self.iterations + 1, tf.float32)
-        tf.raw_ops.ResourceApplyAdam(
-            var=_handle(variable), m=_handle(self._momentums[index]), v=_handle(self._velocities[index]), grad=gradient,
-            lr=learning_rate, beta1=self.beta_1, beta2=self.beta_2, epsilon=self.epsilon,
-            beta1_power=self.beta_1**step, beta2_power=self.beta_2**step,
-        )  # fmt: skip
-
-
-def _handle(variable):
-    """What TensorFlow's operations know a variable by, be it Keras' or TensorFlow's own, on this device."""
-    return (variable.value if isinstance(variable, keras.Variable) else variable).handle
+    return NETWORKS[name](image_size, num_classes, dropout)
 
 
 def compile_logits(network):
@@ -129,83 +153,3 @@ def enough_memory():
         yield
     except (MemoryError, tf.errors.ResourceExhaustedError):
         raise UserError("not enough memory: train with a smaller --batch-size or --image-size") from None
-
-
-# --- Checkpoints ------------------------------------------------------------------------------------------------------
-
-
-class Saver:
-    """Saves checkpoints of a training into its run folder, and finds the newest sound one again.
-
-    `tracked` are the parts of the training to resume, by name; one is `network`, whose weights the best one holds.
-    """
-
-    def __init__(self, run, **tracked):
-        self._all = tf.train.Checkpoint(**tracked)
-        self._weights = tf.train.Checkpoint(network=tracked["network"])
-        self._newest = run / "checkpoints" / "newest"
-        self._best = run / "checkpoints" / "best"
-
-    def save(self, number):
-        """Save everything as the newest checkpoint, `number`; the one before it stays. Raises UserError if it can't."""
-        _write(self._all, self._newest, number, keep=2)
-
-    def save_best(self, number):
-        """Save the weights as the best so far."""
-        _write(self._weights, self._best, number, keep=1)
-
-    def restore(self):
-        """Restore the newest sound checkpoint; False if there is none yet."""
-        prefixes = checkpoints_in(self._newest)
-        return bool(prefixes) and bool(_restore_first_sound(self._all, prefixes))
-
-
-def _write(checkpoint, folder, number, keep):
-    """Write folder/ckpt-<number> and then delete all but the newest `keep`.
-
-    TensorFlow's CheckpointManager would do, but for the state file it keeps: damaged, that is one more way to lose a run.
-    """
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        partial = folder / f"partial-{number}"  # TensorFlow writes the index in place: killed then, it would be cut off
-        checkpoint.write(str(partial))
-        for path in sorted(folder.glob(f"{partial.name}.*")):  # the data, and last the index that makes it count
-            path.replace(folder / path.name.replace(partial.name, f"ckpt-{number}"))
-        for old in checkpoints_in(folder)[keep:]:
-            for path in folder.glob(f"{old.name}.*"):
-                path.unlink()
-    except (tf.errors.OpError, OSError) as error:
-        for leftover in folder.glob("partial-*"):
-            shutil.rmtree(leftover) if leftover.is_dir() else leftover.unlink()
-        reason = describe(error) if isinstance(error, OSError) else error.message.split("\n")[0]
-        raise UserError(f"cannot save a checkpoint in {folder} (the last good one is kept): {reason}") from None
-
-
-def _restore_first_sound(checkpoint, prefixes):
-    """Restore the first of `prefixes` that can be read and fits; says which ones could not. Returns it.
-
-    A checkpoint is a TensorFlow tensor bundle: reading it checks every tensor's sum and never runs code.
-    """
-    for prefix in prefixes:
-        try:
-            checkpoint.read(str(prefix)).expect_partial().assert_existing_objects_matched()
-            return prefix
-        except (tf.errors.OpError, OSError, IndexError, ValueError, AssertionError) as error:
-            problem = "does not fit the network" if isinstance(error, ValueError | AssertionError) else "is damaged"
-            say(f"warning: checkpoint {prefix} {problem}")
-    raise UserError(f"no sound checkpoint among {', '.join(map(str, prefixes))}", NO_DATA)
-
-
-def load_network(run, card):
-    """Rebuild the network of a run with its best weights, or its newest where those cannot be read.
-
-    Raises UserError with exit code 3 for a folder that has no sound checkpoint.
-    """
-    network = create_network(card["network"], card["image_size"], len(card["classes"]))
-    prefixes = [*checkpoints_in(run / "checkpoints" / "best"), *checkpoints_in(run / "checkpoints" / "newest")]
-    if not prefixes:
-        raise UserError(f"{run} has no checkpoint yet", NO_DATA)
-    used = _restore_first_sound(tf.train.Checkpoint(network=network), prefixes)
-    if used != prefixes[0]:
-        say(f"using checkpoint {used} instead")
-    return network

@@ -29,6 +29,7 @@ def parse_arguments(argv):
     add("--format", choices=PRINTERS, default="text", help="of standard output (default: text)")
     add("--runtime", choices=["auto", "litert", "tensorflow"], default="auto",
         help="auto (default): LiteRT if it is installed and the run's file is sound, which starts much sooner")  # fmt: skip
+    add("--tta", action="store_true", help="score the mirror image too (test-time augmentation), in twice the time")
     add("--submission", type=Path, metavar="FILE",
         help="also write Kaggle's id,label: the probability of dog for each numbered picture (1.jpg)")  # fmt: skip
     return parser.parse_args(argv)
@@ -40,7 +41,7 @@ def main(argv=None):
     run = find_run(arguments.model)
     card = read_card(run)
     paths = list_pictures(arguments.paths)
-    results = predict(run, card, paths, arguments.runtime)
+    results = predict(run, card, paths, arguments.runtime, arguments.tta)
     if arguments.submission:
         ids, dog = submission_ids(paths), dog_column(card["classes"])
         if not arguments.submission.parent.is_dir():
@@ -73,18 +74,29 @@ def list_pictures(arguments):
     return paths
 
 
-def predict(run, card, paths, runtime="auto"):
+def predict(run, card, paths, runtime="auto", tta=False):
     """Yield (path, log_probabilities, reason) for each of `paths`, in order.
 
-    log_probabilities is (classes,) float64; it is None where the file cannot be used, and reason says why.
+    log_probabilities is (classes,) float64; it is None where the file cannot be used, and reason says why. With `tta`,
+    test-time augmentation, probabilities are the mean of those for the picture and for its mirror image.
     """
+    import numpy as np
+
     from dataset import decode_batches
     from inference import load_logits, log_probabilities
 
     logits = load_logits(run, card, runtime)
+
+    def score(pixels):
+        scores = log_probabilities(logits(pixels))
+        if tta:
+            mirrored = log_probabilities(logits(np.ascontiguousarray(pixels[:, :, ::-1])))
+            scores = np.logaddexp(scores, mirrored) - np.log(2)
+        return scores
+
     with console.progress("predicting", len(paths)) as advance:
         for batch, reasons, pixels in decode_batches(paths, card["image_size"]):
-            scores = iter(log_probabilities(logits(pixels)))
+            scores = iter(score(pixels))
             for path, reason in zip(batch, reasons, strict=True):
                 yield path, None if reason else next(scores), reason
             advance(len(batch))

@@ -2,13 +2,8 @@
 
 import argparse
 import collections
-import contextlib
-import csv
-import math
 import os
 import platform
-import signal
-import sys
 import time
 from pathlib import Path
 
@@ -24,16 +19,27 @@ SETTINGS = {  # name: (type, default)
     "limit_per_class": (number(int, 2), None),
     "validation_split": (number(float, above=0, below=1), 0.2),
     "image_size": (number(int, MIN_IMAGE_SIZE, MAX_IMAGE_SIZE), 128),
+    "start_size": (number(int, MIN_IMAGE_SIZE, MAX_IMAGE_SIZE), None),
+    "augment": (console.switch, True),
+    "network": (str, "cnn"),
+    "dropout": (number(float, 0, below=1), 0.3),
     "epochs": (number(int, 1), 20),
     "batch_size": (number(int, 1), 32),
-    "lr": (number(float, above=0), 5e-4),
-    "patience": (number(int, 0), 5),
+    "lr": (number(float, above=0), 1e-3),
+    "weight_decay": (number(float, 0), 0.02),
+    "label_smoothing": (number(float, 0, below=1), 0.1),
+    "ema": (number(float, 0, below=1), 0.99),
+    "class_weights": (console.switch, False),
+    "patience": (number(int, 0), 0),
     "seed": (number(int, 0, 2**32 - 1), 0),
     "save_minutes": (number(float, 0), 5.0),
 }
 DEFAULTS = {name: default for name, (_, default) in SETTINGS.items()}
+RECIPES = {  # network: its own defaults
+    "cnn": {},
+    "resnet": {"start_size": 64, "batch_size": 64, "lr": 3e-3, "weight_decay": 0.05, "dropout": 0.1},
+}
 CHANGEABLE_ON_RESUME = {"data_dir", "epochs", "patience", "save_minutes"}
-HISTORY = ["epoch", "loss", "accuracy", "val_loss", "val_accuracy", "seconds", "pictures_per_second"]
 
 
 def parse_arguments(argv):
@@ -46,9 +52,12 @@ def parse_arguments(argv):
     )
 
     def add(group, flag, metavar, description):
-        kind, default = SETTINGS[flag[2:].replace("-", "_")]
+        name = flag[2:].replace("-", "_")
+        kind, default = SETTINGS[name]
         if default is not None:
-            description += f" (default: {default.name if isinstance(default, Path) else default})"
+            others = [f"{recipe[name]} for {network}" for network, recipe in RECIPES.items() if name in recipe]
+            shown = default.name if isinstance(default, Path) else default
+            description += f" (default: {', '.join([str(shown), *others])})"
         group.add_argument(flag, type=kind, metavar=metavar, help=description)
 
     data = parser.add_argument_group("pictures")
@@ -56,12 +65,21 @@ def parse_arguments(argv):
     add(data, "--limit-per-class", "N", "take the first N of each class")
     add(data, "--validation-split", "P", "part of each class to validate on")
     add(data, "--image-size", "PX", "side of the square that every picture is resized to")
+    data.add_argument("--no-augment", dest="augment", action="store_false", help="show every picture as it is each time")
+    network = parser.add_argument_group("network")
+    network.add_argument("--network", choices=RECIPES, help=f"which one (default: {DEFAULTS['network']})")
+    add(network, "--dropout", "P", "part of the features that a step leaves out")
     training = parser.add_argument_group("training")
     add(training, "--epochs", "N", "rounds over all training pictures")
     add(training, "--batch-size", "N", "pictures a step")
-    add(training, "--lr", "RATE", "learning rate of Adam")
+    add(training, "--lr", "RATE", "highest learning rate of AdamW; it rises at first, then falls to 0")
+    add(training, "--weight-decay", "RATE", "pull of AdamW on the weights towards 0")
+    add(training, "--label-smoothing", "P", "part of each label that is spread over all classes")
+    add(training, "--ema", "P", "part that the averaged weights, which predict, keep at a step; 0: no average")
+    training.add_argument("--class-weights", action="store_true", help="let small classes count as much as large ones")
+    add(training, "--start-size", "PX", "side of the training pictures at first; it grows to --image-size")
     add(training, "--patience", "N", "stop after N epochs without a better one; 0: never")
-    add(training, "--seed", "N", "of the first weights and the order of the pictures")
+    add(training, "--seed", "N", "of the first weights, the order of the pictures and their augmentation")
     runs = parser.add_argument_group("runs")
     runs.add_argument(
         "--output", type=Path, metavar="FOLDER", help="where numbered run folders are made (default: runs)"
@@ -82,7 +100,7 @@ def main(argv=None):
         run = find_run(given.pop("resume") or output, finished=False)
         train(settings_to_resume(run, given), run.parent, run)
     else:
-        train(DEFAULTS | given, output)
+        train(DEFAULTS | RECIPES[given.get("network", DEFAULTS["network"])] | given, output)
     return console.DONE
 
 
@@ -137,6 +155,7 @@ def train(settings, output, run=None):
 def train_in(run, card, sets):
     """Train in a run folder from where it is to its end: the loop over the epochs. Returns the history."""
     from model import enough_memory
+    from trainer import Training
 
     settings = card["settings"]
     with enough_memory():
@@ -149,11 +168,34 @@ def train_in(run, card, sets):
             is_best = training.finish_epoch(row | {"seconds": time.monotonic() - started})
             write_card(run, card | training.results())
             print(epoch_line(training.history[-1], settings["epochs"], is_best), flush=True)
-    card |= training.results() | {"finished": True}
+    card |= training.results()
+    with enough_memory():
+        card["temperature"] = calibrate(run, card, sets)
+    card["finished"] = True
     write_card(run, card)
     export_for_prediction(run, card, sets)
     print_closing(run, training, sets)
     return training.history
+
+
+def calibrate(run, card, sets):
+    """The temperature at which the best network's probabilities fit the validation pictures; says what it changes."""
+    import numpy as np
+
+    from calibration import calibration_error, fit_temperature
+    from checkpoints import load_network
+    from inference import log_probabilities
+    from model import compile_logits
+
+    network = compile_logits(load_network(run, card | {"temperature": 1.0}))
+    logits = np.concatenate([network(pixels) for pixels, _ in sets.valid.batches(50)])
+    temperature = fit_temperature(logits, sets.valid.labels)
+    errors = []
+    for scale in (1.0, temperature):
+        probabilities = np.exp(log_probabilities(logits / scale))
+        errors.append(calibration_error(probabilities.max(axis=1), probabilities.argmax(axis=1) == sets.valid.labels))
+    say(f"temperature {temperature:.2f}: calibration error on validation {errors[0]:.1%} before, {errors[1]:.1%} with it")
+    return temperature
 
 
 def export_for_prediction(run, card, sets):
@@ -170,193 +212,10 @@ def export_for_prediction(run, card, sets):
             say(f"warning: no LiteRT file for quick predictions: {error}")
 
 
-class Training:
-    """A network in training: what a step does, and all that has to be saved for the run to go on as if never stopped."""
-
-    def __init__(self, run, card, sets):
-        import tensorflow as tf
-
-        import model
-
-        self.run, self.sets, self.settings = run, sets, card["settings"]
-        settings = self.settings
-        self.batch_size = min(settings["batch_size"], len(sets.train))
-        if self.batch_size < settings["batch_size"]:
-            say(f"--batch-size {settings['batch_size']} is more than all training pictures: it is {self.batch_size} now")
-        self.steps = math.ceil(len(sets.train) / self.batch_size)
-
-        tf.keras.utils.set_random_seed(settings["seed"])
-        tf.config.experimental.enable_op_determinism()  # the same run again gives the same weights, to the bit
-        gpus = tf.config.list_logical_devices("GPU")
-        self.strategy = tf.distribute.MirroredStrategy() if len(gpus) > 1 else tf.distribute.get_strategy()
-        with self.strategy.scope():
-            self.network = model.create_network(card["network"], settings["image_size"], len(sets.classes))
-            optimizer = model.Adam(settings["lr"])
-            optimizer.build(self.network.trainable_variables)
-        self._epoch = tf.Variable(0, dtype=tf.int64)  # epochs done
-        self._step = tf.Variable(0, dtype=tf.int64)  # steps done in this epoch
-        self.sums = tf.Variable([0.0, 0.0], dtype=tf.float64)  # of losses and of right answers in this epoch
-        self.train_step = make_train_step(self.strategy, self.network, optimizer, self.sums)
-        self._logits = model.compile_logits(self.network)
-        self._saver = model.Saver(
-            run, network=self.network, optimizer=optimizer, epoch=self._epoch, step=self._step, sums=self.sums
-        )
-        restored = self._saver.restore()
-        self._last_save = time.monotonic()
-        self._signal = None
-        self.history = read_history(run)[: self.epoch]
-        if [row["epoch"] for row in self.history] != list(range(1, self.epoch + 1)):
-            raise UserError(f"{run / 'history.csv'} does not tell of all {self.epoch} epochs: start a new run", NO_DATA)
-        if card.get("epochs") and not restored:
-            raise UserError(f"the checkpoints of {run} are gone: start a new run", NO_DATA)
-
-    @property
-    def epoch(self):
-        """How many epochs are done."""
-        return int(self._epoch)
-
-    def train_epoch(self):
-        """Train on the rest of the current epoch's batches; returns the training half of the history's row."""
-        started, first = time.monotonic(), int(self._step)
-        batches = self.sets.train.batches(self.batch_size, self.settings["seed"], self.epoch, first)
-        with console.progress(f"epoch {self.epoch + 1}/{self.settings['epochs']}", self.steps) as advance:
-            advance(first)
-            for pixels, labels in batches:
-                self.train_step(pixels, labels)
-                self._step.assign_add(1)
-                advance()
-                self._save_if_due()
-        loss, accuracy = self.sums.numpy() / len(self.sets.train)
-        speed = max(len(self.sets.train) - first * self.batch_size, 0) / (time.monotonic() - started)
-        return {"epoch": self.epoch + 1, "loss": loss, "accuracy": accuracy, "pictures_per_second": speed}
-
-    def validate(self):
-        """Score every validation picture; returns the validation half of the history's row."""
-        import numpy as np
-
-        from inference import log_probabilities
-
-        loss = right = 0
-        with console.progress("validation", len(self.sets.valid)) as advance:
-            for pixels, labels in self.sets.valid.batches(self.batch_size):
-                scores = log_probabilities(self._logits(pixels))  # (n, classes)
-                loss -= scores[np.arange(len(labels)), labels].sum()
-                right += (scores.argmax(axis=1) == labels).sum()
-                advance(len(labels))
-                self._save_if_due()
-        return {"val_loss": loss / len(self.sets.valid), "val_accuracy": right / len(self.sets.valid)}
-
-    def finish_epoch(self, row):
-        """Take a row into the history and save it, the best weights and the newest checkpoint; True if it is the best.
-
-        In this order: a run that is killed in between does the epoch again, and comes to the same.
-        """
-        self._refuse_nonsense(row["loss"] + row["val_loss"])
-        row = {name: row["epoch"] if name == "epoch" else round(float(row[name]), 6) for name in HISTORY}
-        self.history.append(row)
-        write_whole(self.run / "history.csv", csv_text(HISTORY, [list(row.values()) for row in self.history]))
-        is_best = self.best() is row
-        if is_best:
-            self._saver.save_best(row["epoch"])
-        self.begin_epoch()
-        self._save()
-        return is_best
-
-    def begin_epoch(self):
-        """Move on to the first step of the next epoch."""
-        self._epoch.assign_add(1)
-        self._step.assign(0)
-        self.sums.assign([0.0, 0.0])
-
-    def best(self):
-        """The history's row with the best validation accuracy; among equals, with the lowest validation loss."""
-        return max(self.history, key=lambda row: (row["val_accuracy"], -row["val_loss"]), default=None)
-
-    def results(self):
-        """What the card tells of the training so far."""
-        return {"epochs": self.epoch, "best": self.best()}
-
-    def out_of_patience(self):
-        """True if --patience epochs have gone by without a better one."""
-        return bool(self.history and 0 < self.settings["patience"] <= self.epoch - self.best()["epoch"])
-
-    @contextlib.contextmanager
-    def listening_to_signals(self):
-        """Let SIGINT (Ctrl-C) and SIGTERM wait for the end of a step; a second one does not wait."""
-
-        def remember(signum, _):
-            if self._signal:
-                sys.exit(128 + signum)
-            self._signal = signum
-
-        before = {signum: signal.signal(signum, remember) for signum in (signal.SIGINT, signal.SIGTERM)}
-        try:
-            yield
-        finally:
-            for signum, handler in before.items():
-                signal.signal(signum, handler)
-
-    def _save_if_due(self):
-        """Save every --save-minutes; save and leave if a signal came."""
-        if self._signal or time.monotonic() - self._last_save > 60 * self.settings["save_minutes"]:
-            self._refuse_nonsense(self.sums.numpy()[0])
-            self._save()
-        if self._signal:
-            say(f"stopped in epoch {self.epoch + 1}, after {int(self._step)} of {self.steps} steps; to go on:")
-            say(f"  {command('train.py', '--resume', self.run)}")
-            sys.exit(console.INTERRUPTED if self._signal == signal.SIGINT else console.TERMINATED)
-
-    def _save(self):
-        self._saver.save(number=self.epoch * (self.steps + 1) + int(self._step))
-        self._last_save = time.monotonic()
-
-    def _refuse_nonsense(self, loss):
-        if not math.isfinite(loss):
-            raise UserError(
-                f"the loss is not a number any more in epoch {self.epoch + 1}: try a lower --lr than"
-                f" {self.settings['lr']} (the last good checkpoint is kept)"
-            )
-
-
-def make_train_step(strategy, network, optimizer, sums):
-    """One step of training as a graph, `step(pixels, labels)`: (n, size, size, 3) uint8 RGB and (n,) int32.
-
-    It minimizes the cross-entropy, and adds to `sums`, (2,) float64, the losses and the right answers of the batch.
-    On several devices each takes its share of the batch, and their gradients are added up.
-    """
-    import tensorflow as tf
-
-    def replica_step(pixels, labels):
-        size = tf.shape(labels)[0]  # of the whole batch
-        device = tf.distribute.get_replica_context()
-        devices, weights = device.num_replicas_in_sync, 1.0
-        if devices > 1:  # this device takes its share; where none is left for it, a picture that counts nothing
-            share = tf.range(device.replica_id_in_sync_group, tf.maximum(size, devices), devices)
-            weights = tf.cast(share < size, tf.float32)
-            pixels, labels = tf.gather(pixels, share % size), tf.gather(labels, share % size)
-        with tf.GradientTape() as tape:
-            logits = network(pixels, training=True)  # (n, classes)
-            losses = weights * tf.nn.sparse_softmax_cross_entropy_with_logits(labels, logits)  # (n,)
-            loss = tf.reduce_sum(losses) / tf.cast(size, tf.float32)  # so that the shares' gradients add up
-        gradients = tape.gradient(loss, network.trainable_variables)
-        optimizer.apply(gradients, network.trainable_variables)
-        right = weights * tf.cast(tf.argmax(logits, axis=1, output_type=tf.int32) == labels, tf.float32)
-        return tf.cast(tf.stack([tf.reduce_sum(losses), tf.reduce_sum(right)]), tf.float64)
-
-    pixels_spec = tf.TensorSpec((None, *network.input_shape[1:]), tf.uint8)
-    labels_spec = tf.TensorSpec((None,), tf.int32)
-
-    @tf.function(input_signature=[pixels_spec, labels_spec])
-    def step(pixels, labels):
-        sums.assign_add(strategy.reduce("SUM", strategy.run(replica_step, (pixels, labels)), axis=None))
-
-    return step
-
-
 def make_card(settings, sets):
     """The card of a new run: all that prediction has to know, and all that tells how the network came to be."""
     return {
-        "network": "cnn",
+        "network": settings["network"],
         "classes": sets.classes,
         "image_size": settings["image_size"],
         "pictures": count_pictures(sets),
@@ -384,19 +243,6 @@ def versions():
 
     named = {"tensorflow": tensorflow, "keras": tensorflow.keras, "opencv": cv2, "numpy": numpy}
     return {"python": platform.python_version()} | {name: module.__version__ for name, module in named.items()}
-
-
-def read_history(run):
-    """The rows of a run's history.csv, empty where there is none yet."""
-    path = run / "history.csv"
-    if not path.exists():
-        return []
-    try:
-        with open(path, newline="", encoding="utf-8") as file:
-            rows = list(csv.DictReader(file))
-        return [{name: float(row[name]) for name in HISTORY} | {"epoch": int(row["epoch"])} for row in rows]
-    except (ValueError, KeyError, TypeError):
-        raise UserError(f"{path} is damaged: restore it, or start a new run", NO_DATA) from None
 
 
 def say_header(run, card, sets, training):
@@ -430,10 +276,15 @@ def epoch_line(row, epochs, is_best):
 def print_closing(run, training, sets):
     """Print what came out, where it is, and what to do next."""
     best = training.best()
+    if training.answers is not None and (training.answers > 0).sum() == 1:
+        say(f"warning: the network takes every validation picture for {sets.classes[training.answers.argmax()]!r}: try more"
+            " --epochs, another --lr, or --class-weights if some classes have fewer pictures than others")  # fmt: skip
     if training.out_of_patience():
         print(f"stopped early: no better epoch in the last {training.settings['patience']}")
     if best:
-        print(f"best: epoch {best['epoch']}, validation accuracy {best['val_accuracy']:.1%}, loss {best['val_loss']:.4f}")
+        majority = max(n["validation"] for n in count_pictures(sets).values()) / len(sets.valid)
+        print(f"best: epoch {best['epoch']}, validation accuracy {best['val_accuracy']:.1%}, loss {best['val_loss']:.4f}"
+              f" (always naming the largest class: {majority:.1%})")  # fmt: skip
     print(f"saved in {shell_path(run)}; now run:")
     print(f"  {command('predict.py', '--model', run, sets.valid.paths[0])}")
 

@@ -12,6 +12,7 @@ import pytest
 from conftest import PROJECT, QUICK, error_of, predictions, run
 
 import model
+from checkpoints import load_network
 from dataset import load_picture
 from inference import load_litert
 from runs import read_card
@@ -60,9 +61,9 @@ def test_a_litert_file_that_is_damaged_or_stale_is_not_used(copy, pictures):
 
 
 def test_training_further_makes_the_litert_file_anew(pictures):
-    run("train", "--data-dir", pictures, "--output", "runs", *QUICK, "--lr", 1e-3)
+    run("train", "--data-dir", pictures, "--output", "runs", *QUICK)
     first = Path("runs/001/model.tflite").read_bytes()
-    finished = run("train", "--resume", "--output", "runs", "--epochs", 8, "--patience", 0)
+    finished = run("train", "--resume", "--output", "runs", "--epochs", 8)
     if finished.stdout.count("  best"):
         assert Path("runs/001/model.tflite").read_bytes() != first
     photo = pictures / "dogs/dogs_1.jpg"
@@ -82,7 +83,7 @@ def test_every_format_is_checked_and_kept(copy, pictures, name):
     assert "accuracy" in finished.stderr
     assert not list(copy.glob("partial*"))
     pixels = np.stack([load_picture(path, 32) for path in sorted(pictures.rglob("*.jpg"))])
-    expected = model.compile_logits(model.load_network(copy, read_card(copy)))(pixels)
+    expected = model.compile_logits(load_network(copy, read_card(copy)))(pixels)
     if name == "savedmodel":
         saved = model.tf.saved_model.load(str(copy / "saved_model"))
         got = saved.serve(pixels).numpy()

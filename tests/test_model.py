@@ -3,7 +3,8 @@
 import numpy as np
 import pytest
 
-from model import Adam, create_cnn, keras, tf
+from model import create_cnn, keras, tf
+from trainer import AdamW
 
 
 def plain_network(image_size, num_classes):
@@ -40,10 +41,10 @@ def test_gradients_are_those_of_the_plain_formulation(batch):
         assert np.abs(gradient - wanted).max() < 1e-5 * np.abs(wanted).max()
 
 
-def test_adam_is_keras_adam():
+def test_adamw_is_keras_adamw():
     gradients = np.random.default_rng(0).normal(size=(20, 50, 3)).astype(np.float32)
     ends = []
-    for optimizer in (Adam(1e-2), keras.optimizers.Adam(1e-2)):
+    for optimizer in (AdamW(1e-2, 0.1), keras.optimizers.AdamW(1e-2, 0.1)):
         weights = keras.Variable(np.zeros((50, 3), np.float32))
         for gradient in gradients:
             optimizer.apply([tf.constant(gradient)], [weights])

@@ -1,0 +1,28 @@
+"""How far probabilities can be believed: fits them to what was seen on validation, and measures how far off they are."""
+
+import numpy as np
+
+from inference import log_probabilities
+
+
+def fit_temperature(logits, labels):
+    """What to divide logits, (n, classes), by, so that their probabilities fit the labels, (n,).
+
+    It changes how sure the network is, never which class it prefers. It is the temperature with the least cross-entropy
+    (Guo et al., "On Calibration of Modern Neural Networks", 2017), but few pictures cannot move it far from 1: the
+    logarithm of it is taken to be normal around 0 with σ = 0.5 before any is seen.
+    """
+    rows = np.arange(len(labels))
+    temperatures = np.geomspace(0.1, 10, 461)  # each 1 % above the one before
+    losses = [-log_probabilities(logits / temperature)[rows, labels].sum() for temperature in temperatures]
+    return float(temperatures[np.argmin(losses + np.log(temperatures) ** 2 / (2 * 0.5**2))])
+
+
+def calibration_error(confidences, right, bins=15):
+    """Expected calibration error: by how much confidence, (n,) from 0 to 1, and accuracy, (n,) bool, differ.
+
+    Mean over bins of equal width of |accuracy - mean confidence|, weighted by how many pictures are in each (Guo et al.).
+    """
+    confidences, right = np.asarray(confidences, float), np.asarray(right, float)
+    places = np.minimum((confidences * bins).astype(int), bins - 1)
+    return float(np.abs(np.bincount(places, right - confidences, bins)).sum() / len(right))

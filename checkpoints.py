@@ -1,0 +1,90 @@
+"""Checkpoints: how the weights of a training are saved, and the newest sound ones restored."""
+
+import shutil
+
+import keras
+import tensorflow as tf
+
+from console import NO_DATA, UserError, describe, say
+from model import create_network
+from runs import checkpoints_in
+
+
+class Saver:
+    """Saves checkpoints of a training into its run folder, and finds the newest sound one again.
+
+    `tracked` are the parts of the training to resume, by name; of these, `network` is what the best one holds.
+    """
+
+    def __init__(self, run, **tracked):
+        self._all = tf.train.Checkpoint(**tracked)
+        self._weights = tf.train.Checkpoint(network=tracked["network"])
+        self._newest = run / "checkpoints" / "newest"
+        self._best = run / "checkpoints" / "best"
+
+    def save(self, number):
+        """Save everything as the newest checkpoint, `number`; the one before it stays. Raises UserError if it can't."""
+        _write(self._all, self._newest, number, keep=2)
+
+    def save_best(self, number):
+        """Save the weights as the best so far."""
+        _write(self._weights, self._best, number, keep=1)
+
+    def restore(self):
+        """Restore the newest sound checkpoint; False if there is none yet."""
+        prefixes = checkpoints_in(self._newest)
+        return bool(prefixes) and bool(_restore_first_sound(self._all, prefixes))
+
+
+def _write(checkpoint, folder, number, keep):
+    """Write folder/ckpt-<number> and then delete all but the newest `keep`.
+
+    TensorFlow's CheckpointManager would do, but for the state file it keeps: damaged, that is one more way to lose a run.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        partial = folder / f"partial-{number}"  # TensorFlow writes the index in place: killed then, it would be cut off
+        checkpoint.write(str(partial))
+        for path in sorted(folder.glob(f"{partial.name}.*")):  # the data, and last the index that makes it count
+            path.replace(folder / path.name.replace(partial.name, f"ckpt-{number}"))
+        for old in checkpoints_in(folder)[keep:]:
+            for path in folder.glob(f"{old.name}.*"):
+                path.unlink()
+    except (tf.errors.OpError, OSError) as error:
+        for leftover in folder.glob("partial-*"):
+            shutil.rmtree(leftover) if leftover.is_dir() else leftover.unlink()
+        reason = describe(error) if isinstance(error, OSError) else error.message.split("\n")[0]
+        raise UserError(f"cannot save a checkpoint in {folder} (the last good one is kept): {reason}") from None
+
+
+def _restore_first_sound(checkpoint, prefixes):
+    """Restore the first of `prefixes` that can be read and fits; says which ones could not. Returns it.
+
+    A checkpoint is a TensorFlow tensor bundle: reading it checks every tensor's sum and never runs code.
+    """
+    for prefix in prefixes:
+        try:
+            checkpoint.read(str(prefix)).expect_partial().assert_existing_objects_matched()
+            return prefix
+        except (tf.errors.OpError, OSError, IndexError, ValueError, AssertionError) as error:
+            problem = "does not fit the network" if isinstance(error, ValueError | AssertionError) else "is damaged"
+            say(f"warning: checkpoint {prefix} {problem}")
+    raise UserError(f"no sound checkpoint among {', '.join(map(str, prefixes))}", NO_DATA)
+
+
+def load_network(run, card):
+    """Rebuild the network of a run with its best weights, or its newest where those cannot be read.
+
+    (n, image_size, image_size, 3) uint8 RGB → (n, classes) logits, already divided by the temperature of the card.
+    Raises UserError with exit code 3 for a folder that has no sound checkpoint.
+    """
+    size = card["image_size"]
+    network = create_network(card["network"], size, len(card["classes"]))
+    prefixes = [*checkpoints_in(run / "checkpoints" / "best"), *checkpoints_in(run / "checkpoints" / "newest")]
+    if not prefixes:
+        raise UserError(f"{run} has no checkpoint yet", NO_DATA)
+    used = _restore_first_sound(tf.train.Checkpoint(network=network), prefixes)
+    if used != prefixes[0]:
+        say(f"using checkpoint {used} instead")
+    pictures = keras.Input((size, size, 3), dtype="uint8", name="pictures")
+    return keras.Model(pictures, network(pictures, training=False) / card.get("temperature", 1.0), name=network.name)

@@ -1,0 +1,115 @@
+"""What makes networks better: augmentation, weights of classes, averages, calibration, mirror images."""
+
+import json
+
+import numpy as np
+import pytest
+from conftest import QUICK, draw_pictures, predictions, run, save
+
+from augment import augment, random_places
+from calibration import calibration_error, fit_temperature
+from dataset import load_picture
+from inference import log_probabilities
+from train import DEFAULTS
+from trainer import Training, balanced_weights
+
+
+def test_views_are_of_the_picture_and_of_nothing_else():
+    corners = np.array([[-0.5, -0.5, 1], [-0.5, 39.5, 1], [39.5, -0.5, 1], [39.5, 39.5, 1]]).T
+    mirrored = 0
+    for k in range(300):
+        places = random_places(np.random.default_rng(k), 80, 40)
+        ends = places @ corners
+        assert ends.min() > -0.5 - 8
+        assert ends.max() < 79.5 + 8  # turning may look a tenth over the edge: the picture is continued by its reflection
+        area = abs(np.linalg.det(places[:, :2])) * (40 / 80) ** 2
+        assert 0.7**2 - 1e-9 <= area <= 1
+        mirrored += np.linalg.det(places[:, :2]) < 0
+    assert 110 < mirrored < 190
+
+
+def test_a_view_depends_on_its_generator_alone(pictures):
+    picture = load_picture(pictures / "cats/cats_1.jpg", 48)
+    views = [augment(picture, 40, np.random.default_rng(seed)) for seed in (1, 1, 2)]
+    assert views[0].shape == (40, 40, 3)
+    assert views[0].dtype == np.uint8
+    assert np.array_equal(views[0], views[1])
+    assert np.abs(views[0].astype(int) - views[2]).mean() > 3
+
+
+def test_augmentation_can_be_turned_off(pictures):
+    def losses(*flags):
+        return [line.split()[3] for line in run("train", "--data-dir", pictures, "--output", "runs", *QUICK, *flags).stdout
+                .splitlines() if line.startswith("epoch")]  # fmt: skip
+
+    assert losses() == losses() != losses("--no-augment")
+
+
+def test_class_weights_let_a_small_class_count(tmp_path):
+    """Eight cats to each dog: a network that has learnt little says cat, unless dogs count eight times."""
+    assert balanced_weights(np.array([0, 0, 0, 1]), 2).tolist() == pytest.approx([2 / 3, 2])
+    draw_pictures(tmp_path / "many", 48)
+    draw_pictures(tmp_path / "few", 6)
+    (tmp_path / "many/dogs").rename("gone")
+    (tmp_path / "few/dogs").rename("many/dogs")
+    settings = ("--data-dir", "many", "--image-size", 32, "--epochs", 1, "--lr", 1e-4)
+    plain = run("train", *settings, "--output", "plain")
+    assert "takes every validation picture for 'cats'" in plain.stderr
+    assert "always naming the largest class: 90.9%" in plain.stdout
+    run("train", *settings, "--class-weights", "--output", "weighted")
+    dogs = [answer["probabilities"]["dogs"] for output in ("plain", "weighted") for answer in
+            predictions(output, "many/dogs/dogs_1.jpg").values()]  # fmt: skip
+    assert dogs[1] > dogs[0]
+
+
+@pytest.mark.parametrize("network", ["resnet"])
+def test_every_network_trains_resumes_and_predicts(pictures, tmp_path, network):
+    quick = ("--data-dir", pictures, *QUICK, "--network", network, "--image-size", 40, "--start-size", 32)
+    run("train", *quick, "--output", "runs")
+    card = json.loads((tmp_path / "runs/001/model.json").read_text())
+    assert card["network"] == network
+    photo = pictures / "dogs/dogs_1.jpg"
+    one, other = (predictions("runs", photo, "--runtime", runtime)[str(photo)] for runtime in ("litert", "tensorflow"))
+    assert one["probabilities"] == pytest.approx(other["probabilities"], abs=1e-5)
+
+
+def test_training_pictures_grow():
+    training = Training.__new__(Training)
+    training.settings = DEFAULTS | {"epochs": 8, "start_size": 64, "image_size": 128}
+    sizes = []
+    for training._epoch in range(8):
+        sizes.append(training.training_size())
+    assert sizes == [64, 72, 80, 96, 104, 112, 128, 128]
+
+
+def test_temperature_fits_what_was_seen():
+    rng = np.random.default_rng(0)
+    logits = rng.normal(size=(5000, 3)) * 6
+    labels = np.array([rng.choice(3, p=np.exp(row)) for row in log_probabilities(logits / 3)])  # three times too sure
+    assert fit_temperature(logits, labels) == pytest.approx(3, rel=0.1)
+    assert fit_temperature(logits[:2], logits[:2].argmax(axis=1)) > 0.5  # two right answers are no reason to be sure
+
+
+def test_calibration_error_by_hand():
+    assert calibration_error([0.9, 0.9, 0.6, 0.6], [True, True, True, False]) == pytest.approx(0.1)
+    assert calibration_error([1.0, 1.0], [True, False]) == pytest.approx(0.5)
+
+
+def test_the_temperature_is_in_every_answer(trained, pictures, tmp_path):
+    card = json.loads((trained / "model.json").read_text())
+    assert 0.1 <= card["temperature"] <= 10
+    photo = pictures / "dogs/dogs_1.jpg"
+    one, other = (predictions(trained, photo, "--runtime", runtime)[str(photo)] for runtime in ("litert", "tensorflow"))
+    assert one["probabilities"] == pytest.approx(other["probabilities"], abs=1e-5)
+
+
+def test_with_tta_a_picture_and_its_mirror_image_are_the_same(trained, pictures, tmp_path):
+    picture = load_picture(pictures / "cats/cats_1.jpg", 32)
+    photo, mirrored = save(tmp_path / "a.png", picture), save(tmp_path / "b.png", picture[:, ::-1])
+    plain = predictions(trained, photo, mirrored)
+    both = predictions(trained, photo, mirrored, "--tta")
+    first, second = (plain[str(path)]["probabilities"]["cats"] for path in (photo, mirrored))
+    assert first != second
+    for path in (photo, mirrored):
+        assert both[str(path)]["probabilities"]["cats"] == pytest.approx((first + second) / 2, abs=1e-6)
+    assert "24 pictures scored" in run("evaluate", pictures, "--model", trained, "--tta").stdout

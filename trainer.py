@@ -1,0 +1,278 @@
+"""A network in training: its optimizer, what a step does, and all that a run needs to go on as if never stopped."""
+
+import contextlib
+import csv
+import functools
+import math
+import signal
+import sys
+import time
+
+import keras
+import numpy as np
+import tensorflow as tf
+
+import console
+from augment import augment
+from checkpoints import Saver
+from console import NO_DATA, UserError, command, csv_text, say, write_whole
+from inference import log_probabilities
+from model import compile_logits, create_network
+
+HISTORY = ["epoch", "loss", "accuracy", "val_loss", "val_accuracy", "seconds", "pictures_per_second"]
+
+
+class Training:
+    """A network in training: what a step does, and all that has to be saved for the run to go on as if never stopped."""
+
+    def __init__(self, run, card, sets):
+        self.run, self.sets, self.settings = run, sets, card["settings"]
+        settings = self.settings
+        self.batch_size = min(settings["batch_size"], len(sets.train))
+        if self.batch_size < settings["batch_size"]:
+            say(f"--batch-size {settings['batch_size']} is more than all training pictures: it is {self.batch_size} now")
+        self.steps = math.ceil(len(sets.train) / self.batch_size)
+
+        keras.utils.set_random_seed(settings["seed"])
+        tf.config.experimental.enable_op_determinism()  # the same run again gives the same weights, to the bit
+        gpus = tf.config.list_logical_devices("GPU")
+        strategy = tf.distribute.MirroredStrategy() if len(gpus) > 1 else tf.distribute.get_strategy()
+        with strategy.scope():
+            create = functools.partial(create_network, card["network"], settings["image_size"], len(sets.classes))
+            self.network = create(settings["dropout"])
+            self.average = create() if settings["ema"] else self.network  # the weights averaged over the last steps
+            self.average.set_weights(self.network.get_weights())
+            optimizer = AdamW(rate_schedule(settings["lr"], settings["epochs"] * self.steps), settings["weight_decay"])
+            optimizer.build(self.network.trainable_variables)
+        self._epoch = tf.Variable(0, dtype=tf.int64)  # epochs done
+        self._step = tf.Variable(0, dtype=tf.int64)  # steps done in this epoch
+        self.sums = tf.Variable([0.0, 0.0], dtype=tf.float64)  # of losses and of right answers in this epoch
+        self.train_step = make_train_step(
+            strategy, self.network, optimizer, self.sums, settings["label_smoothing"],
+            balanced_weights(sets.train.labels, len(sets.classes)) if settings["class_weights"] else None,
+            self.average if settings["ema"] else None, settings["ema"],
+        )  # fmt: skip
+        self._logits = compile_logits(self.average)
+        self._saver = Saver(
+            run, trained=self.network, network=self.average, optimizer=optimizer, epoch=self._epoch, step=self._step,
+            sums=self.sums,
+            seeds=[state.value for state in self.network.variables if "seed" in state.path],  # of dropout
+        )  # fmt: skip
+        restored = self._saver.restore()
+        self._last_save = time.monotonic()
+        self._signal = None
+        self.answers = None
+        self.history = read_history(run)[: self.epoch]
+        if [row["epoch"] for row in self.history] != list(range(1, self.epoch + 1)):
+            raise UserError(f"{run / 'history.csv'} does not tell of all {self.epoch} epochs: start a new run", NO_DATA)
+        if card.get("epochs") and not restored:
+            raise UserError(f"the checkpoints of {run} are gone: start a new run", NO_DATA)
+
+    @property
+    def epoch(self):
+        """How many epochs are done."""
+        return int(self._epoch)
+
+    def train_epoch(self):
+        """Train on the rest of the current epoch's batches; returns the training half of the history's row."""
+        started, first = time.monotonic(), int(self._step)
+        view = functools.partial(augment, size=self.training_size()) if self.settings["augment"] else None
+        batches = self.sets.train.batches(self.batch_size, self.settings["seed"], self.epoch, first, view)
+        with console.progress(f"epoch {self.epoch + 1}/{self.settings['epochs']}", self.steps) as advance:
+            advance(first)
+            for pixels, labels in batches:
+                self.train_step(pixels, labels)
+                self._step.assign_add(1)
+                advance()
+                self._save_if_due()
+        loss, accuracy = self.sums.numpy() / len(self.sets.train)
+        speed = max(len(self.sets.train) - first * self.batch_size, 0) / (time.monotonic() - started)
+        return {"epoch": self.epoch + 1, "loss": loss, "accuracy": accuracy, "pictures_per_second": speed}
+
+    def training_size(self):
+        """Side of this epoch's training pictures: it grows from --start-size to --image-size while the rate is high."""
+        start, end = (self.settings[name] for name in ("start_size", "image_size"))
+        size = np.interp(self.epoch, [0, 0.75 * self.settings["epochs"]], [start or end, end])
+        return end if size == end else int(size) // 8 * 8
+
+    def validate(self):
+        """Score every validation picture; returns the validation half of the history's row."""
+        loss = right = 0
+        self.answers = np.zeros(len(self.sets.classes), int)  # how many pictures were taken for each class
+        with console.progress("validation", len(self.sets.valid)) as advance:
+            for pixels, labels in self.sets.valid.batches(self.batch_size):
+                scores = log_probabilities(self._logits(pixels))  # (n, classes)
+                loss -= scores[np.arange(len(labels)), labels].sum()
+                answers = scores.argmax(axis=1)
+                right += (answers == labels).sum()
+                self.answers += np.bincount(answers, minlength=len(self.answers))
+                advance(len(labels))
+                self._save_if_due()
+        return {"val_loss": loss / len(self.sets.valid), "val_accuracy": right / len(self.sets.valid)}
+
+    def finish_epoch(self, row):
+        """Take a row into the history and save it, the best weights and the newest checkpoint; True if it is the best.
+
+        In this order: a run that is killed in between does the epoch again, and comes to the same.
+        """
+        self._refuse_nonsense(row["loss"] + row["val_loss"])
+        row = {name: row["epoch"] if name == "epoch" else round(float(row[name]), 6) for name in HISTORY}
+        self.history.append(row)
+        write_whole(self.run / "history.csv", csv_text(HISTORY, [list(row.values()) for row in self.history]))
+        is_best = self.best() is row
+        if is_best:
+            self._saver.save_best(row["epoch"])
+        self.begin_epoch()
+        self._save()
+        return is_best
+
+    def begin_epoch(self):
+        """Move on to the first step of the next epoch."""
+        self._epoch.assign_add(1)
+        self._step.assign(0)
+        self.sums.assign([0.0, 0.0])
+
+    def best(self):
+        """The history's row with the best validation accuracy; among equals, with the lowest validation loss."""
+        return max(self.history, key=lambda row: (row["val_accuracy"], -row["val_loss"]), default=None)
+
+    def results(self):
+        """What the card tells of the training so far."""
+        return {"epochs": self.epoch, "best": self.best()}
+
+    def out_of_patience(self):
+        """True if --patience epochs have gone by without a better one."""
+        return bool(self.history and 0 < self.settings["patience"] <= self.epoch - self.best()["epoch"])
+
+    @contextlib.contextmanager
+    def listening_to_signals(self):
+        """Let SIGINT (Ctrl-C) and SIGTERM wait for the end of a step; a second one does not wait."""
+
+        def remember(signum, _):
+            if self._signal:
+                sys.exit(128 + signum)
+            self._signal = signum
+
+        before = {signum: signal.signal(signum, remember) for signum in (signal.SIGINT, signal.SIGTERM)}
+        try:
+            yield
+        finally:
+            for signum, handler in before.items():
+                signal.signal(signum, handler)
+
+    def _save_if_due(self):
+        """Save every --save-minutes; save and leave if a signal came."""
+        if self._signal or time.monotonic() - self._last_save > 60 * self.settings["save_minutes"]:
+            self._refuse_nonsense(self.sums.numpy()[0])
+            self._save()
+        if self._signal:
+            say(f"stopped in epoch {self.epoch + 1}, after {int(self._step)} of {self.steps} steps; to go on:")
+            say(f"  {command('train.py', '--resume', self.run)}")
+            sys.exit(console.INTERRUPTED if self._signal == signal.SIGINT else console.TERMINATED)
+
+    def _save(self):
+        self._saver.save(number=self.epoch * (self.steps + 1) + int(self._step))
+        self._last_save = time.monotonic()
+
+    def _refuse_nonsense(self, loss):
+        if not math.isfinite(loss):
+            raise UserError(
+                f"the loss is not a number any more in epoch {self.epoch + 1}: try a lower --lr than"
+                f" {self.settings['lr']} (the last good checkpoint is kept)"
+            )
+
+
+def rate_schedule(lr, steps):
+    """The learning rate of each step: up to `lr` in the first twentieth of the steps, then down along a cosine to 0."""
+    warmup = max(steps // 20, 1)
+    return keras.optimizers.schedules.CosineDecay(0.0, max(steps - warmup, 1), warmup_target=lr, warmup_steps=warmup)
+
+
+def balanced_weights(labels, num_classes):
+    """What each picture of a class counts, (num_classes,) float32, for all classes to count the same; 1 on average."""
+    counts = np.bincount(labels, minlength=num_classes)
+    return (len(labels) / (num_classes * counts)).astype(np.float32)
+
+
+def make_train_step(strategy, network, optimizer, sums, label_smoothing=0.0, class_weights=None, average=None, ema=0.0):
+    """One step of training as a graph, `step(pixels, labels)`: (n, size, size, 3) uint8 RGB and (n,) int32.
+
+    It minimizes the cross-entropy, with smoothed labels if `label_smoothing` is above 0 (Szegedy et al., "Rethinking the
+    Inception Architecture for Computer Vision", 2016) and weighted by `class_weights`, (classes,), if given. Then it moves
+    the weights of the network `average`, if given, towards those of `network`: they keep the part `ema` of what they were.
+    It adds to `sums`, (2,) float64, the cross-entropies and the right answers of the batch.
+    On several devices each takes its share of the batch, and their gradients are added up.
+    """
+
+    def replica_step(pixels, labels):
+        size = tf.shape(labels)[0]  # of the whole batch
+        device = tf.distribute.get_replica_context()
+        devices, counts = device.num_replicas_in_sync, 1.0
+        if devices > 1:  # this device takes its share; where none is left for it, a picture that counts nothing
+            share = tf.range(device.replica_id_in_sync_group, tf.maximum(size, devices), devices)
+            counts = tf.cast(share < size, tf.float32)
+            pixels, labels = tf.gather(pixels, share % size), tf.gather(labels, share % size)
+        weights = counts if class_weights is None else counts * tf.gather(class_weights, labels)
+        with tf.GradientTape() as tape:
+            logits = network(pixels, training=True)  # (n, classes)
+            losses = tf.nn.sparse_softmax_cross_entropy_with_logits(labels, logits)  # (n,)
+            uniform = tf.reduce_logsumexp(logits, axis=1) - tf.reduce_mean(logits, axis=1)  # if any class were as right
+            smoothed = (1 - label_smoothing) * losses + label_smoothing * uniform if label_smoothing else losses
+            loss = tf.reduce_sum(weights * smoothed) / tf.cast(size, tf.float32)  # so that the shares' gradients add up
+        gradients = tape.gradient(loss, network.trainable_variables)
+        optimizer.apply(gradients, network.trainable_variables)
+        right = tf.cast(tf.argmax(logits, axis=1, output_type=tf.int32) == labels, tf.float32)
+        return tf.cast(tf.stack([tf.reduce_sum(counts * losses), tf.reduce_sum(counts * right)]), tf.float64)
+
+    pixels_spec = tf.TensorSpec((None, *network.input_shape[1:]), tf.uint8)
+    labels_spec = tf.TensorSpec((None,), tf.int32)
+
+    @tf.function(input_signature=[pixels_spec, labels_spec])
+    def step(pixels, labels):
+        sums.assign_add(strategy.reduce("SUM", strategy.run(replica_step, (pixels, labels)), axis=None))
+        if average is not None:
+            done = tf.cast(optimizer.iterations, tf.float32)
+            kept = tf.minimum(ema, (1 + done) / (10 + done))  # at first the average is over few steps
+            for mean, weight in zip(average.weights, network.weights, strict=True):
+                mean.assign(weight + kept * (mean - weight))
+
+    return step
+
+
+class AdamW(keras.optimizers.AdamW):
+    """Keras' AdamW, with TensorFlow's one fused operation for each weight tensor instead of a dozen: the same mathematics.
+
+    The decay does not touch biases, nor what batch normalization scales and shifts by.
+    """
+
+    def __init__(self, learning_rate, weight_decay=0.0):
+        super().__init__(learning_rate, weight_decay)
+        self.weight_decay = weight_decay or None  # None: no operations for it at all
+        self.exclude_from_weight_decay(var_names=["bias", "gamma", "beta"])
+
+    def update_step(self, gradient, variable, learning_rate):
+        index = self._get_variable_index(variable)
+        step = tf.cast(self.iterations + 1, tf.float32)
+        tf.raw_ops.ResourceApplyAdam(
+            var=_handle(variable), m=_handle(self._momentums[index]), v=_handle(self._velocities[index]), grad=gradient,
+            lr=learning_rate, beta1=self.beta_1, beta2=self.beta_2, epsilon=self.epsilon,
+            beta1_power=self.beta_1**step, beta2_power=self.beta_2**step,
+        )  # fmt: skip
+
+
+def _handle(variable):
+    """What TensorFlow's operations know a variable by, be it Keras' or TensorFlow's own, on this device."""
+    return (variable.value if isinstance(variable, keras.Variable) else variable).handle
+
+
+def read_history(run):
+    """The rows of a run's history.csv, empty where there is none yet."""
+    path = run / "history.csv"
+    if not path.exists():
+        return []
+    try:
+        with open(path, newline="", encoding="utf-8") as file:
+            rows = list(csv.DictReader(file))
+        return [{name: float(row[name]) for name in HISTORY} | {"epoch": int(row["epoch"])} for row in rows]
+    except (ValueError, KeyError, TypeError):
+        raise UserError(f"{path} is damaged: restore it, or start a new run", NO_DATA) from None
