@@ -303,13 +303,14 @@ def our_epochs(arguments, aids=False):
     import tensorflow as tf
 
     from dataset import read_train_sets
-    from trainer import Training
+    from trainer import Training, phases_of
 
     tf.zeros(1)
     with tempfile.TemporaryDirectory() as folder:
         started = time.perf_counter()
         sets = read_train_sets(arguments.data_dir, IMAGE_SIZE, cache_dir=Path(folder, "cache"))
-        training = Training(Path(folder), our_card(aids), sets)
+        card = our_card(aids)
+        training = Training(Path(folder), card, sets, *phases_of(card["settings"]))
         seconds, steps, waits = [], [], []
         for _ in range(arguments.epochs):
             waits.append(count_waiting(sets.train))
@@ -349,12 +350,13 @@ def our_second_run(arguments):
         read()
         import tensorflow as tf
 
-        from trainer import Training
+        from trainer import Training, phases_of
 
         tf.zeros(1)
         started = time.perf_counter()
         sets = read()
-        training = Training(Path(folder), our_card(), sets)
+        card = our_card()
+        training = Training(Path(folder), card, sets, *phases_of(card["settings"]))
         training.train_step(*next(sets.train.batches(BATCH_SIZE, seed=0)))
         training.sums.numpy()
         return {"first step of a second run, s after the import": time.perf_counter() - started}

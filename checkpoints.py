@@ -13,13 +13,14 @@ from runs import checkpoints_in
 class Saver:
     """Saves checkpoints of a training into its run folder, and finds the newest sound one again.
 
-    `tracked` are the parts of the training to resume, by name; of these, `network` is what the best one holds.
+    `name` is that of the folder. `tracked` are the parts of the training to resume, by name; of these, `network` is what
+    the best one holds.
     """
 
-    def __init__(self, run, **tracked):
+    def __init__(self, run, name, **tracked):
         self._all = tf.train.Checkpoint(**tracked)
         self._weights = tf.train.Checkpoint(network=tracked["network"])
-        self._newest = run / "checkpoints" / "newest"
+        self._newest = run / "checkpoints" / name
         self._best = run / "checkpoints" / "best"
 
     def save(self, number):
@@ -72,19 +73,27 @@ def _restore_first_sound(checkpoint, prefixes):
     raise UserError(f"no sound checkpoint among {', '.join(map(str, prefixes))}", NO_DATA)
 
 
-def load_network(run, card):
-    """Rebuild the network of a run with its best weights, or its newest where those cannot be read.
+def load_best(run, network):
+    """Give a network the best weights of a run, or its newest where those cannot be read.
 
-    (n, image_size, image_size, 3) uint8 RGB → (n, classes) logits, already divided by the temperature of the card.
     Raises UserError with exit code 3 for a folder that has no sound checkpoint.
     """
-    size = card["image_size"]
-    network = create_network(card["network"], size, len(card["classes"]))
-    prefixes = [*checkpoints_in(run / "checkpoints" / "best"), *checkpoints_in(run / "checkpoints" / "newest")]
+    folders = [run / "checkpoints" / name for name in ("best", "fine-tuning", "newest")]
+    prefixes = [prefix for folder in folders for prefix in checkpoints_in(folder)]
     if not prefixes:
         raise UserError(f"{run} has no checkpoint yet", NO_DATA)
     used = _restore_first_sound(tf.train.Checkpoint(network=network), prefixes)
     if used != prefixes[0]:
         say(f"using checkpoint {used} instead")
+
+
+def load_network(run, card):
+    """Rebuild the network of a run with its best weights; raises what load_best() does.
+
+    (n, image_size, image_size, 3) uint8 RGB → (n, classes) logits, already divided by the temperature of the card.
+    """
+    size = card["image_size"]
+    network = create_network(card["network"], size, len(card["classes"]))
+    load_best(run, network)
     pictures = keras.Input((size, size, 3), dtype="uint8", name="pictures")
     return keras.Model(pictures, network(pictures, training=False) / card.get("temperature", 1.0), name=network.name)

@@ -7,6 +7,7 @@ import numpy as np
 import tensorflow as tf
 from keras import layers
 
+from backbones import BACKBONES, create_backbone_network
 from console import NO_DATA, UserError
 
 keras.config.set_floatx("float32")  # whatever the user's ~/.keras/keras.json says
@@ -127,14 +128,19 @@ NETWORKS = {"cnn": create_cnn, "resnet": create_resnet}
 
 def create_network(name, image_size, num_classes, dropout=0.0):
     """The network that a card names. Raises UserError for a name this version does not have."""
+    if name in BACKBONES:
+        return create_backbone_network(name, image_size, num_classes, dropout)
     if name not in NETWORKS:
-        raise UserError(f"this version has no network {name!r}, only {', '.join(NETWORKS)}", NO_DATA)
+        raise UserError(f"this version has no network {name!r}, only {', '.join([*NETWORKS, *BACKBONES])}", NO_DATA)
     return NETWORKS[name](image_size, num_classes, dropout)
 
 
 def compile_logits(network):
-    """A fast `logits(pictures)`: (n, image_size, image_size, 3) uint8 array → (n, classes) float32 array."""
-    signature = tf.TensorSpec((None, *network.input_shape[1:]), tf.uint8)
+    """A fast `logits(pictures)`: (n, image_size, image_size, 3) uint8 array → (n, classes) float32 array.
+
+    Of a part of a network, likewise, what that takes and what it gives.
+    """
+    signature = tf.TensorSpec(network.input_shape, network.inputs[0].dtype)
     graph = tf.function(lambda pictures: network(pictures, training=False), input_signature=[signature])
 
     def logits(pictures):

@@ -8,6 +8,7 @@ import time
 from pathlib import Path
 
 import console
+from backbones import BACKBONES
 from console import NO_DATA, USAGE, UserError, command, csv_text, number, say, shell_path, write_whole
 from runs import CARD, MAX_IMAGE_SIZE, MIN_IMAGE_SIZE, find_run, locked, new_run, read_card, write_card
 
@@ -22,6 +23,10 @@ SETTINGS = {  # name: (type, default)
     "start_size": (number(int, MIN_IMAGE_SIZE, MAX_IMAGE_SIZE), None),
     "augment": (console.switch, True),
     "network": (str, "cnn"),
+    "weights": (str, "imagenet"),
+    "fine_tune": (str, None),
+    "fine_tune_epochs": (number(int, 1), 5),
+    "fine_tune_lr": (number(float, above=0), 1e-4),
     "dropout": (number(float, 0, below=1), 0.3),
     "epochs": (number(int, 1), 20),
     "batch_size": (number(int, 1), 32),
@@ -35,11 +40,11 @@ SETTINGS = {  # name: (type, default)
     "save_minutes": (number(float, 0), 5.0),
 }
 DEFAULTS = {name: default for name, (_, default) in SETTINGS.items()}
-RECIPES = {  # network: its own defaults
-    "cnn": {},
-    "resnet": {"start_size": 64, "batch_size": 64, "lr": 3e-3, "weight_decay": 0.05, "dropout": 0.1},
-}
-CHANGEABLE_ON_RESUME = {"data_dir", "epochs", "patience", "save_minutes"}
+RESNET = {"start_size": 64, "batch_size": 64, "lr": 3e-3, "weight_decay": 0.05, "dropout": 0.1}
+PRETRAINED = {"image_size": 224, "label_smoothing": 0.0}
+RECIPES = {"cnn": {}, "resnet": RESNET, **dict.fromkeys(BACKBONES, PRETRAINED)}  # network: its own defaults
+CHANGEABLE_ON_RESUME = {"data_dir", "patience", "save_minutes"}
+FINE_TUNING = {"fine_tune", "fine_tune_epochs", "fine_tune_lr"}
 
 
 def parse_arguments(argv):
@@ -55,7 +60,8 @@ def parse_arguments(argv):
         name = flag[2:].replace("-", "_")
         kind, default = SETTINGS[name]
         if default is not None:
-            others = [f"{recipe[name]} for {network}" for network, recipe in RECIPES.items() if name in recipe]
+            recipes = {"resnet": RESNET, "pretrained ones": PRETRAINED}
+            others = [f"{recipe[name]} for {network}" for network, recipe in recipes.items() if name in recipe]
             shown = default.name if isinstance(default, Path) else default
             description += f" (default: {', '.join([str(shown), *others])})"
         group.add_argument(flag, type=kind, metavar=metavar, help=description)
@@ -67,7 +73,12 @@ def parse_arguments(argv):
     add(data, "--image-size", "PX", "side of the square that every picture is resized to")
     data.add_argument("--no-augment", dest="augment", action="store_false", help="show every picture as it is each time")
     network = parser.add_argument_group("network")
-    network.add_argument("--network", choices=RECIPES, help=f"which one (default: {DEFAULTS['network']})")
+    network.add_argument("--network", choices=RECIPES, metavar="NAME",
+        help=f"cnn (default), resnet, or a pretrained one of keras.applications: {', '.join(BACKBONES)}")  # fmt: skip
+    add(network, "--weights", "SOURCE", "of a pretrained network: imagenet, none, or a .h5 file of Keras")
+    add(network, "--fine-tune", "LAYERS", "then train the pretrained layers from this one on, or so many of the last, too")
+    add(network, "--fine-tune-epochs", "N", "for how many epochs more")
+    add(network, "--fine-tune-lr", "RATE", "highest learning rate in these epochs")
     add(network, "--dropout", "P", "part of the features that a step leaves out")
     training = parser.add_argument_group("training")
     add(training, "--epochs", "N", "rounds over all training pictures")
@@ -113,11 +124,23 @@ def settings_to_resume(run, given):
                 settings[name] = kind(str(settings[name]))
             except argparse.ArgumentTypeError as error:
                 raise UserError(f"{run / CARD} is damaged: {name} {error}", NO_DATA) from None
+    changeable = CHANGEABLE_ON_RESUME | ({"fine_tune_epochs"} if settings["fine_tune"] else {"epochs", *FINE_TUNING})
     for name, value in given.items():
-        if name not in CHANGEABLE_ON_RESUME and value != settings[name]:
+        if name not in changeable and value != settings[name]:
             flag = "--" + name.replace("_", "-")
             raise UserError(f"{flag} was {settings[name]} when {run} began: it cannot change on --resume", USAGE)
     return settings | given
+
+
+def refuse_what_does_not_fit(settings):
+    """Raise UserError for settings that are not for the network."""
+    network = settings["network"]
+    if settings["start_size"] and network != "resnet":
+        raise UserError(f"--start-size is for resnet: {network} takes pictures of one size", USAGE)
+    if network not in BACKBONES and settings["weights"] != DEFAULTS["weights"]:
+        raise UserError(f"--weights is for pretrained networks: {network} is not one", USAGE)
+    if settings["fine_tune"] and (network not in BACKBONES or settings["weights"] == "none"):
+        raise UserError("--fine-tune is for pretrained networks, with their weights", USAGE)
 
 
 def train(settings, output, run=None):
@@ -128,6 +151,7 @@ def train(settings, output, run=None):
     """
     from dataset import read_train_sets
 
+    refuse_what_does_not_fit(settings)
     resuming = run is not None
     run = run or new_run(output)
     try:
@@ -155,20 +179,24 @@ def train(settings, output, run=None):
 def train_in(run, card, sets):
     """Train in a run folder from where it is to its end: the loop over the epochs. Returns the history."""
     from model import enough_memory
-    from trainer import Training
+    from runs import checkpoints_in
+    from trainer import Training, phases_of
 
-    settings = card["settings"]
-    with enough_memory():
-        training = Training(run, card, sets)
-    say_header(run, card, sets, training)
-    with enough_memory(), training.listening_to_signals():
-        while training.epoch < settings["epochs"] and not training.out_of_patience():
-            started = time.monotonic()
-            row = training.train_epoch() | training.validate()
-            is_best = training.finish_epoch(row | {"seconds": time.monotonic() - started})
-            write_card(run, card | training.results())
-            print(epoch_line(training.history[-1], settings["epochs"], is_best), flush=True)
-    card |= training.results()
+    say_header(run, card, sets)
+    phases = phases_of(card["settings"])
+    begun = [phase for phase in phases if checkpoints_in(run / "checkpoints" / phase.name)]
+    for phase in phases[max(len(begun) - 1, 0) :]:
+        with enough_memory():
+            training = Training(run, card, sets, phase)
+        say_phase(card, training)
+        with enough_memory(), training.listening_to_signals():
+            while training.epoch < phase.last and not (phase is phases[-1] and training.out_of_patience()):
+                started = time.monotonic()
+                row = training.train_epoch() | training.validate()
+                is_best = training.finish_epoch(row | {"seconds": time.monotonic() - started})
+                write_card(run, card | training.results())
+                print(epoch_line(training.history[-1], phases[-1].last, is_best), flush=True)
+        card |= training.results()
     with enough_memory():
         card["temperature"] = calibrate(run, card, sets)
     card["finished"] = True
@@ -245,7 +273,7 @@ def versions():
     return {"python": platform.python_version()} | {name: module.__version__ for name, module in named.items()}
 
 
-def say_header(run, card, sets, training):
+def say_header(run, card, sets):
     """Say what is about to be trained, on what, with what."""
     import tensorflow as tf
 
@@ -258,9 +286,15 @@ def say_header(run, card, sets, training):
         reasons = collections.Counter(reason for _, reason in sets.skipped)
         summary = ", ".join(f"{count} {reason}" for reason, count in reasons.most_common())
         say(f"skipped    {len(sets.skipped)}: {summary}; all in {shell_path(run / 'skipped.csv')}")
-    say(f"network    {card['network']}, {card['image_size']} px, {training.network.count_params():,} parameters")
-    begins = f", goes on after epoch {training.epoch}" if training.epoch else ""
-    say(f"run        {shell_path(run)}{begins}")
+    say(f"run        {shell_path(run)}")
+
+
+def say_phase(card, training):
+    """Say what learns now."""
+    learning, total = training.count_params()
+    parts = f"{learning:,} of {total:,} parameters learn" if learning < total else f"{total:,} parameters"
+    goes_on = f", goes on after epoch {training.epoch}" if training.epoch else ""
+    say(f"network    {card['network']}, {card['image_size']} px, {parts}{goes_on}")
 
 
 def epoch_line(row, epochs, is_best):

@@ -2,6 +2,7 @@
 
 import contextlib
 import csv
+import dataclasses
 import functools
 import math
 import signal
@@ -14,7 +15,8 @@ import tensorflow as tf
 
 import console
 from augment import augment
-from checkpoints import Saver
+from backbones import BACKBONES, extract_features, load_weights, split_at_features, unfreeze
+from checkpoints import Saver, load_best
 from console import NO_DATA, UserError, command, csv_text, say, write_whole
 from inference import log_probabilities
 from model import compile_logits, create_network
@@ -22,11 +24,34 @@ from model import compile_logits, create_network
 HISTORY = ["epoch", "loss", "accuracy", "val_loss", "val_accuracy", "seconds", "pictures_per_second"]
 
 
+@dataclasses.dataclass
+class Phase:
+    """Some epochs of a run that all learn in one way: from scratch, or first a new head, then what is below it."""
+
+    name: str  # of its checkpoints' folder
+    first: int  # epochs done before it
+    last: int  # epochs done after it
+    lr: float
+    on_features: bool = False  # learns from the features of a frozen backbone
+    unfrozen: str | None = None  # which layers of the backbone learn: those from this one on, or so many of the last
+
+
+def phases_of(settings):
+    """The phases that a run with these settings goes through."""
+    epochs, more = settings["epochs"], settings["fine_tune_epochs"]
+    if settings["network"] not in BACKBONES or settings["weights"] == "none":
+        return [Phase("newest", 0, epochs, settings["lr"])]
+    phases = [Phase("newest", 0, epochs, settings["lr"], on_features=True)]
+    if settings["fine_tune"]:
+        phases.append(Phase("fine-tuning", epochs, epochs + more, settings["fine_tune_lr"], unfrozen=settings["fine_tune"]))
+    return phases
+
+
 class Training:
     """A network in training: what a step does, and all that has to be saved for the run to go on as if never stopped."""
 
-    def __init__(self, run, card, sets):
-        self.run, self.sets, self.settings = run, sets, card["settings"]
+    def __init__(self, run, card, sets, phase):
+        self.run, self.sets, self.settings, self.phase = run, sets, card["settings"], phase
         settings = self.settings
         self.batch_size = min(settings["batch_size"], len(sets.train))
         if self.batch_size < settings["batch_size"]:
@@ -41,44 +66,67 @@ class Training:
             create = functools.partial(create_network, card["network"], settings["image_size"], len(sets.classes))
             self.network = create(settings["dropout"])
             self.average = create() if settings["ema"] else self.network  # the weights averaged over the last steps
-            self.average.set_weights(self.network.get_weights())
-            optimizer = AdamW(rate_schedule(settings["lr"], settings["epochs"] * self.steps), settings["weight_decay"])
-            optimizer.build(self.network.trainable_variables)
-        self._epoch = tf.Variable(0, dtype=tf.int64)  # epochs done
+            if phase.unfrozen:
+                unfreeze(self.network, phase.unfrozen)
+            learner, self._judged = self.network, self.average
+            if phase.on_features:
+                (self._features_of, learner), (_, self._judged) = map(split_at_features, (self.network, self.average))
+            steps = (phase.last - phase.first) * self.steps
+            optimizer = AdamW(rate_schedule(phase.lr, steps), settings["weight_decay"])
+            optimizer.build(learner.trainable_variables)
+        self._epoch = tf.Variable(phase.first, dtype=tf.int64)  # epochs done
         self._step = tf.Variable(0, dtype=tf.int64)  # steps done in this epoch
         self.sums = tf.Variable([0.0, 0.0], dtype=tf.float64)  # of losses and of right answers in this epoch
         self.train_step = make_train_step(
-            strategy, self.network, optimizer, self.sums, settings["label_smoothing"],
+            strategy, learner, optimizer, self.sums, settings["label_smoothing"],
             balanced_weights(sets.train.labels, len(sets.classes)) if settings["class_weights"] else None,
-            self.average if settings["ema"] else None, settings["ema"],
+            self._judged if settings["ema"] else None, settings["ema"],
         )  # fmt: skip
-        self._logits = compile_logits(self.average)
+        self._logits = compile_logits(self._judged)
+        self._learning = learner.trainable_weights
         self._saver = Saver(
-            run, trained=self.network, network=self.average, optimizer=optimizer, epoch=self._epoch, step=self._step,
-            sums=self.sums,
+            run, phase.name, trained=self.network, network=self.average, optimizer=optimizer, epoch=self._epoch,
+            step=self._step, sums=self.sums,
             seeds=[state.value for state in self.network.variables if "seed" in state.path],  # of dropout
         )  # fmt: skip
         restored = self._saver.restore()
+        if not restored:
+            self._begin(card)
         self._last_save = time.monotonic()
         self._signal = None
         self.answers = None
         self.history = read_history(run)[: self.epoch]
         if [row["epoch"] for row in self.history] != list(range(1, self.epoch + 1)):
             raise UserError(f"{run / 'history.csv'} does not tell of all {self.epoch} epochs: start a new run", NO_DATA)
-        if card.get("epochs") and not restored:
-            raise UserError(f"the checkpoints of {run} are gone: start a new run", NO_DATA)
+        if phase.on_features:
+            self.sets = extract_features(sets, self._features_of, run.parent / ".cache")
+
+    def _begin(self, card):
+        """The weights that a phase begins with, where there is no checkpoint of it yet."""
+        if self.phase.first:
+            load_best(self.run, self.network)
+        elif card.get("epochs"):
+            raise UserError(f"the checkpoints of {self.run} are gone: start a new run", NO_DATA)
+        elif card["network"] in BACKBONES:
+            load_weights(self.network, self.settings["weights"])
+        self.average.set_weights(self.network.get_weights())
 
     @property
     def epoch(self):
         """How many epochs are done."""
         return int(self._epoch)
 
+    def count_params(self):
+        """How many numbers learn in this phase, and how many the network has."""
+        return sum(math.prod(weight.shape) for weight in self._learning), self.network.count_params()
+
     def train_epoch(self):
         """Train on the rest of the current epoch's batches; returns the training half of the history's row."""
         started, first = time.monotonic(), int(self._step)
-        view = functools.partial(augment, size=self.training_size()) if self.settings["augment"] else None
+        augmented = self.settings["augment"] and not self.phase.on_features
+        view = functools.partial(augment, size=self.training_size()) if augmented else None
         batches = self.sets.train.batches(self.batch_size, self.settings["seed"], self.epoch, first, view)
-        with console.progress(f"epoch {self.epoch + 1}/{self.settings['epochs']}", self.steps) as advance:
+        with console.progress(f"epoch {self.epoch + 1}/{self.phase.last}", self.steps) as advance:
             advance(first)
             for pixels, labels in batches:
                 self.train_step(pixels, labels)
@@ -141,8 +189,9 @@ class Training:
         return {"epochs": self.epoch, "best": self.best()}
 
     def out_of_patience(self):
-        """True if --patience epochs have gone by without a better one."""
-        return bool(self.history and 0 < self.settings["patience"] <= self.epoch - self.best()["epoch"])
+        """True if --patience epochs of this phase have gone by without a better one."""
+        best = self.best()
+        return bool(best and 0 < self.settings["patience"] <= self.epoch - max(best["epoch"], self.phase.first))
 
     @contextlib.contextmanager
     def listening_to_signals(self):
@@ -195,7 +244,7 @@ def balanced_weights(labels, num_classes):
 
 
 def make_train_step(strategy, network, optimizer, sums, label_smoothing=0.0, class_weights=None, average=None, ema=0.0):
-    """One step of training as a graph, `step(pixels, labels)`: (n, size, size, 3) uint8 RGB and (n,) int32.
+    """One step of training as a graph, `step(pixels, labels)`: what `network` takes for n pictures, and (n,) int32.
 
     It minimizes the cross-entropy, with smoothed labels if `label_smoothing` is above 0 (Szegedy et al., "Rethinking the
     Inception Architecture for Computer Vision", 2016) and weighted by `class_weights`, (classes,), if given. Then it moves
@@ -224,7 +273,7 @@ def make_train_step(strategy, network, optimizer, sums, label_smoothing=0.0, cla
         right = tf.cast(tf.argmax(logits, axis=1, output_type=tf.int32) == labels, tf.float32)
         return tf.cast(tf.stack([tf.reduce_sum(counts * losses), tf.reduce_sum(counts * right)]), tf.float64)
 
-    pixels_spec = tf.TensorSpec((None, *network.input_shape[1:]), tf.uint8)
+    pixels_spec = tf.TensorSpec(network.input_shape, network.inputs[0].dtype)
     labels_spec = tf.TensorSpec((None,), tf.int32)
 
     @tf.function(input_signature=[pixels_spec, labels_spec])

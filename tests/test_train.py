@@ -23,19 +23,19 @@ def history_of(run_folder):
     return [{name: row[name] for name in ("epoch", "loss", "accuracy", "val_loss", "val_accuracy")} for row in rows]
 
 
-def newest_tensors(run_folder):
-    """Every tensor of the newest checkpoint, weights and optimizer, by name."""
+def newest_tensors(run_folder, phase="newest"):
+    """Every tensor of the newest checkpoint of a phase, weights and optimizer, by name."""
     import tensorflow as tf
 
-    newest = max(run_folder.glob("checkpoints/newest/ckpt-*.index"), key=lambda path: int(path.stem.split("-")[1]))
+    newest = max(run_folder.glob(f"checkpoints/{phase}/ckpt-*.index"), key=lambda path: int(path.stem.split("-")[1]))
     reader = tf.train.load_checkpoint(str(newest.with_suffix("")))
     names = [name for name in reader.get_variable_to_shape_map() if name.endswith("VARIABLE_VALUE")]
     return {name: reader.get_tensor(name) for name in names}
 
 
-def assert_same_run(one, other):
+def assert_same_run(one, other, phase="newest"):
     """Both runs ended with the same weights, bit for bit, and tell the same story."""
-    tensors, expected = newest_tensors(one), newest_tensors(other)
+    tensors, expected = newest_tensors(one, phase), newest_tensors(other, phase)
     assert tensors.keys() == expected.keys()
     assert sum(tensor.size for tensor in tensors.values()) > 100_000
     for name in expected:

@@ -1,0 +1,116 @@
+"""Pretrained networks: features of a frozen backbone first, then fine-tuning, with weights that were downloaded before."""
+
+import json
+import shutil
+
+import h5py
+import numpy as np
+import pytest
+from conftest import draw_pictures, error_of, predictions, run, start
+from test_train import assert_same_run, history_of, wait_until
+
+from model import create_network
+
+SETTINGS = ("--network", "mobilenet", "--image-size", 32, "--batch-size", 8, "--epochs", 3, "--data-dir")
+
+
+@pytest.fixture(scope="module")
+def weights(tmp_path_factory):
+    """A file of weights as Keras writes them."""
+    path = tmp_path_factory.mktemp("weights") / "mobilenet.weights.h5"
+    create_network("mobilenet", 32, 2).get_layer("backbone").save_weights(path)
+    return path
+
+
+@pytest.fixture(scope="module")
+def fine_tuned(tmp_path_factory, weights):
+    """A run of both phases that nothing disturbed, on what the fixture `pictures` draws."""
+    folder = tmp_path_factory.mktemp("fine_tuned")
+    finished = run("train", *SETTINGS, draw_pictures(folder / "pictures"), "--weights", weights, "--output", folder,
+                   "--fine-tune", "conv_pw_11", "--fine-tune-epochs", 2)  # fmt: skip
+    assert "2,050 of 3,230,914 parameters learn" in finished.stderr
+    assert [line.split()[1] for line in finished.stdout.splitlines() if line.startswith("epoch")] == [
+        "1/5", "2/5", "3/5", "4/5", "5/5"
+    ]  # fmt: skip
+    return folder / "001"
+
+
+def assert_same_fine_tuning(one, other):
+    assert_same_run(one, other)
+    assert_same_run(one, other, "fine-tuning")
+
+
+def test_both_phases_in_one_command_are_the_same_as_one_after_the_other(pictures, tmp_path, weights, fine_tuned):
+    run("train", *SETTINGS, pictures, "--weights", weights, "--output", "runs")
+    frozen = predictions("runs", pictures / "cats/cats_1.jpg")
+    weights = "gone"  # what was trained is all that is needed from now on
+    run("train", "--resume", "--output", "runs", "--fine-tune", "conv_pw_11", "--fine-tune-epochs", 2)
+    assert_same_fine_tuning(tmp_path / "runs/001", fine_tuned)
+    if json.loads((tmp_path / "runs/001/model.json").read_text())["best"]["epoch"] > 3:
+        assert predictions("runs", pictures / "cats/cats_1.jpg") != frozen
+    assert "fine_tune was" in error_of(run("train", "--resume", "--output", "runs", "--fine-tune", "9", code=2)).replace(
+        "--fine-tune", "fine_tune"
+    )
+
+
+def test_killed_while_it_is_fine_tuned_and_resumed_it_is_the_same_run(pictures, tmp_path, weights, fine_tuned):
+    process = start("train", *SETTINGS, pictures, "--weights", weights, "--output", "runs", "--fine-tune", "conv_pw_11",
+                    "--fine-tune-epochs", 2, "--save-minutes", 0)  # fmt: skip
+    wait_until(process, lambda: list((tmp_path / "runs/001/checkpoints/fine-tuning").glob("ckpt-*.index")))
+    process.kill()
+    process.communicate()
+    assert len(history_of(tmp_path / "runs/001")) < 5, "it was over before it was killed"
+    run("train", "--resume", "--output", "runs")
+    assert_same_fine_tuning(tmp_path / "runs/001", fine_tuned)
+
+
+def test_a_fine_tuned_network_predicts_without_tensorflow_as_with_it(pictures, fine_tuned):
+    photo = pictures / "dogs/dogs_1.jpg"
+    one, other = (predictions(fine_tuned, photo, "--runtime", name)[str(photo)] for name in ("litert", "tensorflow"))
+    assert one["probabilities"] == pytest.approx(other["probabilities"], abs=1e-5)
+
+
+def test_weights_that_cannot_be_had_are_one_clear_line(pictures, tmp_path, weights, monkeypatch):
+    def refused(*flags, code=3):
+        return error_of(run("train", *SETTINGS, pictures, "--output", "runs", *flags, code=code))
+
+    assert "does not fit vgg16" in refused("--network", "vgg16", "--weights", weights)
+    assert "cannot read the weights nowhere.h5" in refused("--weights", "nowhere.h5")
+    (tmp_path / "text.h5").write_text("no weights")
+    assert "cannot read the weights text.h5" in refused("--weights", "text.h5")
+    shutil.copy(weights, "links.weights.h5")
+    with h5py.File("links.weights.h5", "r+") as file:
+        file["more"] = h5py.ExternalLink("/etc/passwd", "/")
+    assert "refers to other files" in refused("--weights", "links.weights.h5")
+    monkeypatch.setenv("HTTPS_PROXY", "http://127.0.0.1:9")  # where nobody listens
+    monkeypatch.setenv("KERAS_HOME", str(tmp_path))
+    assert f"put that file into {tmp_path / 'models'}" in refused(code=1)
+
+
+def test_settings_that_are_not_for_the_network(pictures):
+    for flags in (("--fine-tune", "3"), ("--weights", "none"), ("--start-size", 32)):
+        assert flags[0] in error_of(run("train", "--data-dir", pictures, *flags, code=2))
+    assert "at least 32x32" in error_of(run("train", *SETTINGS, pictures, "--image-size", 16, code=1))
+    wrong = ("--weights", "none", "--fine-tune", "3")
+    assert "--fine-tune" in error_of(run("train", *SETTINGS, pictures, *wrong, code=2))
+
+
+def test_an_unknown_layer_is_named_with_some_that_are_there(pictures, weights):
+    finished = run("train", *SETTINGS, pictures, "--weights", weights, "--output", "runs", "--fine-tune", "conv_99", code=2)
+    assert "conv_pw_13_relu" in error_of(finished)
+
+
+KINDS = ["convnext_tiny", "densenet121", "efficientnet_b0", "efficientnet_v2_b0", "mobilenet_v3_small", "nasnet_mobile",
+         "resnet50", "resnet50_v2", "vgg16", "xception"]  # fmt: skip
+
+
+@pytest.mark.parametrize("name", KINDS)
+def test_every_kind_of_backbone_takes_pictures_and_gives_logits(name):
+    network = create_network(name, 96, 3)
+    network.get_layer("fc").set_weights([np.random.default_rng(0).normal(size=w.shape) for w in
+                                         network.get_layer("fc").get_weights()])  # fmt: skip
+    pixels = np.random.default_rng(1).integers(0, 256, (2, 96, 96, 3), dtype=np.uint8)
+    logits = network(pixels).numpy()
+    assert logits.shape == (2, 3)
+    assert np.isfinite(logits).all()
+    assert np.abs(logits[0] - logits[1]).max() > 0
