@@ -91,9 +91,9 @@ def extract_features(sets, features_of, cache_dir):
     import numpy as np
 
     from dataset import DataSet
-    from model import compile_logits
+    from model import compile_outputs
 
-    compute, sides = compile_logits(features_of), (sets.train, sets.valid)
+    compute, sides = compile_outputs(features_of), (sets.train, sets.valid)
     key = hashlib.blake2b(f"{sets.fingerprint} {features_of.input_shape}".encode(), digest_size=12)
     for weights in features_of.get_weights():
         key.update(weights)

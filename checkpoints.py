@@ -6,7 +6,8 @@ import keras
 import tensorflow as tf
 
 from console import NO_DATA, UserError, describe, say
-from model import create_network
+from model import create_network, with_features
+from novelty import Novelty
 from runs import checkpoints_in
 
 
@@ -87,13 +88,29 @@ def load_best(run, network):
         say(f"using checkpoint {used} instead")
 
 
-def load_network(run, card):
+def save_novelty(run, novelty, number):
+    """Save the Novelty that belongs to a run's best network, of epoch `number`."""
+    _write(tf.train.Checkpoint(novelty=novelty), run / "checkpoints" / "novelty", number, keep=1)
+
+
+def load_network(run, card, novelty=False):
     """Rebuild the network of a run with its best weights; raises what load_best() does.
 
-    (n, image_size, image_size, 3) uint8 RGB → (n, classes) logits, already divided by the temperature of the card.
+    (n, image_size, image_size, 3) uint8 RGB → (n, classes) logits, already divided by the temperature of the card. With
+    `novelty`, where the run has it, → (logits, (n,) novelty).
     """
-    size = card["image_size"]
-    network = create_network(card["network"], size, len(card["classes"]))
+    size, num_classes = card["image_size"], len(card["classes"])
+    network = create_network(card["network"], size, num_classes)
     load_best(run, network)
     pictures = keras.Input((size, size, 3), dtype="uint8", name="pictures")
-    return keras.Model(pictures, network(pictures, training=False) / card.get("temperature", 1.0), name=network.name)
+    features, logits = with_features(network)(pictures, training=False)
+    outputs = logits / card.get("temperature", 1.0)
+    if novelty and "novelty" in card:
+        layer = Novelty(num_classes, name="novelty")
+        with_novelty = (outputs, layer(features))
+        try:
+            _restore_first_sound(tf.train.Checkpoint(novelty=layer), checkpoints_in(run / "checkpoints" / "novelty"))
+            outputs = with_novelty
+        except UserError as error:
+            say(f"warning: no picture will be called unknown: {error}")
+    return keras.Model(pictures, outputs, name=network.name)

@@ -47,7 +47,8 @@ def evaluate(run, card, folder, tta=False):
     Returns a dictionary: accuracy; majority, the accuracy of always naming the largest class; log_loss, the mean of
     -ln(probability of the true class); calibration_error: see calibration.py; classes; per_class,
     {class: {precision, recall, pictures}}, None where nothing was predicted or nothing was there;
-    confusion_matrix[true][predicted], in the order of classes; scored and skipped, counts of pictures.
+    confusion_matrix[true][predicted], in the order of classes; unknown, how many predict.py would not name, although they
+    are scored; scored and skipped, counts of pictures.
     Raises UserError where no picture can be scored, or a class is not the model's.
     """
     import numpy as np
@@ -58,20 +59,20 @@ def evaluate(run, card, folder, tta=False):
 
     classes = card["classes"]
     found = find_pictures(folder, classes)
-    scores, labels, skipped = [], [], 0
-    for label, (path, row, reason) in zip(found.labels, predict(run, card, found.paths, tta=tta), strict=True):
-        if reason:
-            skipped += say_failed(path, reason)
+    answers, labels, skipped = [], [], 0
+    for label, answer in zip(found.labels, predict(run, card, found.paths, tta=tta), strict=True):
+        if answer.reason:
+            skipped += say_failed(answer)
         else:
-            scores.append(row)
+            answers.append(answer)
             labels.append(label)
     scored = len(labels)
     if not scored:
         raise UserError(f"none of the {skipped} pictures in {folder} can be read", NO_DATA)
-    scores, labels = np.array(scores), np.array(labels)  # (scored, classes) log-probabilities, (scored,)
-    answers = scores.argmax(axis=1)
+    scores, labels = np.array([answer.scores for answer in answers]), np.array(labels)  # (scored, classes), (scored,)
+    named = scores.argmax(axis=1)
     confusion = np.zeros((len(classes), len(classes)), int)
-    np.add.at(confusion, (labels, answers), 1)
+    np.add.at(confusion, (labels, named), 1)
     right = confusion.diagonal()
     per_class = {
         name: {"precision": ratio(right[i], confusion[:, i].sum()), "recall": ratio(right[i], confusion[i].sum()),
@@ -82,10 +83,11 @@ def evaluate(run, card, folder, tta=False):
         "accuracy": right.sum() / scored,
         "majority": confusion.sum(axis=1).max() / scored,
         "log_loss": -scores[np.arange(scored), labels].mean(),
-        "calibration_error": calibration_error(np.exp(scores.max(axis=1)), answers == labels),
+        "calibration_error": calibration_error(np.exp(scores.max(axis=1)), named == labels),
         "classes": classes,
         "per_class": per_class,
         "confusion_matrix": confusion.tolist(),
+        "unknown": sum(answer.is_novel for answer in answers),
         "scored": scored,
         "skipped": skipped,
     }
@@ -107,8 +109,9 @@ def table_of(result):
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     lines = ["  ".join(f"{cell:>{width}}" for cell, width in zip(row, widths, strict=True)) for row in rows]
     lines.append(f"accuracy {result['accuracy']:.2%} (always naming the largest class: {result['majority']:.2%}), "
-                 f"log loss {result['log_loss']:.4f}, calibration error {result['calibration_error']:.2%}: "
-                 f"{result['scored']} pictures scored, {result['skipped']} skipped")  # fmt: skip
+                 f"log loss {result['log_loss']:.4f}, calibration error {result['calibration_error']:.2%}")  # fmt: skip
+    lines.append(f"{result['scored']} pictures scored, {result['skipped']} skipped; "
+                 f"{result['unknown']} would be called unknown")  # fmt: skip
     return "\n".join(lines)
 
 

@@ -29,7 +29,8 @@ def parse_arguments(argv):
     """The command line as a namespace."""
     parser = argparse.ArgumentParser(
         description="Export a trained network into its run folder, checked against the original on real pictures. "
-        "All take (n, size, size, 3) uint8 RGB and give (n, classes) float32 logits.",
+        "All take (n, size, size, 3) uint8 RGB and give (n, classes) float32 logits; litert, which predict.py "
+        "uses, also the novelty of each picture.",
         epilog="exit codes: 0 done, 1 failed, 2 wrong usage, 3 no usable pictures or a bad run folder, "
         "130 interrupted, 143 terminated",
     )
@@ -91,19 +92,19 @@ def export(run, card, name, pixels, labels):
     import numpy as np
 
     from checkpoints import load_network
-    from inference import best_checkpoint_digest, file_digest, log_probabilities
-    from model import compile_logits
+    from inference import file_digest, log_probabilities, network_digest
+    from model import compile_outputs
 
-    network = load_network(run, card)
+    network = load_network(run, card, novelty=name == "litert")
     target = run / FORMATS[name][0]
     partial = run / f"partial_{os.getpid()}_{target.name}"
     try:
         with contextlib.redirect_stdout(io.StringIO()), warnings.catch_warnings():  # converters chatter
             warnings.simplefilter("ignore")
-            logits = CONVERTERS[name](network, pixels, partial)
+            outputs = CONVERTERS[name](network, pixels, partial)
         expected, got = (
-            np.exp(np.concatenate([log_probabilities(f(pixels[i : i + 50])) for i in range(0, len(pixels), 50)]))
-            for f in (compile_logits(network), logits)
+            np.exp(np.concatenate([log_probabilities(logits_of(f(pixels[i : i + 50]))) for i in range(0, len(pixels), 50)]))
+            for f in (compile_outputs(network), outputs)
         )
         difference = np.abs(expected - got).max()
         before, after = ((scores.argmax(axis=1) == labels).mean() for scores in (expected, got))
@@ -119,12 +120,17 @@ def export(run, card, name, pixels, labels):
         with contextlib.suppress(OSError):
             shutil.rmtree(partial) if partial.is_dir() else partial.unlink()
     if name == "litert":
-        card["litert"] = {"checkpoint": best_checkpoint_digest(run), "file": file_digest(target)}
+        card["litert"] = {"network": network_digest(run, card), "file": file_digest(target)}
         write_card(run, card)
     return True
 
 
-# Each converter writes a network to a path and returns `logits(pictures)` of what it has written. -------------------------
+def logits_of(outputs):
+    """The logits alone, of a network that gives them with or without the novelty."""
+    return outputs[0] if isinstance(outputs, tuple) else outputs
+
+
+# Each converter writes a network to a path and returns `outputs(pictures)` of what it has written. -------------------------
 
 
 def convert_litert(network, pixels, path):

@@ -19,8 +19,11 @@ def log_probabilities(logits):
     return shifted - np.log(np.exp(shifted).sum(axis=-1, keepdims=True))
 
 
-def load_logits(run, card, runtime="auto"):
-    """`logits(pictures)` of a run's network: (n, image_size, image_size, 3) uint8 RGB → (n, classes) float32.
+def load_judge(run, card, runtime="auto"):
+    """`judge(pictures)` of a run's network: (n, image_size, image_size, 3) uint8 RGB → ((n, classes), (n,)).
+
+    These are float32 logits, and the novelty of each picture (see novelty.py) divided by the limit in the card: above 1 the
+    picture is unlike those of training. It is 0 for a run whose card knows no limit.
 
     `runtime` is "auto", "litert" or "tensorflow". "auto" takes the LiteRT file if its package is installed and the file
     is whole and was made from the run's present best checkpoint; "litert" raises UserError where that is not so.
@@ -28,16 +31,29 @@ def load_logits(run, card, runtime="auto"):
     if runtime != "tensorflow":
         problem = litert_problem(run, card)
         if problem is None:
-            logits, shape = load_litert(run / LITERT)
+            outputs, shape = load_litert(run / LITERT)
             if shape != (card["image_size"], len(card["classes"])):
                 raise UserError(f"{run / LITERT} does not fit {run / CARD}: restore them, or use another run", NO_DATA)
-            return logits
+            return _with_limit(outputs, card)
         if runtime == "litert":
             raise UserError(f"{problem}: use --runtime tensorflow")
     from checkpoints import load_network
-    from model import compile_logits
+    from model import compile_outputs
 
-    return compile_logits(load_network(run, card))
+    return _with_limit(compile_outputs(load_network(run, card, novelty=True)), card)
+
+
+def _with_limit(outputs, card):
+    limit = card["novelty"]["limit"] if "novelty" in card else None
+
+    def judge(pictures):
+        whole = outputs(pictures)
+        if limit is None or not isinstance(whole, tuple):
+            return whole, np.zeros(len(pictures), np.float32)
+        logits, novelty = whole
+        return logits, novelty / limit
+
+    return judge
 
 
 def litert_problem(run, card):
@@ -49,7 +65,7 @@ def litert_problem(run, card):
     made = card.get("litert")
     if not isinstance(made, dict) or not (run / LITERT).exists():
         return f"{run} has no LiteRT file"
-    if made.get("checkpoint") != best_checkpoint_digest(run):
+    if made.get("network") != network_digest(run, card):
         return f"{run / LITERT} was made from another checkpoint"
     if made.get("file") != file_digest(run / LITERT):
         say(f"warning: {run / LITERT} is damaged")
@@ -58,30 +74,34 @@ def litert_problem(run, card):
 
 
 def load_litert(path):
-    """A LiteRT file as (logits, (image_size, num_classes)).
+    """A LiteRT file as (outputs, (image_size, num_classes)).
 
-    `logits(pictures)` takes (n, image_size, image_size, 3) uint8 RGB and returns (n, num_classes) float32, for any n.
+    `outputs(pictures)` takes (n, image_size, image_size, 3) uint8 RGB, for any n, and returns what the network does: (n,
+    num_classes) float32 logits, and a tuple of these and (n,) float32 novelty where it has both.
     """
     from ai_edge_litert.interpreter import Interpreter
 
     interpreter = Interpreter(str(path), num_threads=os.cpu_count())
-    (inputs,), (outputs,) = interpreter.get_input_details(), interpreter.get_output_details()
+    (inputs,) = interpreter.get_input_details()
+    details = sorted(interpreter.get_output_details(), key=lambda output: -len(output["shape"]))  # the logits first
     shape = inputs["shape"]
 
-    def logits(pictures):
-        scores = np.empty((len(pictures), outputs["shape"][-1]), np.float32)
-        for start in range(0, len(pictures), LITERT_BATCH):
-            part = pictures[start : start + LITERT_BATCH]
-            if len(part) != shape[0]:
-                shape[0] = len(part)
-                interpreter.resize_tensor_input(inputs["index"], shape)
-            interpreter.allocate_tensors()
-            interpreter.set_tensor(inputs["index"], part)
-            interpreter.invoke()
-            scores[start : start + LITERT_BATCH] = interpreter.get_tensor(outputs["index"])
-        return scores
+    def run(part):
+        if len(part) != shape[0]:
+            shape[0] = len(part)
+            interpreter.resize_tensor_input(inputs["index"], shape)
+        interpreter.allocate_tensors()
+        interpreter.set_tensor(inputs["index"], part)
+        interpreter.invoke()
+        return [interpreter.get_tensor(output["index"]) for output in details]
 
-    return logits, (int(shape[1]), int(outputs["shape"][-1]))
+    def outputs(pictures):
+        empty = [np.empty((0, *output["shape"][1:]), np.float32) for output in details]
+        parts = [run(pictures[start : start + LITERT_BATCH]) for start in range(0, len(pictures), LITERT_BATCH)]
+        whole = tuple(np.concatenate(arrays) for arrays in zip(empty, *parts, strict=True))
+        return whole if len(whole) > 1 else whole[0]
+
+    return outputs, (int(shape[1]), int(details[0]["shape"][-1]))
 
 
 def file_digest(path):
@@ -92,7 +112,13 @@ def file_digest(path):
         return None
 
 
-def best_checkpoint_digest(run):
-    """Identifies a run's best weights. A checkpoint's index holds a sum of every tensor, so its digest stands for them."""
-    prefixes = checkpoints_in(run / "checkpoints" / "best")
-    return file_digest(prefixes[0].with_name(f"{prefixes[0].name}.index")) if prefixes else None
+def network_digest(run, card):
+    """Identifies all that a run's answers come from: its best weights, their novelty, and the temperature.
+
+    A checkpoint's index holds a sum of every tensor, so it stands for them.
+    """
+    digest = hashlib.blake2b(str(card.get("temperature")).encode(), digest_size=16)
+    for folder in ("best", "novelty"):
+        for prefix in checkpoints_in(run / "checkpoints" / folder)[:1]:
+            digest.update(prefix.with_name(f"{prefix.name}.index").read_bytes())
+    return digest.hexdigest()

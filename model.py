@@ -124,6 +124,7 @@ def create_resnet(image_size, num_classes, dropout=0.0):
 
 
 NETWORKS = {"cnn": create_cnn, "resnet": create_resnet}
+LANDMARKS = {"conv1_relu", "conv2_relu", "conv3_relu", "stem_relu", "stage1_block2_relu", "stage2_block2_relu"}
 
 
 def create_network(name, image_size, num_classes, dropout=0.0):
@@ -135,21 +136,33 @@ def create_network(name, image_size, num_classes, dropout=0.0):
     return NETWORKS[name](image_size, num_classes, dropout)
 
 
-def compile_logits(network):
-    """A fast `logits(pictures)`: (n, image_size, image_size, 3) uint8 array → (n, classes) float32 array.
+def with_features(network):
+    """The network with two outputs: features of the pictures, (n, features), and its logits.
 
-    Of a part of a network, likewise, what that takes and what it gives.
+    These features are what the last layer takes, and before that the mean of each map of LANDMARKS, which tell pictures
+    of one kind from those of another by their colours and textures.
+    """
+    landmarks = [layer for layer in network.layers if layer.name in LANDMARKS]
+    means = [layers.GlobalAveragePooling2D()(layer.output) for layer in landmarks]
+    features = layers.Concatenate()([*means, network.layers[-1].input]) if means else network.layers[-1].input
+    return keras.Model(network.input, (features, network.output))
+
+
+def compile_outputs(network):
+    """A fast `outputs(pictures)`: (n, image_size, image_size, 3) uint8 array → (n, classes) float32 array of logits.
+
+    Of a part of a network, or one with several outputs, likewise what that takes and what it gives.
     """
     signature = tf.TensorSpec(network.input_shape, network.inputs[0].dtype)
     graph = tf.function(lambda pictures: network(pictures, training=False), input_signature=[signature])
 
-    def logits(pictures):
+    def outputs(pictures):
         if len(pictures) == 0:  # TensorFlow's convolutions refuse an empty batch
-            return np.empty((0, network.output_shape[1]), np.float32)
+            return tf.nest.map_structure(lambda output: np.empty((0, *output.shape[1:]), np.float32), network.output)
         with enough_memory():
-            return graph(tf.constant(pictures)).numpy()
+            return tf.nest.map_structure(lambda output: output.numpy(), graph(tf.constant(pictures)))
 
-    return logits
+    return outputs
 
 
 @contextlib.contextmanager

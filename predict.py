@@ -6,13 +6,16 @@ import json
 import math
 import os
 import sys
+from collections.abc import Sequence
 from pathlib import Path
+from typing import NamedTuple
 
 import console
 from console import DONE, FAILED, NO_DATA, USAGE, UserError, csv_text, number, say, write_whole
 from runs import find_run, read_card
 
 HERE = Path(__file__).resolve().parent
+UNKNOWN = "unknown"
 
 
 def parse_arguments(argv):
@@ -26,6 +29,8 @@ def parse_arguments(argv):
     add("paths", nargs="+", metavar="PATH", help="pictures, folders of pictures, or - for paths on standard input")
     add("--model", type=Path, default=HERE / "runs", metavar="RUN_FOLDER", help="default: the newest finished run")
     add("--top", type=number(int, 1), default=3, metavar="N", help="how many classes the text names (default: 3)")
+    add("--min-confidence", type=number(float, 0, 1), default=0.0, metavar="P",
+        help=f"name no class less likely than this, but {UNKNOWN}, as for a picture unlike all of training")  # fmt: skip
     add("--format", choices=PRINTERS, default="text", help="of standard output (default: text)")
     add("--runtime", choices=["auto", "litert", "tensorflow"], default="auto",
         help="auto (default): LiteRT if it is installed and the run's file is sound, which starts much sooner")  # fmt: skip
@@ -41,15 +46,15 @@ def main(argv=None):
     run = find_run(arguments.model)
     card = read_card(run)
     paths = list_pictures(arguments.paths)
-    results = predict(run, card, paths, arguments.runtime, arguments.tta)
+    answers = predict(run, card, paths, arguments.runtime, arguments.tta)
     if arguments.submission:
         ids, dog = submission_ids(paths), dog_column(card["classes"])
         if not arguments.submission.parent.is_dir():
             raise UserError(f"there is no folder {arguments.submission.parent} for --submission", USAGE)
-        results = list(results)
-    failed = PRINTERS[arguments.format](results, card["classes"], arguments.top)
+        answers = list(answers)
+    failed = PRINTERS[arguments.format](answers, card["classes"], arguments.top, arguments.min_confidence)
     if arguments.submission:
-        write_submission(arguments.submission, ids, dog, results)
+        write_submission(arguments.submission, ids, dog, answers)
     return FAILED if failed else DONE
 
 
@@ -74,89 +79,99 @@ def list_pictures(arguments):
     return paths
 
 
-def predict(run, card, paths, runtime="auto", tta=False):
-    """Yield (path, log_probabilities, reason) for each of `paths`, in order.
+class Answer(NamedTuple):
+    """What the network says of one file."""
 
-    log_probabilities is (classes,) float64; it is None where the file cannot be used, and reason says why. With `tta`,
-    test-time augmentation, probabilities are the mean of those for the picture and for its mirror image.
+    path: str
+    scores: Sequence[float] | None  # (classes,) float64 log-probabilities; None where the file cannot be used
+    reason: str | None  # why it cannot be used
+    is_novel: bool = False  # it is unlike the pictures of training
+
+
+def predict(run, card, paths, runtime="auto", tta=False):
+    """Yield an Answer for each of `paths`, in order.
+
+    With `tta`, test-time augmentation, probabilities are the mean of those for the picture and for its mirror image.
     """
     import numpy as np
 
     from dataset import decode_batches
-    from inference import load_logits, log_probabilities
+    from inference import load_judge, log_probabilities
 
-    logits = load_logits(run, card, runtime)
-
-    def score(pixels):
-        scores = log_probabilities(logits(pixels))
-        if tta:
-            mirrored = log_probabilities(logits(np.ascontiguousarray(pixels[:, :, ::-1])))
-            scores = np.logaddexp(scores, mirrored) - np.log(2)
-        return scores
-
+    judge = load_judge(run, card, runtime)
     with console.progress("predicting", len(paths)) as advance:
         for batch, reasons, pixels in decode_batches(paths, card["image_size"]):
-            scores = iter(score(pixels))
+            logits, novelty = judge(pixels)
+            scores = log_probabilities(logits)
+            if tta:
+                mirrored, _ = judge(np.ascontiguousarray(pixels[:, :, ::-1]))
+                scores = np.logaddexp(scores, log_probabilities(mirrored)) - np.log(2)
+            results = zip(scores, novelty > 1, strict=True)
             for path, reason in zip(batch, reasons, strict=True):
-                yield path, None if reason else next(scores), reason
+                row, is_novel = (None, False) if reason else next(results)
+                yield Answer(path, row, reason, bool(is_novel))
             advance(len(batch))
 
 
-def probabilities(scores, classes):
-    """{class: probability}, best first, from log-probabilities."""
-    by_class = dict(zip(classes, map(math.exp, scores), strict=True))
-    return dict(sorted(by_class.items(), key=lambda item: item[1], reverse=True))
+def name_class(answer, classes, min_confidence):
+    """The class to name, its probability, and all probabilities, {class: probability}, the likeliest first.
+
+    The name is UNKNOWN where the picture is novel, or no class at least as likely as `min_confidence`.
+    """
+    by_class = dict(zip(classes, map(math.exp, answer.scores), strict=True))
+    by_class = dict(sorted(by_class.items(), key=lambda item: item[1], reverse=True))
+    name, probability = next(iter(by_class.items()))
+    return UNKNOWN if answer.is_novel or probability < min_confidence else name, probability, by_class
 
 
-def print_text(results, classes, top):
+def print_text(answers, classes, top, min_confidence):
     """A line a picture, the likeliest classes first: `photo.jpg: dog 97.3%, cat 2.7%`. Returns how many failed."""
     failed = 0
-    for path, scores, reason in results:
-        if reason:
-            failed += say_failed(path, reason)
+    for answer in answers:
+        if answer.reason:
+            failed += say_failed(answer)
         else:
-            shown = list(probabilities(scores, classes).items())[:top]
-            print(f"{path}: " + ", ".join(f"{name} {p:.1%}" for name, p in shown), flush=True)
+            name, _, by_class = name_class(answer, classes, min_confidence)
+            shown = ", ".join(f"{name} {p:.1%}" for name, p in list(by_class.items())[:top])
+            print(f"{answer.path}: " + (f"{UNKNOWN} ({shown})" if name == UNKNOWN else shown), flush=True)
     return failed
 
 
-def print_csv(results, classes, top):
+def print_csv(answers, classes, top, min_confidence):
     """A row a picture that could be read: path,class,probability, then a column a class. Returns how many failed."""
     failed = 0
     table = csv.writer(sys.stdout, lineterminator="\n")
     table.writerow(["path", "class", "probability", *classes])
-    for path, scores, reason in results:
-        if reason:
-            failed += say_failed(path, reason)
+    for answer in answers:
+        if answer.reason:
+            failed += say_failed(answer)
         else:
-            by_class = probabilities(scores, classes)
-            best = next(iter(by_class))
-            table.writerow([path, best, *(f"{by_class[name]:.6g}" for name in (best, *classes))])
+            name, probability, by_class = name_class(answer, classes, min_confidence)
+            table.writerow([answer.path, name, *(f"{p:.6g}" for p in (probability, *(by_class[name] for name in classes)))])
     return failed
 
 
-def print_json(results, classes, top):
+def print_json(answers, classes, top, min_confidence):
     """A list with an object for every picture, those that could not be read with their error. Returns how many failed."""
-    answers = []
-    for path, scores, reason in results:
-        if reason:
-            say_failed(path, reason)
-            answers.append({"path": path, "error": reason})
+    objects, failed = [], 0
+    for answer in answers:
+        if answer.reason:
+            failed += say_failed(answer)
+            objects.append({"path": answer.path, "error": answer.reason})
         else:
-            by_class = probabilities(scores, classes)
-            best = next(iter(by_class))
-            answers.append({"path": path, "class": best, "probability": by_class[best], "probabilities": by_class})
-    json.dump(answers, sys.stdout, indent=1)
+            keys = ("class", "probability", "probabilities")
+            objects.append({"path": answer.path} | dict(zip(keys, name_class(answer, classes, min_confidence), strict=True)))
+    json.dump(objects, sys.stdout, indent=1)
     print()
-    return sum("error" in answer for answer in answers)
+    return failed
 
 
 PRINTERS = {"text": print_text, "csv": print_csv, "json": print_json}
 
 
-def say_failed(path, reason):
+def say_failed(answer):
     """Say that a picture was skipped, and why; returns 1, to count it."""
-    say(f"error: {path}: {reason}")
+    say(f"error: {answer.path}: {answer.reason}")
     return 1
 
 
@@ -181,9 +196,9 @@ def submission_ids(paths):
     return ids
 
 
-def write_submission(file_path, ids, dog, results):
+def write_submission(file_path, ids, dog, answers):
     """Write Kaggle's id,label, in the order of the numbers; pictures that could not be read have no row."""
-    rows = [(id_, math.exp(scores[dog])) for id_, (_, scores, reason) in zip(ids, results, strict=True) if not reason]
+    rows = [(id_, math.exp(answer.scores[dog])) for id_, answer in zip(ids, answers, strict=True) if not answer.reason]
     write_whole(file_path, csv_text(["id", "label"], ([id_, f"{p:.6f}"] for id_, p in sorted(rows))))
     say(f"{len(rows)} rows in {file_path}")
 

@@ -6,6 +6,7 @@
     runs/001/checkpoints/newest/ckpt-*   weights, optimizer and position, to resume from
     runs/001/checkpoints/fine-tuning/…   the same, of a pretrained network's second phase
     runs/001/checkpoints/best/ckpt-*     weights of the epoch with the best validation accuracy, to predict with
+    runs/001/checkpoints/novelty/ckpt-*  how far from all of training a picture is, by the best weights
     runs/001/model.tflite                the same weights for LiteRT, which predicts without TensorFlow
 """
 
@@ -109,6 +110,8 @@ def read_card(run):
             and isinstance(card["settings"], dict)
             and isinstance(card["network"], str)
             and isinstance(card["finished"], bool)
+            and isinstance(card.get("temperature", 1.0), float)
+            and isinstance(card.get("novelty", {"limit": 1.0})["limit"], float)
         )
     except OSError as error:
         raise UserError(f"{run} is not a run folder of this project: {describe(error)}", NO_DATA) from None

@@ -183,6 +183,7 @@ def train_in(run, card, sets):
     from trainer import Training, phases_of
 
     say_header(run, card, sets)
+    card = {name: value for name, value in card.items() if name not in ("temperature", "novelty")}  # of an earlier best
     phases = phases_of(card["settings"])
     begun = [phase for phase in phases if checkpoints_in(run / "checkpoints" / phase.name)]
     for phase in phases[max(len(begun) - 1, 0) :]:
@@ -198,32 +199,12 @@ def train_in(run, card, sets):
                 print(epoch_line(training.history[-1], phases[-1].last, is_best), flush=True)
         card |= training.results()
     with enough_memory():
-        card["temperature"] = calibrate(run, card, sets)
+        card |= training.calibrate()
     card["finished"] = True
     write_card(run, card)
     export_for_prediction(run, card, sets)
     print_closing(run, training, sets)
     return training.history
-
-
-def calibrate(run, card, sets):
-    """The temperature at which the best network's probabilities fit the validation pictures; says what it changes."""
-    import numpy as np
-
-    from calibration import calibration_error, fit_temperature
-    from checkpoints import load_network
-    from inference import log_probabilities
-    from model import compile_logits
-
-    network = compile_logits(load_network(run, card | {"temperature": 1.0}))
-    logits = np.concatenate([network(pixels) for pixels, _ in sets.valid.batches(50)])
-    temperature = fit_temperature(logits, sets.valid.labels)
-    errors = []
-    for scale in (1.0, temperature):
-        probabilities = np.exp(log_probabilities(logits / scale))
-        errors.append(calibration_error(probabilities.max(axis=1), probabilities.argmax(axis=1) == sets.valid.labels))
-    say(f"temperature {temperature:.2f}: calibration error on validation {errors[0]:.1%} before, {errors[1]:.1%} with it")
-    return temperature
 
 
 def export_for_prediction(run, card, sets):

@@ -4,6 +4,7 @@ import contextlib
 import csv
 import dataclasses
 import functools
+import itertools
 import math
 import signal
 import sys
@@ -16,11 +17,14 @@ import tensorflow as tf
 import console
 from augment import augment
 from backbones import BACKBONES, extract_features, load_weights, split_at_features, unfreeze
-from checkpoints import Saver, load_best
+from calibration import calibration_error, fit_temperature
+from checkpoints import Saver, load_best, save_novelty
 from console import NO_DATA, UserError, command, csv_text, say, write_whole
 from inference import log_probabilities
-from model import compile_logits, create_network
+from model import compile_outputs, create_network, with_features
+from novelty import Novelty, usual_limit
 
+MOST_JUDGED = 3000  # pictures, of training and of validation, to calibrate with
 HISTORY = ["epoch", "loss", "accuracy", "val_loss", "val_accuracy", "seconds", "pictures_per_second"]
 
 
@@ -82,7 +86,7 @@ class Training:
             balanced_weights(sets.train.labels, len(sets.classes)) if settings["class_weights"] else None,
             self._judged if settings["ema"] else None, settings["ema"],
         )  # fmt: skip
-        self._logits = compile_logits(self._judged)
+        self._logits = compile_outputs(self._judged)
         self._learning = learner.trainable_weights
         self._saver = Saver(
             run, phase.name, trained=self.network, network=self.average, optimizer=optimizer, epoch=self._epoch,
@@ -192,6 +196,34 @@ class Training:
         """True if --patience epochs of this phase have gone by without a better one."""
         best = self.best()
         return bool(best and 0 < self.settings["patience"] <= self.epoch - max(best["epoch"], self.phase.first))
+
+    def calibrate(self):
+        """What the best network's answers mean, from how it does on validation: what the card is to tell of it.
+
+        {"temperature": see calibration.py, "novelty": {"limit": see novelty.py}}. Saves the Novelty beside the network.
+        """
+        load_best(self.run, self.average)
+        features, logits, labels = self._judge(self.sets.valid)
+        temperature = fit_temperature(logits, labels)
+        errors = []
+        for scale in (1.0, temperature):
+            probabilities = np.exp(log_probabilities(logits / scale))
+            errors.append(calibration_error(probabilities.max(axis=1), probabilities.argmax(axis=1) == labels))
+        say(f"temperature {temperature:.2f}: calibration error on validation {errors[0]:.1%} without, {errors[1]:.1%} with")
+        novelty = Novelty(len(self.sets.classes))
+        learnt_features, _, learnt_labels = self._judge(self.sets.train)
+        novelty.fit(learnt_features, learnt_labels)
+        save_novelty(self.run, novelty, self.best()["epoch"])
+        return {"temperature": temperature, "novelty": {"limit": usual_limit(novelty(features).numpy())}}
+
+    def _judge(self, data_set):
+        """(features, logits, labels) of at most MOST_JUDGED pictures, without augmentation."""
+        network = self._judged
+        features = network.input if self.phase.on_features else with_features(network).output[0]
+        outputs = compile_outputs(keras.Model(network.input, (features, network.output)))
+        batches = itertools.islice(data_set.batches(50, seed=0), MOST_JUDGED // 50)
+        parts = [(*outputs(pixels), labels) for pixels, labels in batches]
+        return [np.concatenate(arrays) for arrays in zip(*parts, strict=True)]
 
     @contextlib.contextmanager
     def listening_to_signals(self):

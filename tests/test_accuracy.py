@@ -1,15 +1,17 @@
 """What makes networks better: augmentation, weights of classes, averages, calibration, mirror images."""
 
 import json
+import shutil
 
 import numpy as np
 import pytest
-from conftest import QUICK, draw_pictures, predictions, run, save
+from conftest import PROJECT, QUICK, draw_pictures, predictions, run, save
 
 from augment import augment, random_places
 from calibration import calibration_error, fit_temperature
 from dataset import load_picture
 from inference import log_probabilities
+from novelty import Novelty, usual_limit
 from train import DEFAULTS
 from trainer import Training, balanced_weights
 
@@ -113,3 +115,40 @@ def test_with_tta_a_picture_and_its_mirror_image_are_the_same(trained, pictures,
     for path in (photo, mirrored):
         assert both[str(path)]["probabilities"]["cats"] == pytest.approx((first + second) / 2, abs=1e-6)
     assert "24 pictures scored" in run("evaluate", pictures, "--model", trained, "--tta").stdout
+
+
+def test_novelty_is_the_distance_to_the_nearest_class():
+    rng = np.random.default_rng(0)
+    mixing = rng.normal(size=(5, 5))
+    labels = rng.integers(0, 2, 4000)
+    features = (rng.normal(size=(4000, 5)) + 6 * labels[:, None]) @ mixing
+    novelty = Novelty(2)
+    novelty.fit(features.astype(np.float32), labels)
+    distances = novelty(features.astype(np.float32)).numpy()
+    assert np.mean(distances**2) == pytest.approx(1, rel=0.1)  # in standard deviations
+    between = (3 * np.ones((1, 5)) @ mixing).astype(np.float32)  # as far from one class as from the other
+    assert novelty(between).numpy()[0] == pytest.approx(3, rel=0.1)
+    limit = usual_limit(distances)
+    assert (distances > limit).mean() < 0.02
+    assert usual_limit(np.append(distances, 1e6)) == pytest.approx(limit, rel=0.01)  # one odd picture moves nothing
+    assert limit < novelty(between).numpy()[0]
+
+
+def test_a_picture_unlike_all_of_training_is_unknown(tmp_path):
+    run("train", "--limit-per-class", 100, "--image-size", 64, "--epochs", 4, "--output", "runs")
+    noise = save(tmp_path / "noise.png", np.random.default_rng(0).integers(0, 256, (8, 8, 3), dtype=np.uint8))
+    drawing = PROJECT / "testing_data/dogs/dog_002.jpg"
+    for runtime in ("litert", "tensorflow"):
+        answers = predictions("runs", noise, drawing, "--runtime", runtime)
+        assert answers[str(noise)]["class"] == "unknown"
+        assert sum(answers[str(noise)]["probabilities"].values()) == pytest.approx(1)
+        assert answers[str(drawing)]["class"] in ("cats", "dogs")
+    assert f"{noise}: unknown (" in run("predict", "--model", "runs", noise).stdout
+    assert f"{noise},unknown," in run("predict", "--model", "runs", noise, "--format", "csv").stdout
+    unsure = predictions("runs", drawing, "--min-confidence", 1)
+    assert unsure[str(drawing)]["class"] == "unknown"
+
+    shutil.rmtree("runs/001/checkpoints/novelty")  # without it every picture has a class
+    finished = run("predict", "--model", "runs", noise)
+    assert "unknown" not in finished.stdout
+    assert "no picture will be called unknown" in finished.stderr

@@ -14,6 +14,7 @@ from conftest import PROJECT, QUICK, error_of, predictions, run
 import model
 from checkpoints import load_network
 from dataset import load_picture
+from export import logits_of
 from inference import load_litert
 from runs import read_card
 
@@ -83,7 +84,7 @@ def test_every_format_is_checked_and_kept(copy, pictures, name):
     assert "accuracy" in finished.stderr
     assert not list(copy.glob("partial*"))
     pixels = np.stack([load_picture(path, 32) for path in sorted(pictures.rglob("*.jpg"))])
-    expected = model.compile_logits(load_network(copy, read_card(copy)))(pixels)
+    expected = model.compile_outputs(load_network(copy, read_card(copy)))(pixels)
     if name == "savedmodel":
         saved = model.tf.saved_model.load(str(copy / "saved_model"))
         got = saved.serve(pixels).numpy()
@@ -92,7 +93,7 @@ def test_every_format_is_checked_and_kept(copy, pictures, name):
 
         got = onnxruntime.InferenceSession(str(copy / "model.onnx")).run(None, {"pictures": pixels})[0]
     else:
-        got = load_litert(copy / ("model.tflite" if name == "litert" else "model_int8.tflite"))[0](pixels)
+        got = logits_of(load_litert(copy / ("model.tflite" if name == "litert" else "model_int8.tflite"))[0](pixels))
     np.testing.assert_allclose(got, expected, atol=0.2 if name == "litert-int8" else 1e-4)
 
 
