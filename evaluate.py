@@ -87,7 +87,7 @@ def evaluate(run, card, folder, tta=False):
         "classes": classes,
         "per_class": per_class,
         "confusion_matrix": confusion.tolist(),
-        "unknown": sum(answer.is_novel for answer in answers),
+        "unknown": sum(answer.novelty > 1 for answer in answers),
         "scored": scored,
         "skipped": skipped,
     }

@@ -85,7 +85,7 @@ class Answer(NamedTuple):
     path: str
     scores: Sequence[float] | None  # (classes,) float64 log-probabilities; None where the file cannot be used
     reason: str | None  # why it cannot be used
-    is_novel: bool = False  # it is unlike the pictures of training
+    novelty: float = 0.0  # how unlike the pictures of training it is; above 1, it is unknown
 
 
 def predict(run, card, paths, runtime="auto", tta=False):
@@ -106,10 +106,10 @@ def predict(run, card, paths, runtime="auto", tta=False):
             if tta:
                 mirrored, _ = judge(np.ascontiguousarray(pixels[:, :, ::-1]))
                 scores = np.logaddexp(scores, log_probabilities(mirrored)) - np.log(2)
-            results = zip(scores, novelty > 1, strict=True)
+            results = zip(scores, map(float, novelty), strict=True)
             for path, reason in zip(batch, reasons, strict=True):
-                row, is_novel = (None, False) if reason else next(results)
-                yield Answer(path, row, reason, bool(is_novel))
+                row, unlike = (None, 0.0) if reason else next(results)
+                yield Answer(path, row, reason, unlike)
             advance(len(batch))
 
 
@@ -121,7 +121,7 @@ def name_class(answer, classes, min_confidence):
     by_class = dict(zip(classes, map(math.exp, answer.scores), strict=True))
     by_class = dict(sorted(by_class.items(), key=lambda item: item[1], reverse=True))
     name, probability = next(iter(by_class.items()))
-    return UNKNOWN if answer.is_novel or probability < min_confidence else name, probability, by_class
+    return UNKNOWN if answer.novelty > 1 or probability < min_confidence else name, probability, by_class
 
 
 def print_text(answers, classes, top, min_confidence):
@@ -159,8 +159,9 @@ def print_json(answers, classes, top, min_confidence):
             failed += say_failed(answer)
             objects.append({"path": answer.path, "error": answer.reason})
         else:
-            keys = ("class", "probability", "probabilities")
-            objects.append({"path": answer.path} | dict(zip(keys, name_class(answer, classes, min_confidence), strict=True)))
+            name, probability, by_class = name_class(answer, classes, min_confidence)
+            objects.append({"path": answer.path, "class": name, "probability": probability, "probabilities": by_class,
+                            "novelty": round(answer.novelty, 4)})  # fmt: skip
     json.dump(objects, sys.stdout, indent=1)
     print()
     return failed

@@ -141,6 +141,7 @@ def test_a_picture_unlike_all_of_training_is_unknown(tmp_path):
     for runtime in ("litert", "tensorflow"):
         answers = predictions("runs", noise, drawing, "--runtime", runtime)
         assert answers[str(noise)]["class"] == "unknown"
+        assert answers[str(noise)]["novelty"] > 1 > answers[str(drawing)]["novelty"]
         assert sum(answers[str(noise)]["probabilities"].values()) == pytest.approx(1)
         assert answers[str(drawing)]["class"] in ("cats", "dogs")
     assert f"{noise}: unknown (" in run("predict", "--model", "runs", noise).stdout
