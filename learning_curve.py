@@ -1,0 +1,144 @@
+"""How many pictures do I need? Trains on more and more of them and draws the accuracy: python learning_curve.py"""
+
+import argparse
+import csv
+import importlib.util
+import json
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+import console
+from console import DONE, USAGE, UserError, csv_text, number, say, write_whole
+
+HERE = Path(__file__).resolve().parent
+COLUMNS = ["network", "pictures per class", "seed", "accuracy", "log loss", "minutes"]
+PICTURES_SHOWN = 240_000  # in a training from scratch, if that is 20 to 100 epochs
+
+
+def parse_arguments(argv):
+    """The command line as a namespace."""
+    parser = argparse.ArgumentParser(
+        description="Train on the first N pictures of each class, for several N: the default network without and with "
+        "augmentation, and a pretrained one; score each on other pictures, and draw accuracy against N.",
+        epilog="What is in the table already is not trained again: delete FOLDER/learning_curve.csv to begin anew.",
+    )
+    add = parser.add_argument
+    add("--data-dir", type=Path, default=HERE / "training_data", metavar="FOLDER", help="default: training_data")
+    add("--test-dir", type=Path, default=HERE / "testing_data", metavar="FOLDER", help="default: testing_data")
+    add("--sizes", type=number(int, 2), nargs="+", default=[100, 250, 500, 1000, 2400, 7000], metavar="N",
+        help="pictures of each class (default: 100 250 500 1000 2400 7000)")  # fmt: skip
+    add("--seeds", type=number(int, 1), default=3, metavar="N", help="trainings for each point (default: 3)")
+    add("--pretrained", default="mobilenet_v2", metavar="NAME", help="a network of keras.applications; '' for none")
+    add("--image-size", type=number(int, 8), metavar="PX", help="default: each network's own")
+    add("--output", type=Path, default=HERE / "results", metavar="FOLDER", help="default: results")
+    return parser.parse_args(argv)
+
+
+def main(argv=None):
+    """Train what is missing in the table, and draw it; returns the exit code."""
+    arguments = parse_arguments(argv)
+    if importlib.util.find_spec("matplotlib") is None:
+        raise UserError("the drawing needs matplotlib: pip install -r requirements-curve.txt", USAGE)
+    networks = {"cnn, no augmentation": ["--no-augment"], "cnn": []}
+    if arguments.pretrained:
+        networks[f"{arguments.pretrained}, frozen"] = ["--network", arguments.pretrained]
+    arguments.output.mkdir(parents=True, exist_ok=True)
+    table = arguments.output / "learning_curve.csv"
+    rows = read_rows(table)
+    known = {tuple(row[:3]) for row in rows}
+    wanted = [(name, size, seed) for seed in range(arguments.seeds) for size in arguments.sizes for name in networks]
+    with tempfile.TemporaryDirectory() as folder:
+        for i, (name, size, seed) in enumerate(wanted, start=1):
+            if (name, size, seed) not in known:
+                say(f"{i} of {len(wanted)}: {name}, {size} of each class, seed {seed}")
+                flags = [*networks[name], "--limit-per-class", size, "--seed", seed]
+                rows.append([name, size, seed, *train_and_score(flags, size, arguments, folder)])
+                write_whole(table, csv_text(COLUMNS, sorted(rows)))
+    draw(rows, arguments.output / "learning_curve.png")
+    print(table_of(rows))
+    return DONE
+
+
+def read_rows(table):
+    """The rows of an earlier table, [] if there is none."""
+    if not table.exists():
+        return []
+    try:
+        with open(table, newline="", encoding="utf-8") as file:
+            kinds = (str, int, int, float, float, float)
+            return [[kind(row[name]) for kind, name in zip(kinds, COLUMNS, strict=True)] for row in csv.DictReader(file)]
+    except (ValueError, KeyError, TypeError):
+        raise UserError(f"{table} is damaged: restore it, or delete it to begin anew") from None
+
+
+def train_and_score(flags, size, arguments, folder):
+    """[accuracy, log loss, minutes] of one training, on the test pictures."""
+    started = time.monotonic()
+    if "--network" not in flags:
+        flags = [*flags, "--epochs", min(max(PICTURES_SHOWN // (2 * size), 20), 100)]
+    if arguments.image_size:
+        flags = [*flags, "--image-size", arguments.image_size]
+    run_script("train.py", "--data-dir", arguments.data_dir, "--output", folder, *flags)
+    minutes = (time.monotonic() - started) / 60
+    scores = json.loads(run_script("evaluate.py", arguments.test_dir, "--model", folder, "--format", "json"))
+    return [round(scores["accuracy"], 5), round(scores["log_loss"], 5), round(minutes, 2)]
+
+
+def run_script(script, *arguments):
+    """Run a script of this project; returns its standard output. Raises UserError with its last line if it fails."""
+    finished = subprocess.run([sys.executable, HERE / script, *map(str, arguments)], capture_output=True, text=True)
+    if finished.returncode:
+        raise UserError(f"{script} failed: {finished.stderr.strip().splitlines()[-1]}", finished.returncode)
+    return finished.stdout
+
+
+def points_of(rows):
+    """{network: [(pictures per class, mean accuracy, standard deviation, trainings)]}, in percent."""
+    found = {}
+    for name, size, _, accuracy, *_ in rows:
+        found.setdefault(name, {}).setdefault(size, []).append(100 * accuracy)
+    return {
+        name: [
+            (size, statistics.mean(values), statistics.stdev(values) if len(values) > 1 else 0.0, len(values))
+            for size, values in sorted(by_size.items())
+        ]
+        for name, by_size in sorted(found.items())
+    }
+
+
+def table_of(rows):
+    """The points as text."""
+    return "\n".join(
+        f"{name}, {size} of each class: {mean:.1f} ± {deviation:.1f} % ({count} trainings)"
+        for name, points in points_of(rows).items()
+        for size, mean, deviation, count in points
+    )
+
+
+def draw(rows, path):
+    """Accuracy against pictures per class, with error bars of one standard deviation."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    import matplotlib.pyplot as plt
+
+    figure, axes = plt.subplots(figsize=(7, 4.5), layout="constrained")
+    for name, points in points_of(rows).items():
+        sizes, means, deviations, _ = zip(*points, strict=True)
+        axes.errorbar(sizes, means, deviations, marker="o", capsize=3, label=name)
+    sizes = sorted({row[1] for row in rows})
+    axes.set_xscale("log")
+    axes.set_xticks(sizes, [f"{size:,}" for size in sizes])
+    axes.minorticks_off()
+    axes.set(xlabel="training and validation pictures of each class", ylabel="accuracy on test pictures, %")
+    axes.grid(alpha=0.3)
+    axes.legend()
+    figure.savefig(path, dpi=150)
+
+
+if __name__ == "__main__":
+    console.run(main)
