@@ -146,7 +146,7 @@ def load_weights(network, weights):
             with contextlib.redirect_stdout(sys.stderr):  # it says what it downloads
                 pretrained = constructor(include_top=False, weights="imagenet", input_shape=(224, 224, 3), pooling="avg")
         except Exception as error:  # get_file() raises a bare Exception
-            raise UserError(_no_download(str(error))) from None
+            raise UserError(no_download(error)) from None
         backbone.set_weights(pretrained.get_weights())
         return
     _refuse_links(Path(weights))
@@ -156,10 +156,11 @@ def load_weights(network, weights):
         raise UserError(f"{weights} does not fit {network.name}: {str(error).splitlines()[0]}", NO_DATA) from None
 
 
-def _no_download(reason):
-    """What to do where Keras cannot download a file of weights."""
+def no_download(error):
+    """What to do where Keras cannot download a file."""
     home = Path(os.environ.get("KERAS_HOME") or Path.home() / ".keras") / "models"
-    return f"cannot download the weights ({reason.splitlines()[0]}): put that file into {home}, or use --weights FILE"
+    reason = str(error).splitlines()[0]
+    return f"cannot download what {home} lacks ({reason}): put that file there, or train with --weights FILE"
 
 
 def _refuse_links(path):

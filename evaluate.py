@@ -5,6 +5,7 @@ import json
 from pathlib import Path
 
 import console
+from backbones import BACKBONES
 from console import BELOW_ACCURACY, DONE, NO_DATA, UserError, number, say
 from runs import find_run, read_card
 
@@ -21,6 +22,8 @@ def parse_arguments(argv):
     add = parser.add_argument
     add("folder", type=Path, nargs="?", default=HERE / "testing_data", help="default: testing_data")
     add("--model", type=Path, default=HERE / "runs", metavar="RUN_FOLDER", help="default: the newest finished run")
+    add("--zero-shot", choices=BACKBONES, metavar="NAME",
+        help="score a network of keras.applications as it is, where ImageNet has kinds of the folder's classes")  # fmt: skip
     add("--format", choices=["table", "json"], default="table", help="of standard output (default: table)")
     add("--tta", action="store_true", help="score the mirror image too (test-time augmentation), in twice the time")
     add("--min-accuracy", type=number(float, 0, 1), metavar="P", help="leave with exit code 4 below it, such as 0.9")
@@ -29,11 +32,21 @@ def parse_arguments(argv):
 
 def main(argv=None):
     """Evaluate, print, and return the exit code."""
+    from dataset import find_pictures
+    from inference import load_judge
+
     arguments = parse_arguments(argv)
-    run = find_run(arguments.model)
-    result = {"model": str(run), "folder": str(arguments.folder)} | evaluate(
-        run, read_card(run), arguments.folder, arguments.tta
-    )
+    if arguments.zero_shot:
+        from zero_shot import load_zero_shot
+
+        model, found = arguments.zero_shot, find_pictures(arguments.folder)
+        judge, image_size = load_zero_shot(model, found.classes)
+    else:
+        model = find_run(arguments.model)
+        card = read_card(model)
+        found = find_pictures(arguments.folder, card["classes"])
+        judge, image_size = load_judge(model, card), card["image_size"]
+    result = {"model": str(model), "folder": str(arguments.folder)} | evaluate(judge, image_size, found, arguments.tta)
     print(json.dumps(result, indent=1) if arguments.format == "json" else table_of(result))
     if arguments.min_accuracy is not None and result["accuracy"] < arguments.min_accuracy:
         say(f"accuracy {result['accuracy']:.2%} is below the demanded {arguments.min_accuracy:.2%}")
@@ -41,26 +54,24 @@ def main(argv=None):
     return DONE
 
 
-def evaluate(run, card, folder, tta=False):
-    """Score every picture of a labelled folder once; `tta`: see predict().
+def evaluate(judge, image_size, found, tta=False):
+    """Score each of the pictures found, see dataset.Found, once; for the rest, see predict().
 
     Returns a dictionary: accuracy; majority, the accuracy of always naming the largest class; log_loss, the mean of
     -ln(probability of the true class); calibration_error: see calibration.py; classes; per_class,
     {class: {precision, recall, pictures}}, None where nothing was predicted or nothing was there;
     confusion_matrix[true][predicted], in the order of classes; unknown, how many predict.py would not name, although they
     are scored; scored and skipped, counts of pictures.
-    Raises UserError where no picture can be scored, or a class is not the model's.
+    Raises UserError where no picture can be scored.
     """
     import numpy as np
 
     from calibration import calibration_error
-    from dataset import find_pictures
     from predict import predict, say_failed
 
-    classes = card["classes"]
-    found = find_pictures(folder, classes)
+    classes = found.classes
     answers, labels, skipped = [], [], 0
-    for label, answer in zip(found.labels, predict(run, card, found.paths, tta=tta), strict=True):
+    for label, answer in zip(found.labels, predict(judge, image_size, found.paths, tta), strict=True):
         if answer.reason:
             skipped += say_failed(answer)
         else:
@@ -68,7 +79,7 @@ def evaluate(run, card, folder, tta=False):
             labels.append(label)
     scored = len(labels)
     if not scored:
-        raise UserError(f"none of the {skipped} pictures in {folder} can be read", NO_DATA)
+        raise UserError(f"none of the {skipped} pictures in {found.folder} can be read", NO_DATA)
     scores, labels = np.array([answer.scores for answer in answers]), np.array(labels)  # (scored, classes), (scored,)
     named = scores.argmax(axis=1)
     confusion = np.zeros((len(classes), len(classes)), int)

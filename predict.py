@@ -42,11 +42,13 @@ def parse_arguments(argv):
 
 def main(argv=None):
     """Predict, print, and return the exit code."""
+    from inference import load_judge
+
     arguments = parse_arguments(argv)
     run = find_run(arguments.model)
     card = read_card(run)
     paths = list_pictures(arguments.paths)
-    answers = predict(run, card, paths, arguments.runtime, arguments.tta)
+    answers = predict(load_judge(run, card, arguments.runtime), card["image_size"], paths, arguments.tta)
     if arguments.submission:
         ids, dog = submission_ids(paths), dog_column(card["classes"])
         if not arguments.submission.parent.is_dir():
@@ -88,19 +90,18 @@ class Answer(NamedTuple):
     novelty: float = 0.0  # how unlike the pictures of training it is; above 1, it is unknown
 
 
-def predict(run, card, paths, runtime="auto", tta=False):
-    """Yield an Answer for each of `paths`, in order.
+def predict(judge, image_size, paths, tta=False):
+    """Yield an Answer for each of `paths`, in order; `judge`: see inference.load_judge().
 
     With `tta`, test-time augmentation, probabilities are the mean of those for the picture and for its mirror image.
     """
     import numpy as np
 
     from dataset import decode_batches
-    from inference import load_judge, log_probabilities
+    from inference import log_probabilities
 
-    judge = load_judge(run, card, runtime)
     with console.progress("predicting", len(paths)) as advance:
-        for batch, reasons, pixels in decode_batches(paths, card["image_size"]):
+        for batch, reasons, pixels in decode_batches(paths, image_size):
             logits, novelty = judge(pixels)
             scores = log_probabilities(logits)
             if tta:

@@ -84,7 +84,7 @@ def test_weights_that_cannot_be_had_are_one_clear_line(pictures, tmp_path, weigh
     assert "refers to other files" in refused("--weights", "links.weights.h5")
     monkeypatch.setenv("HTTPS_PROXY", "http://127.0.0.1:9")  # where nobody listens
     monkeypatch.setenv("KERAS_HOME", str(tmp_path))
-    assert f"put that file into {tmp_path / 'models'}" in refused(code=1)
+    assert f"cannot download what {tmp_path / 'models'} lacks" in refused(code=1)
 
 
 def test_settings_that_are_not_for_the_network(pictures):

@@ -43,8 +43,9 @@ def test_csv_and_json_tell_the_same(trained, pictures):
     assert len(rows) == 24
     for row in rows:
         answer = answers[row["path"]]
-        assert set(answer) == {"path", "class", "probability", "probabilities"}
-        assert row["class"] == answer["class"] == max(answer["probabilities"], key=answer["probabilities"].get)
+        assert set(answer) == {"path", "class", "probability", "probabilities", "novelty"}
+        likeliest = max(answer["probabilities"], key=answer["probabilities"].get)
+        assert row["class"] == answer["class"] == ("unknown" if answer["novelty"] > 1 else likeliest)
         assert sum(answer["probabilities"].values()) == pytest.approx(1)
         assert float(row["probability"]) == pytest.approx(answer["probability"], rel=1e-5)
         assert float(row["dogs"]) == pytest.approx(answer["probabilities"]["dogs"], rel=1e-5)
