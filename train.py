@@ -71,6 +71,7 @@ def parse_arguments(argv):
     add(data, "--limit-per-class", "N", "take the first N of each class")
     add(data, "--validation-split", "P", "part of each class to validate on")
     add(data, "--image-size", "PX", "side of the square that every picture is resized to")
+    add(data, "--start-size", "PX", "side of the training pictures at first, which grows to --image-size")
     data.add_argument("--no-augment", dest="augment", action="store_false", help="show every picture as it is each time")
     network = parser.add_argument_group("network")
     network.add_argument("--network", choices=RECIPES, metavar="NAME",
@@ -88,7 +89,6 @@ def parse_arguments(argv):
     add(training, "--label-smoothing", "P", "part of each label that is spread over all classes")
     add(training, "--ema", "P", "part that the averaged weights, which predict, keep at a step; 0: no average")
     training.add_argument("--class-weights", action="store_true", help="let small classes count as much as large ones")
-    add(training, "--start-size", "PX", "side of the training pictures at first; it grows to --image-size")
     add(training, "--patience", "N", "stop after N epochs without a better one; 0: never")
     add(training, "--seed", "N", "of the first weights, the order of the pictures and their augmentation")
     runs = parser.add_argument_group("runs")
