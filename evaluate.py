@@ -32,10 +32,10 @@ def parse_arguments(argv):
 
 def main(argv=None):
     """Evaluate, print, and return the exit code."""
+    arguments = parse_arguments(argv)
     from dataset import find_pictures
     from inference import load_judge
 
-    arguments = parse_arguments(argv)
     if arguments.zero_shot:
         from zero_shot import load_zero_shot
 

@@ -42,9 +42,9 @@ def parse_arguments(argv):
 
 def main(argv=None):
     """Predict, print, and return the exit code."""
+    arguments = parse_arguments(argv)
     from inference import load_judge
 
-    arguments = parse_arguments(argv)
     run = find_run(arguments.model)
     card = read_card(run)
     paths = list_pictures(arguments.paths)
