@@ -71,7 +71,7 @@ def parse_arguments(argv):
     add(data, "--limit-per-class", "N", "take the first N of each class")
     add(data, "--validation-split", "P", "part of each class to validate on")
     add(data, "--image-size", "PX", "side of the square that every picture is resized to")
-    add(data, "--start-size", "PX", "side of the training pictures at first, which grows to --image-size")
+    add(data, "--start-size", "PX", "side of the augmented pictures at first, which grows to --image-size")
     data.add_argument("--no-augment", dest="augment", action="store_false", help="show every picture as it is each time")
     network = parser.add_argument_group("network")
     network.add_argument("--network", choices=RECIPES, metavar="NAME",

@@ -144,7 +144,7 @@ class Training:
     def training_size(self):
         """Side of this epoch's training pictures: it grows from --start-size to --image-size while the rate is high."""
         start, end = (self.settings[name] for name in ("start_size", "image_size"))
-        size = np.interp(self.epoch, [0, 0.75 * self.settings["epochs"]], [start or end, end])
+        size = np.interp(self.epoch, [0, 0.75 * self.settings["epochs"]], [min(start or end, end), end])
         return end if size == end else int(size) // 8 * 8
 
     def validate(self):

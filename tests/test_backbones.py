@@ -1,14 +1,16 @@
 """Pretrained networks: features of a frozen backbone first, then fine-tuning, with weights that were downloaded before."""
 
-import json
 import shutil
+from pathlib import Path
 
 import h5py
+import keras
 import numpy as np
 import pytest
 from conftest import draw_pictures, error_of, predictions, run, start
 from test_train import assert_same_run, history_of, wait_until
 
+from backbones import BACKBONES, split_at_features
 from model import create_network
 
 SETTINGS = ("--network", "mobilenet", "--image-size", 32, "--batch-size", 8, "--epochs", 3, "--data-dir")
@@ -41,16 +43,13 @@ def assert_same_fine_tuning(one, other):
 
 
 def test_both_phases_in_one_command_are_the_same_as_one_after_the_other(pictures, tmp_path, weights, fine_tuned):
-    run("train", *SETTINGS, pictures, "--weights", weights, "--output", "runs")
-    frozen = predictions("runs", pictures / "cats/cats_1.jpg")
-    weights = "gone"  # what was trained is all that is needed from now on
+    file = shutil.copy(weights, "mobilenet.weights.h5")
+    run("train", *SETTINGS, pictures, "--weights", file, "--output", "runs")
+    Path(file).unlink()  # what was trained is all that is needed from now on
     run("train", "--resume", "--output", "runs", "--fine-tune", "conv_pw_11", "--fine-tune-epochs", 2)
     assert_same_fine_tuning(tmp_path / "runs/001", fine_tuned)
-    if json.loads((tmp_path / "runs/001/model.json").read_text())["best"]["epoch"] > 3:
-        assert predictions("runs", pictures / "cats/cats_1.jpg") != frozen
-    assert "fine_tune was" in error_of(run("train", "--resume", "--output", "runs", "--fine-tune", "9", code=2)).replace(
-        "--fine-tune", "fine_tune"
-    )
+    refused = run("train", "--resume", "--output", "runs", "--fine-tune", "9", code=2)
+    assert "--fine-tune was conv_pw_11" in error_of(refused)
 
 
 def test_killed_while_it_is_fine_tuned_and_resumed_it_is_the_same_run(pictures, tmp_path, weights, fine_tuned):
@@ -105,11 +104,12 @@ KINDS = ["convnext_tiny", "densenet121", "efficientnet_b0", "efficientnet_v2_b0"
 
 
 @pytest.mark.parametrize("name", KINDS)
-def test_every_kind_of_backbone_takes_pictures_and_gives_logits(name):
+def test_every_kind_of_backbone_has_its_own_preprocessing(name):
     network = create_network(name, 96, 3)
-    network.get_layer("fc").set_weights([np.random.default_rng(0).normal(size=w.shape) for w in
-                                         network.get_layer("fc").get_weights()])  # fmt: skip
     pixels = np.random.default_rng(1).integers(0, 256, (2, 96, 96, 3), dtype=np.uint8)
-    logits = network(pixels).numpy()
-    assert logits.shape == (2, 3)
-    assert np.isfinite(logits).all()
+    module = getattr(keras.applications, BACKBONES[name].split(".")[0])
+    expected = network.get_layer("backbone")(module.preprocess_input(pixels.astype(np.float32)), training=False)
+    features_of, head = split_at_features(network)
+    features = features_of(pixels, training=False)
+    np.testing.assert_allclose(features, expected, rtol=1e-4, atol=1e-4 * np.abs(expected).max())
+    assert head(features).shape == network(pixels).shape == (2, 3)
