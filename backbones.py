@@ -35,20 +35,43 @@ def create_backbone_network(name, image_size, num_classes, dropout=0.0):
     """
     import keras
 
-    module, constructor = BACKBONES[name].split(".")
+    constructor = BACKBONES[name].split(".")[1]
     try:
         backbone = getattr(keras.applications, constructor)(
             include_top=False, weights=None, input_shape=(image_size, image_size, 3), pooling="avg"
         )
         backbone.name = "backbone"  # an argument would not do: some of them look up their sizes by it
         pictures = keras.Input((image_size, image_size, 3), dtype="uint8", name="pictures")
-        preprocess = getattr(keras.applications, module).preprocess_input
-        features = backbone(preprocess(keras.ops.cast(pictures, "float32")), training=False)
+        features = backbone(_preprocess(name, pictures), training=False)
     except ValueError as error:
         raise UserError(f"--image-size {image_size} does not suit {name}: {str(error).splitlines()[0]}") from None
     head = keras.layers.Dropout(dropout, name="drop")(features)
     logits = keras.layers.Dense(num_classes, kernel_initializer="zeros", name="fc")(head)
     return keras.Model(pictures, logits, name=name)
+
+
+def _preprocess(name, pictures):
+    """What the network of this name was trained on: (n, side, side, 3) uint8 RGB → the same in float32."""
+    import keras
+
+    module = BACKBONES[name].split(".")[0]
+    return getattr(keras.applications, module).preprocess_input(keras.ops.cast(pictures, "float32"))
+
+
+def with_middle_maps(network):
+    """A network that create_backbone_network() made, with two outputs: means of maps, (n, maps), and the logits.
+
+    These maps are in the middle of the backbone: the last ones that are about twice the size of its very last.
+    """
+    import keras
+
+    backbone = network.get_layer("backbone")
+    maps = [layer.output for layer in backbone.layers if len(layer.output.shape) == 4]
+    middle = [tensor for tensor in maps if tensor.shape[1] > 1.5 * maps[-1].shape[1]][-1]
+    means = keras.layers.GlobalAveragePooling2D()(middle)
+    both = keras.Model(backbone.input, (means, backbone.output), name="backbone_with_maps")
+    means, features = both(_preprocess(network.name, network.input), training=False)
+    return keras.Model(network.input, (means, network.get_layer("fc")(features)))
 
 
 def split_at_features(network):

@@ -103,7 +103,8 @@ def load_network(run, card, novelty=False):
     network = create_network(card["network"], size, num_classes)
     load_best(run, network)
     pictures = keras.Input((size, size, 3), dtype="uint8", name="pictures")
-    features, logits = with_features(network)(pictures, training=False)
+    kind = card.get("novelty", {}).get("features", "last")
+    features, logits = with_features(network, kind)(pictures, training=False)
     outputs = logits / card.get("temperature", 1.0)
     if novelty and "novelty" in card:
         layer = Novelty(num_classes, name="novelty")

@@ -7,7 +7,7 @@ import numpy as np
 import tensorflow as tf
 from keras import layers
 
-from backbones import BACKBONES, create_backbone_network
+from backbones import BACKBONES, create_backbone_network, with_middle_maps
 from console import NO_DATA, UserError
 
 keras.config.set_floatx("float32")  # whatever the user's ~/.keras/keras.json says
@@ -136,16 +136,19 @@ def create_network(name, image_size, num_classes, dropout=0.0):
     return NETWORKS[name](image_size, num_classes, dropout)
 
 
-def with_features(network):
+def with_features(network, kind):
     """The network with two outputs: features of the pictures, (n, features), and its logits.
 
-    These features are what the last layer takes, and before that the mean of each map of LANDMARKS, which tell pictures
-    of one kind from those of another by their colours and textures.
+    The features are to tell pictures of one sort from those of another. Of kind "last" they are what the last layer takes:
+    best of a frozen backbone, which knows a thousand sorts. Layers that learnt these classes tell little but these classes;
+    so of kind "maps" they are the mean of each map of LANDMARKS, or of those in the middle of a backbone.
     """
-    landmarks = [layer for layer in network.layers if layer.name in LANDMARKS]
-    means = [layers.GlobalAveragePooling2D()(layer.output) for layer in landmarks]
-    features = layers.Concatenate()([*means, network.layers[-1].input]) if means else network.layers[-1].input
-    return keras.Model(network.input, (features, network.output))
+    if kind == "last":
+        return keras.Model(network.input, (network.layers[-1].input, network.output))
+    if network.name in BACKBONES:
+        return with_middle_maps(network)
+    means = [layers.GlobalAveragePooling2D()(layer.output) for layer in network.layers if layer.name in LANDMARKS]
+    return keras.Model(network.input, (layers.Concatenate()(means), network.output))
 
 
 def compile_outputs(network):

@@ -112,6 +112,7 @@ def read_card(run):
             and isinstance(card["finished"], bool)
             and isinstance(card.get("temperature", 1.0), float)
             and isinstance(card.get("novelty", {"limit": 1.0})["limit"], float)
+            and card.get("novelty", {}).get("features", "last") in ("last", "maps")
         )
     except OSError as error:
         raise UserError(f"{run} is not a run folder of this project: {describe(error)}", NO_DATA) from None

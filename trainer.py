@@ -200,7 +200,8 @@ class Training:
     def calibrate(self):
         """What the best network's answers mean, from how it does on validation: what the card is to tell of it.
 
-        {"temperature": see calibration.py, "novelty": {"limit": see novelty.py}}. Saves the Novelty beside the network.
+        {"temperature": see calibration.py, "novelty": {"limit": see novelty.py, "features": their kind, see
+        with_features()}}. Saves the Novelty beside the network.
         """
         load_best(self.run, self.average)
         features, logits, labels = self._judge(self.sets.valid)
@@ -214,13 +215,16 @@ class Training:
         learnt_features, _, learnt_labels = self._judge(self.sets.train)
         novelty.fit(learnt_features, learnt_labels)
         save_novelty(self.run, novelty, self.best()["epoch"])
-        return {"temperature": temperature, "novelty": {"limit": usual_limit(novelty(features).numpy())}}
+        kind = "last" if self.phase.on_features else "maps"
+        return {"temperature": temperature, "novelty": {"limit": usual_limit(novelty(features).numpy()), "features": kind}}
 
     def _judge(self, data_set):
-        """(features, logits, labels) of at most MOST_JUDGED pictures, without augmentation."""
+        """(features, logits, labels) of at most MOST_JUDGED pictures, without augmentation: see with_features()."""
         network = self._judged
-        features = network.input if self.phase.on_features else with_features(network).output[0]
-        outputs = compile_outputs(keras.Model(network.input, (features, network.output)))
+        if self.phase.on_features:
+            outputs = compile_outputs(keras.Model(network.input, (network.input, network.output)))
+        else:
+            outputs = compile_outputs(with_features(network, "maps"))
         batches = itertools.islice(data_set.batches(50, seed=0), MOST_JUDGED // 50)
         parts = [(*outputs(pixels), labels) for pixels, labels in batches]
         return [np.concatenate(arrays) for arrays in zip(*parts, strict=True)]

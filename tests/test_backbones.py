@@ -11,7 +11,8 @@ from conftest import draw_pictures, error_of, predictions, run, start
 from test_train import assert_same_run, history_of, wait_until
 
 from backbones import BACKBONES, split_at_features
-from model import create_network
+from model import create_network, with_features
+from runs import read_card
 
 SETTINGS = ("--network", "mobilenet", "--image-size", 32, "--batch-size", 8, "--epochs", 3, "--data-dir")
 
@@ -67,6 +68,8 @@ def test_a_fine_tuned_network_predicts_without_tensorflow_as_with_it(pictures, f
     photo = pictures / "dogs/dogs_1.jpg"
     one, other = (predictions(fine_tuned, photo, "--runtime", name)[str(photo)] for name in ("litert", "tensorflow"))
     assert one["probabilities"] == pytest.approx(other["probabilities"], abs=1e-5)
+    assert one["novelty"] == pytest.approx(other["novelty"], abs=2e-4)
+    assert read_card(fine_tuned)["novelty"]["features"] == "maps"  # its last features know little but the classes now
 
 
 def test_weights_that_cannot_be_had_are_one_clear_line(pictures, tmp_path, weights, monkeypatch):
@@ -105,11 +108,17 @@ KINDS = ["convnext_tiny", "densenet121", "efficientnet_b0", "efficientnet_v2_b0"
 
 @pytest.mark.parametrize("name", KINDS)
 def test_every_kind_of_backbone_has_its_own_preprocessing(name):
-    network = create_network(name, 96, 3)
-    pixels = np.random.default_rng(1).integers(0, 256, (2, 96, 96, 3), dtype=np.uint8)
+    network, rng = create_network(name, 96, 3), np.random.default_rng(1)
+    pixels = rng.integers(0, 256, (2, 96, 96, 3), dtype=np.uint8)
     module = getattr(keras.applications, BACKBONES[name].split(".")[0])
     expected = network.get_layer("backbone")(module.preprocess_input(pixels.astype(np.float32)), training=False)
     features_of, head = split_at_features(network)
     features = features_of(pixels, training=False)
     np.testing.assert_allclose(features, expected, rtol=1e-4, atol=1e-4 * np.abs(expected).max())
-    assert head(features).shape == network(pixels).shape == (2, 3)
+    network.get_layer("fc").set_weights([rng.normal(size=(features.shape[1], 3)), np.zeros(3)])
+    logits = network(pixels, training=False)
+    assert np.ptp(logits) > 0
+    np.testing.assert_allclose(head(features), logits, rtol=1e-3, atol=1e-4 * np.abs(logits).max())
+    means, same = with_features(network, "maps")(pixels, training=False)
+    np.testing.assert_allclose(same, logits, rtol=1e-3, atol=1e-4 * np.abs(logits).max())
+    assert means.shape != features.shape or np.abs(means - features).max() > 1e-3 * np.abs(means).max()
