@@ -81,12 +81,26 @@ def create_cnn(image_size, num_classes, dropout=0.0):
     return keras.Model(pictures, logits, name="cnn")
 
 
+class BatchNormalization(layers.BatchNormalization):
+    """Keras' batch normalization, which in training is one fused operation of TensorFlow instead of a dozen."""
+
+    def call(self, inputs, training=False):
+        if not training:
+            return super().call(inputs, training=False)
+        outputs, mean, variance = tf.compat.v1.nn.fused_batch_norm(
+            inputs, tf.convert_to_tensor(self.gamma), tf.convert_to_tensor(self.beta), epsilon=self.epsilon
+        )
+        for average, new in ((self.moving_mean, mean), (self.moving_variance, variance)):
+            average.assign(self.momentum * average + (1 - self.momentum) * new)
+        return outputs
+
+
 def create_normalized_convolution(inputs, num_filters, name, kernel_size=3, stride=1, use_relu=True):
     """Convolution, batch normalization, ReLU if wanted: (n, h, w, channels) → (n, h / stride, w / stride, num_filters)."""
     maps = layers.Conv2D(
         num_filters, kernel_size, stride, padding="same", use_bias=False, kernel_initializer="he_normal", name=name
     )(inputs)
-    maps = layers.BatchNormalization(momentum=0.9, name=f"{name}_norm")(maps)
+    maps = BatchNormalization(momentum=0.9, name=f"{name}_norm")(maps)
     return layers.ReLU(name=f"{name}_relu")(maps) if use_relu else maps
 
 

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from model import create_cnn, keras, tf
+from model import BatchNormalization, create_cnn, keras, tf
 from trainer import AdamW
 
 
@@ -39,6 +39,25 @@ def test_gradients_are_those_of_the_plain_formulation(batch):
     assert float(loss) == pytest.approx(float(expected_loss), rel=1e-6)
     for gradient, wanted in zip(gradients, expected, strict=True):
         assert np.abs(gradient - wanted).max() < 1e-5 * np.abs(wanted).max()
+
+
+def test_batch_normalization_is_that_of_keras():
+    rng = np.random.default_rng(0)
+    maps, slope = rng.normal(3, 2, (2, 16, 8, 8, 5)).astype(np.float32)
+    layers = BatchNormalization(momentum=0.9), keras.layers.BatchNormalization(momentum=0.9)
+    results = []
+    for layer in layers:
+        layer.build(maps.shape)
+        layer.set_weights(np.array([[0.5, 1, 1.5, 2, 3], [-1, 0, 1, 2, 3], [0] * 5, [1] * 5]))
+        inputs = tf.constant(maps)
+        with tf.GradientTape() as tape:
+            tape.watch(inputs)
+            outputs = layer(inputs, training=True)
+        gradients = tape.gradient(outputs, [inputs, *layer.trainable_variables], output_gradients=tf.constant(slope))
+        results.append([outputs, *gradients, layer.moving_mean, layer(inputs, training=False)])
+    for result, expected in zip(*results, strict=True):
+        # The last, by the moving variance: TensorFlow's divides by n - 1, n = 1,024 here.
+        np.testing.assert_allclose(result, expected, rtol=1e-3, atol=2e-3)
 
 
 def test_adamw_is_keras_adamw():

@@ -350,7 +350,8 @@ import model, trainer
 pixels = np.random.default_rng(0).integers(0, 256, (4, 7, 16, 16, 3), dtype=np.uint8)
 labels = np.random.default_rng(1).integers(0, 2, (4, 7), dtype=np.int32)
 ends = []
-for strategy in (tf.distribute.get_strategy(), tf.distribute.MirroredStrategy(["CPU:0", "CPU:1"])):
+both = tf.distribute.MirroredStrategy(["CPU:0", "CPU:1"])
+for strategy in (tf.distribute.get_strategy(), both):
     tf.keras.utils.set_random_seed(0)
     with strategy.scope():
         network, average = model.create_cnn(16, 2), model.create_cnn(16, 2)
@@ -367,6 +368,14 @@ for strategy in (tf.distribute.get_strategy(), tf.distribute.MirroredStrategy(["
 np.testing.assert_allclose(sums_1, sums_2, rtol=1e-4)
 for one, two in zip(weights_1, weights_2):
     np.testing.assert_allclose(one, two, atol=2e-4)
+with both.scope():  # each device normalizes by its own share
+    network = model.create_resnet(16, 2)
+    optimizer = trainer.AdamW(1e-3, 0.01)
+    optimizer.build(network.trainable_variables)
+before = network.get_layer("stem_norm").moving_mean.numpy()
+trainer.make_train_step(both, network, optimizer, sums)(pixels[0], labels[0])
+after = network.get_layer("stem_norm").moving_mean.numpy()
+assert np.isfinite(after).all() and (before != after).all(), after
 """
     finished = subprocess.run([sys.executable, "-c", script, str(PROJECT)], capture_output=True, text=True)
     assert finished.returncode == 0, finished.stderr
