@@ -5,7 +5,7 @@
     runs/001/skipped.csv                 the files that could not be used, and why
     runs/001/checkpoints/newest/ckpt-*   weights, optimizer and position, to resume from
     runs/001/checkpoints/fine-tuning/…   the same, of a pretrained network's second phase
-    runs/001/checkpoints/best/ckpt-*     weights of the epoch with the best validation accuracy, to predict with
+    runs/001/checkpoints/best/ckpt-*     weights of the best epoch, to predict with
     runs/001/checkpoints/novelty/ckpt-*  how far from all of training a picture is, by the best weights
     runs/001/model.tflite                the same weights for LiteRT, which predicts without TensorFlow
 """

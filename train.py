@@ -284,7 +284,7 @@ def epoch_line(row, epochs, is_best):
         f"epoch {row['epoch']:{len(str(epochs))}}/{epochs}"
         f"  loss {row['loss']:.4f}  accuracy {row['accuracy']:6.1%}"
         f"  validation loss {row['val_loss']:.4f}  accuracy {row['val_accuracy']:6.1%}"
-        f"  {row['seconds']:.1f} s  {row['pictures_per_second']:.0f} pictures/s{'  best' if is_best else ''}"
+        f"  {row['seconds']:.1f} s  {row['pictures_per_second']:.0f} pictures/s{'  kept' if is_best else ''}"
     )
 
 
@@ -298,7 +298,7 @@ def print_closing(run, training, sets):
         print(f"stopped early: no better epoch in the last {training.settings['patience']}")
     if best:
         majority = max(n["validation"] for n in count_pictures(sets).values()) / len(sets.valid)
-        print(f"best: epoch {best['epoch']}, validation accuracy {best['val_accuracy']:.1%}, loss {best['val_loss']:.4f}"
+        print(f"kept: epoch {best['epoch']}, validation accuracy {best['val_accuracy']:.1%}, loss {best['val_loss']:.4f}"
               f" (always naming the largest class: {majority:.1%})")  # fmt: skip
     print(f"saved in {shell_path(run)}; now run:")
     print(f"  {command('predict.py', '--model', run, sets.valid.paths[0])}")

@@ -185,17 +185,30 @@ class Training:
         self.sums.assign([0.0, 0.0])
 
     def best(self):
-        """The history's row with the best validation accuracy; among equals, with the lowest validation loss."""
-        return max(self.history, key=lambda row: (row["val_accuracy"], -row["val_loss"]), default=None)
+        """The history's row of the weights that predict: the last one as good as the highest, but for chance.
+
+        Chance is the standard error of the highest validation accuracy (the one-standard-error rule of Breiman et al.,
+        "Classification and Regression Trees", 1984). The highest of many epochs was lucky, too; the later one learnt more.
+        """
+        highest = self._highest()
+        if highest is None:
+            return None
+        accuracy = highest["val_accuracy"]
+        chance = math.sqrt(accuracy * (1 - accuracy) / len(self.sets.valid))
+        return [row for row in self.history if row["val_accuracy"] >= accuracy - chance][-1]
+
+    def _highest(self):
+        """The first row of the history with the highest validation accuracy; None before the first epoch."""
+        return max(self.history, key=lambda row: row["val_accuracy"], default=None)
 
     def results(self):
         """What the card tells of the training so far."""
         return {"epochs": self.epoch, "best": self.best()}
 
     def out_of_patience(self):
-        """True if --patience epochs of this phase have gone by without a better one."""
-        best = self.best()
-        return bool(best and 0 < self.settings["patience"] <= self.epoch - max(best["epoch"], self.phase.first))
+        """True if --patience epochs of this phase have gone by without a higher validation accuracy."""
+        highest = self._highest()
+        return bool(highest and 0 < self.settings["patience"] <= self.epoch - max(highest["epoch"], self.phase.first))
 
     def calibrate(self):
         """What the best network's answers mean, from how it does on validation: what the card is to tell of it.
