@@ -149,7 +149,7 @@ def test_novelty_is_the_distance_to_the_nearest_class():
 
 def test_a_picture_unlike_all_of_training_is_unknown(tmp_path):
     run("train", "--limit-per-class", 100, "--image-size", 64, "--epochs", 4, "--output", "runs")
-    noise = save(tmp_path / "noise.png", np.random.default_rng(0).integers(0, 256, (8, 8, 3), dtype=np.uint8))
+    noise = save(tmp_path / "noise.png", np.random.default_rng(0).integers(0, 256, (64, 64, 3), dtype=np.uint8))
     drawing = PROJECT / "testing_data/dogs/dog_002.jpg"
     for runtime in ("litert", "tensorflow"):
         answers = predictions("runs", noise, drawing, "--runtime", runtime)
