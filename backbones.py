@@ -42,7 +42,7 @@ def create_backbone_network(name, image_size, num_classes, dropout=0.0):
         )
         backbone.name = "backbone"  # an argument would not do: some of them look up their sizes by it
         pictures = keras.Input((image_size, image_size, 3), dtype="uint8", name="pictures")
-        features = backbone(_preprocess(name, pictures), training=False)
+        features = backbone(preprocess(name, pictures), training=False)
     except ValueError as error:
         raise UserError(f"--image-size {image_size} does not suit {name}: {str(error).splitlines()[0]}") from None
     head = keras.layers.Dropout(dropout, name="drop")(features)
@@ -50,7 +50,7 @@ def create_backbone_network(name, image_size, num_classes, dropout=0.0):
     return keras.Model(pictures, logits, name=name)
 
 
-def _preprocess(name, pictures):
+def preprocess(name, pictures):
     """What the network of this name was trained on: (n, side, side, 3) uint8 RGB → the same in float32."""
     import keras
 
@@ -70,7 +70,7 @@ def with_middle_maps(network):
     middle = [tensor for tensor in maps if tensor.shape[1] > 1.5 * maps[-1].shape[1]][-1]
     means = keras.layers.GlobalAveragePooling2D()(middle)
     both = keras.Model(backbone.input, (means, backbone.output), name="backbone_with_maps")
-    means, features = both(_preprocess(network.name, network.input), training=False)
+    means, features = both(preprocess(network.name, network.input), training=False)
     return keras.Model(network.input, (means, network.get_layer("fc")(features)))
 
 

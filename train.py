@@ -194,9 +194,9 @@ def train_in(run, card, sets):
             while training.epoch < phase.last and not (phase is phases[-1] and training.out_of_patience()):
                 started = time.monotonic()
                 row = training.train_epoch() | training.validate()
-                is_best = training.finish_epoch(row | {"seconds": time.monotonic() - started})
+                kept = training.finish_epoch(row | {"seconds": time.monotonic() - started})
                 write_card(run, card | training.results())
-                print(epoch_line(training.history[-1], phases[-1].last, is_best), flush=True)
+                print(epoch_line(training.history[-1], phases[-1].last, kept), flush=True)
         card |= training.results()
     with enough_memory():
         card |= training.calibrate()
@@ -278,13 +278,13 @@ def say_phase(card, training):
     say(f"network    {card['network']}, {card['image_size']} px, {parts}{goes_on}")
 
 
-def epoch_line(row, epochs, is_best):
+def epoch_line(row, epochs, kept):
     """One epoch's row of the history as a line for people."""
     return (
         f"epoch {row['epoch']:{len(str(epochs))}}/{epochs}"
         f"  loss {row['loss']:.4f}  accuracy {row['accuracy']:6.1%}"
         f"  validation loss {row['val_loss']:.4f}  accuracy {row['val_accuracy']:6.1%}"
-        f"  {row['seconds']:.1f} s  {row['pictures_per_second']:.0f} pictures/s{'  kept' if is_best else ''}"
+        f"  {row['seconds']:.1f} s  {row['pictures_per_second']:.0f} pictures/s{'  kept' if kept else ''}"
     )
 
 

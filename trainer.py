@@ -163,7 +163,7 @@ class Training:
         return {"val_loss": loss / len(self.sets.valid), "val_accuracy": right / len(self.sets.valid)}
 
     def finish_epoch(self, row):
-        """Take a row into the history and save it, the best weights and the newest checkpoint; True if it is the best.
+        """Take a row into the history and save it, the best weights and the newest checkpoint; True if it is best().
 
         In this order: a run that is killed in between does the epoch again, and comes to the same.
         """

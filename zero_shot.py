@@ -6,7 +6,7 @@ import sys
 
 import numpy as np
 
-from backbones import BACKBONES, no_download
+from backbones import BACKBONES, no_download, preprocess
 from console import USAGE, UserError
 
 FAMILIES = {  # of ImageNet's 1,000 classes, those that are kinds of: first and last index
@@ -34,7 +34,7 @@ def load_zero_shot(name, classes):
         raise UserError(no_download(error)) from None
     size = network.input_shape[1]
     pictures = keras.Input((size, size, 3), dtype="uint8")
-    probabilities = network(module.preprocess_input(keras.ops.cast(pictures, "float32")), training=False)
+    probabilities = network(preprocess(name, pictures), training=False)
     return judge_by_imagenet(keras.Model(pictures, probabilities), labels, classes), size
 
 
