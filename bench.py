@@ -294,6 +294,7 @@ def our_card(aids=False):
     from train import DEFAULTS
 
     plain = {"augment": False, "dropout": 0.0, "weight_decay": 0.0, "label_smoothing": 0.0, "ema": 0.0}
+    plain["mixed_precision"] = False
     settings = DEFAULTS | {"image_size": IMAGE_SIZE, "batch_size": BATCH_SIZE} | ({} if aids else plain)
     return {"settings": settings, "network": "cnn"}
 

@@ -23,6 +23,7 @@ from console import NO_DATA, UserError, command, csv_text, say, write_whole
 from inference import log_probabilities
 from model import compile_outputs, create_network, with_features
 from novelty import Novelty, usual_limit
+from precision import bfloat16, has_bfloat16
 
 MOST_JUDGED = 3000  # pictures, of training and of validation, to calibrate with
 HISTORY = ["epoch", "loss", "accuracy", "val_loss", "val_accuracy", "seconds", "pictures_per_second"]
@@ -129,8 +130,9 @@ class Training:
         started, first = time.monotonic(), int(self._step)
         augmented = self.settings["augment"] and not self.phase.on_features
         view = functools.partial(augment, size=self.training_size()) if augmented else None
+        precision = bfloat16 if self.in_bfloat16() else contextlib.nullcontext
         batches = self.sets.train.batches(self.batch_size, self.settings["seed"], self.epoch, first, view)
-        with console.progress(f"epoch {self.epoch + 1}/{self.phase.last}", self.steps) as advance:
+        with precision(), console.progress(f"epoch {self.epoch + 1}/{self.phase.last}", self.steps) as advance:
             advance(first)
             for pixels, labels in batches:
                 self.train_step(pixels, labels)
@@ -140,6 +142,11 @@ class Training:
         loss, accuracy = self.sums.numpy() / len(self.sets.train)
         speed = max(len(self.sets.train) - first * self.batch_size, 0) / (time.monotonic() - started)
         return {"epoch": self.epoch + 1, "loss": loss, "accuracy": accuracy, "pictures_per_second": speed}
+
+    def in_bfloat16(self):
+        """True if steps are computed in bfloat16: on a CPU that has it; a head alone is quick enough without."""
+        gpus = tf.config.list_logical_devices("GPU")
+        return self.settings["mixed_precision"] and has_bfloat16() and not gpus and not self.phase.on_features
 
     def training_size(self):
         """Side of this epoch's training pictures: it grows from --start-size to --image-size while the rate is high."""
