@@ -5,6 +5,7 @@ round by round, so that a machine whose speed drifts slows all alike.
 """
 
 import argparse
+import contextlib
 import functools
 import importlib.util
 import json
@@ -19,6 +20,7 @@ from pathlib import Path
 
 import console
 from console import DONE, FAILED, UserError, csv_text, number, say, write_whole
+from precision import bfloat16, has_bfloat16
 
 HERE = Path(__file__).resolve().parent
 IMAGE_SIZE, BATCH_SIZE = 128, 32
@@ -52,14 +54,15 @@ def main(argv=None):
         kind, who = arguments.measure
         print(json.dumps(MEASUREMENTS[kind][who](arguments)))
         return DONE
-    has_torch = importlib.util.find_spec("torchvision") is not None
+    absent = [] if importlib.util.find_spec("torchvision") else ["PyTorch"]
+    absent += [] if has_bfloat16() else ["bfloat16"]
     figures = {}  # {what: {who: [a figure a round]}}
     with tempfile.TemporaryDirectory() as folder:
         pictures = link_pictures(arguments.data_dir, Path(folder))
         for turn in range(arguments.rounds):
             for kind, contenders in MEASUREMENTS.items():
                 for who in contenders:
-                    if has_torch or "PyTorch" not in who:
+                    if not any(word in who for word in absent):
                         say(f"round {turn + 1} of {arguments.rounds}: {kind}, {who}")
                         for what, figure in measure(kind, who, arguments, folder).items():
                             figures.setdefault(what, {}).setdefault(who, []).append(figure)
@@ -180,7 +183,7 @@ def pictures_per_second(arguments, make_run):
     return figures
 
 
-def our_steps(arguments):
+def our_steps(arguments, precision=contextlib.nullcontext):
     """train.py's step."""
     from model import create_cnn, tf
     from trainer import AdamW, make_train_step
@@ -197,8 +200,9 @@ def our_steps(arguments):
         pixels, labels = map(tf.constant, random_batch(batch_size))
 
         def run():
-            for _ in range(steps):
-                step(pixels, labels)
+            with precision():
+                for _ in range(steps):
+                    step(pixels, labels)
             return sums.numpy()
 
         return run
@@ -289,17 +293,17 @@ def epoch_figures(pictures, seconds):
     }
 
 
-def our_card(aids=False):
-    """The card of a run that does what the others do: none of train.py's aids to accuracy."""
+def our_card(defaults=False):
+    """The card of a run that does what the others do: without train.py's aids to accuracy and speed."""
     from train import DEFAULTS
 
-    plain = {"augment": False, "dropout": 0.0, "weight_decay": 0.0, "label_smoothing": 0.0, "ema": 0.0}
-    plain["mixed_precision"] = False
-    settings = DEFAULTS | {"image_size": IMAGE_SIZE, "batch_size": BATCH_SIZE} | ({} if aids else plain)
+    plain = {"augment": False, "dropout": 0.0, "weight_decay": 0.0, "label_smoothing": 0.0, "ema": 0.0,
+             "mixed_precision": False}  # fmt: skip
+    settings = DEFAULTS | {"image_size": IMAGE_SIZE, "batch_size": BATCH_SIZE} | ({} if defaults else plain)
     return {"settings": settings, "network": "cnn"}
 
 
-def our_epochs(arguments, aids=False):
+def our_epochs(arguments, defaults=False):
     """All that train.py does in an epoch but printing and saving; the first includes decoding into the cache."""
     import tensorflow as tf
 
@@ -310,7 +314,7 @@ def our_epochs(arguments, aids=False):
     with tempfile.TemporaryDirectory() as folder:
         started = time.perf_counter()
         sets = read_train_sets(arguments.data_dir, IMAGE_SIZE, cache_dir=Path(folder, "cache"))
-        card = our_card(aids)
+        card = our_card(defaults)
         training = Training(Path(folder), card, sets, *phases_of(card["settings"]))
         seconds, steps, waits = [], [], []
         for _ in range(arguments.epochs):
@@ -448,12 +452,17 @@ def keras_predictions(arguments):
 
 MEASUREMENTS = {
     "limits": {"this machine": limits},
-    "steps": {OURS: our_steps, "Keras fit": keras_steps, "PyTorch": torch_steps},
+    "steps": {
+        OURS: our_steps,
+        f"{OURS}, bfloat16": lambda arguments: our_steps(arguments, bfloat16),
+        "Keras fit": keras_steps,
+        "PyTorch": torch_steps,
+    },
     "second run": {OURS: our_second_run},
     "predictions": {OURS: our_predictions, "Keras predict": keras_predictions},
     "epochs": {
         OURS: our_epochs,
-        f"{OURS}, augmented": lambda arguments: our_epochs(arguments, aids=True),
+        f"{OURS}, all defaults": lambda arguments: our_epochs(arguments, defaults=True),
         "Keras fit": keras_epochs,
         "Keras fit, cached": lambda arguments: keras_epochs(arguments, cached=True),
         "PyTorch, no workers": lambda arguments: torch_epochs(arguments, 0),

@@ -3,7 +3,7 @@
 import contextlib
 from pathlib import Path
 
-import tensorflow as tf
+# TensorFlow is imported inside the function that uses it: whether a CPU has bfloat16 is known at once.
 
 CPU_INFO = Path("/proc/cpuinfo")  # of Linux
 
@@ -29,4 +29,6 @@ def bfloat16():
 
 
 def _let_onednn_mix(on):
+    import tensorflow as tf
+
     tf.config.optimizer.set_experimental_options({"auto_mixed_precision_onednn_bfloat16": on})

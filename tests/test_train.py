@@ -3,6 +3,7 @@
 import csv
 import json
 import os
+import re
 import resource
 import shutil
 import signal
@@ -10,12 +11,15 @@ import subprocess
 import sys
 import time
 import types
+from pathlib import Path
 
 import numpy as np
 import pytest
 from conftest import PROJECT, QUICK, draw_pictures, error_of, predictions, run, start
 
+import precision
 from dataset import read_train_sets
+from precision import has_bfloat16
 from trainer import Training
 
 
@@ -392,6 +396,26 @@ def test_wrong_usage_answers_at_once_with_code_2(flags):
     finished = run("train", *flags, code=2)
     assert flags[0] in finished.stderr
     assert time.monotonic() - started < 2, "TensorFlow must not be imported for this"
+
+
+def test_steps_are_in_bfloat16_where_the_cpu_has_it_and_predictions_never(pictures):
+    mixed = run("train", "--data-dir", pictures, "--output", "mixed", *QUICK)
+    plain = run("train", "--data-dir", pictures, "--output", "plain", *QUICK, "--no-mixed-precision")
+    assert ("bfloat16" in mixed.stderr) == has_bfloat16()
+    assert "bfloat16" not in plain.stderr
+    losses = np.array([[float(row["loss"]) for row in history_of(Path(name, "001"))] for name in ("mixed", "plain")])
+    difference = np.abs(losses[0] - losses[1]).max()
+    assert 1e-6 < difference < 0.01 if has_bfloat16() else difference == 0
+    for finished in (mixed, plain):  # bfloat16 has three digits: there LiteRT's answers would differ from the network's
+        assert float(re.search(r"litert: .* differ by at most (\S+);", finished.stderr)[1]) < 1e-5
+
+
+def test_what_tells_of_bfloat16(tmp_path, monkeypatch):
+    monkeypatch.setattr(precision, "CPU_INFO", tmp_path / "cpuinfo")
+    assert not has_bfloat16()
+    for flags, expected in (("avx512f avx512_bf16 amx_tile", True), ("avx512f avx512_vnni", False)):
+        precision.CPU_INFO.write_text(f"processor : 0\nflags : fpu {flags}\n")
+        assert has_bfloat16() == expected
 
 
 def test_the_drawn_samples_are_learnt(tmp_path):
