@@ -24,5 +24,20 @@ def calibration_error(confidences, right, bins=15):
     Mean over bins of equal width of |accuracy - mean confidence|, weighted by how many pictures are in each (Guo et al.).
     """
     confidences, right = np.asarray(confidences, float), np.asarray(right, float)
+    return float(np.abs(_sums_in_bins(confidences, right - confidences, bins)).sum() / len(right))
+
+
+def chance_error(confidences, bins=15):
+    """The calibration_error() to be expected from chance alone, if the confidences, (n,) from 0 to 1, were exactly right.
+
+    What is right in a bin then scatters around the sum of its confidences, nearly normally: the mean of |N(0, σ²)| is
+    σ √(2/π).
+    """
+    confidences = np.asarray(confidences, float)
+    variances = _sums_in_bins(confidences, confidences * (1 - confidences), bins)
+    return float(np.sqrt(2 / np.pi * np.maximum(variances, 0)).sum() / len(confidences))
+
+
+def _sums_in_bins(confidences, values, bins):
     places = np.minimum((confidences * bins).astype(int), bins - 1)
-    return float(np.abs(np.bincount(places, right - confidences, bins)).sum() / len(right))
+    return np.bincount(places, values, bins)

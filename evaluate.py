@@ -58,7 +58,7 @@ def evaluate(judge, image_size, found, tta=False):
     """Score each of the pictures found, see dataset.Found, once; for the rest, see predict().
 
     Returns a dictionary: accuracy; majority, the accuracy of always naming the largest class; log_loss, the mean of
-    -ln(probability of the true class); calibration_error: see calibration.py; classes; per_class,
+    -ln(probability of the true class); calibration_error and chance_error: see calibration.py; classes; per_class,
     {class: {precision, recall, pictures}}, None where nothing was predicted or nothing was there;
     confusion_matrix[true][predicted], in the order of classes; unknown, how many predict.py would not name, although they
     are scored; scored and skipped, counts of pictures.
@@ -66,7 +66,7 @@ def evaluate(judge, image_size, found, tta=False):
     """
     import numpy as np
 
-    from calibration import calibration_error
+    from calibration import calibration_error, chance_error
     from predict import predict, say_failed
 
     classes = found.classes
@@ -81,7 +81,7 @@ def evaluate(judge, image_size, found, tta=False):
     if not scored:
         raise UserError(f"none of the {skipped} pictures in {found.folder} can be read", NO_DATA)
     scores, labels = np.array([answer.scores for answer in answers]), np.array(labels)  # (scored, classes), (scored,)
-    named = scores.argmax(axis=1)
+    named, confidences = scores.argmax(axis=1), np.exp(scores.max(axis=1))
     confusion = np.zeros((len(classes), len(classes)), int)
     np.add.at(confusion, (labels, named), 1)
     right = confusion.diagonal()
@@ -94,7 +94,8 @@ def evaluate(judge, image_size, found, tta=False):
         "accuracy": right.sum() / scored,
         "majority": confusion.sum(axis=1).max() / scored,
         "log_loss": -scores[np.arange(scored), labels].mean(),
-        "calibration_error": calibration_error(np.exp(scores.max(axis=1)), named == labels),
+        "calibration_error": calibration_error(confidences, named == labels),
+        "chance_error": chance_error(confidences),
         "classes": classes,
         "per_class": per_class,
         "confusion_matrix": confusion.tolist(),
@@ -120,7 +121,8 @@ def table_of(result):
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     lines = ["  ".join(f"{cell:>{width}}" for cell, width in zip(row, widths, strict=True)) for row in rows]
     lines.append(f"accuracy {result['accuracy']:.2%} (always naming the largest class: {result['majority']:.2%}), "
-                 f"log loss {result['log_loss']:.4f}, calibration error {result['calibration_error']:.2%}")  # fmt: skip
+                 f"log loss {result['log_loss']:.4f}")  # fmt: skip
+    lines.append(f"calibration error {result['calibration_error']:.2%} (from chance alone: {result['chance_error']:.2%})")
     lines.append(f"{result['scored']} pictures scored, {result['skipped']} skipped; "
                  f"{result['unknown']} would be called unknown")  # fmt: skip
     return "\n".join(lines)

@@ -9,7 +9,7 @@ from conftest import PROJECT, QUICK, draw_pictures, predictions, run, save
 from test_train import assert_same_run
 
 from augment import augment, random_places
-from calibration import calibration_error, fit_temperature
+from calibration import calibration_error, chance_error, fit_temperature
 from dataset import load_picture
 from inference import log_probabilities
 from novelty import Novelty, usual_limit
@@ -101,6 +101,14 @@ def test_temperature_fits_what_was_seen():
 def test_calibration_error_by_hand():
     assert calibration_error([0.9, 0.9, 0.6, 0.6], [True, True, True, False]) == pytest.approx(0.1)
     assert calibration_error([1.0, 1.0], [True, False]) == pytest.approx(0.5)
+
+
+def test_chance_error_is_what_right_confidences_show():
+    rng = np.random.default_rng(0)
+    confidences = rng.uniform(0.5, 1, 300)
+    seen = [calibration_error(confidences, rng.random(300) < confidences) for _ in range(500)]
+    assert chance_error(confidences) == pytest.approx(np.mean(seen), rel=0.05)
+    assert chance_error([1.0, 1.0]) == 0
 
 
 def test_the_temperature_is_in_every_answer(trained, pictures, tmp_path):

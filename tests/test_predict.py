@@ -213,6 +213,7 @@ def test_evaluation_agrees_with_the_predictions(trained, pictures):
     assert result["confusion_matrix"] == confusion.tolist()
     assert result["accuracy"] == pytest.approx(confusion.trace() / 24)
     assert result["log_loss"] == pytest.approx(loss, rel=1e-4)
+    assert 0 < result["chance_error"] < 0.5
     assert (result["scored"], result["skipped"]) == (24, 0)
     assert result["per_class"]["dogs"]["recall"] == pytest.approx(confusion[1, 1] / 12)
     if confusion[:, 1].sum():
