@@ -192,17 +192,19 @@ class Training:
         self.sums.assign([0.0, 0.0])
 
     def best(self):
-        """The history's row of the weights that predict: the last one as good as the highest, but for chance.
+        """The history's row of the weights that predict: the last one that is as good as the highest, but for chance.
 
-        Chance is the standard error of the highest validation accuracy (the one-standard-error rule of Breiman et al.,
-        "Classification and Regression Trees", 1984). The highest of many epochs was lucky, too; the later one learnt more.
+        As good is what lies in the 95 % interval of the highest validation accuracy (Agresti and Coull, "Approximate Is
+        Better than 'Exact'", 1998: two standard errors, two right and two wrong answers added: so that 40 of 40 right is not
+        certainty). The highest of many epochs was lucky, too; the later one learnt more.
         """
         highest = self._highest()
         if highest is None:
             return None
-        accuracy = highest["val_accuracy"]
-        chance = math.sqrt(accuracy * (1 - accuracy) / len(self.sets.valid))
-        return [row for row in self.history if row["val_accuracy"] >= accuracy - chance][-1]
+        count = len(self.sets.valid) + 4
+        accuracy = (highest["val_accuracy"] * len(self.sets.valid) + 2) / count
+        least = accuracy - 2 * math.sqrt(accuracy * (1 - accuracy) / count)
+        return [row for row in self.history if row["val_accuracy"] >= least][-1]
 
     def _highest(self):
         """The first row of the history with the highest validation accuracy; None before the first epoch."""

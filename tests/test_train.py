@@ -181,16 +181,17 @@ def test_patience_stops_early_and_zero_never_does(pictures):
 
 def test_of_epochs_that_differ_by_chance_the_last_predicts():
     training = Training.__new__(Training)
-    training.sets = types.SimpleNamespace(valid=range(100))  # 0.9 of a hundred has a standard error of 0.03
+    training.sets = types.SimpleNamespace(valid=range(100))  # 0.9 of a hundred may be 0.82 in truth, 1.0 may be 0.954
 
     def kept(*accuracies):
         training.history = [{"epoch": i, "val_accuracy": accuracy} for i, accuracy in enumerate(accuracies, start=1)]
         return training.best() and training.best()["epoch"]
 
-    assert kept(0.8, 0.9, 0.88) == 3
-    assert kept(0.8, 0.9, 0.86) == 2
-    assert kept(0.8, 0.88, 0.9, 0.88, 0.86) == 4
-    assert kept(0.8, 1.0, 0.99) == 2
+    assert kept(0.8, 0.9, 0.83) == 3
+    assert kept(0.8, 0.9, 0.81) == 2
+    assert kept(0.8, 0.88, 0.9, 0.88, 0.81) == 4
+    assert kept(0.8, 1.0, 0.96) == 3
+    assert kept(0.8, 1.0, 0.95) == 2
     assert kept() is None
 
 
