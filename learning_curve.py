@@ -111,9 +111,9 @@ def points_of(rows):
 
 
 def table_of(rows):
-    """The points as text."""
+    """The points as text: mean ± standard deviation, where there are several trainings."""
     return "\n".join(
-        f"{name}, {size} of each class: {mean:.1f} ± {deviation:.1f} % ({count} trainings)"
+        f"{name}, {size} of each class: {mean:.1f}" + (f" ± {deviation:.1f} % ({count} trainings)" if count > 1 else " %")
         for name, points in points_of(rows).items()
         for size, mean, deviation, count in points
     )
