@@ -194,9 +194,9 @@ class Training:
     def best(self):
         """The history's row of the weights that predict: the last one that is as good as the highest, but for chance.
 
-        As good is what lies in the 95 % interval of the highest validation accuracy (Agresti and Coull, "Approximate Is
-        Better than 'Exact'", 1998: two standard errors, two right and two wrong answers added: so that 40 of 40 right is not
-        certainty). The highest of many epochs was lucky, too; the later one learnt more.
+        As good is what lies in the 95 % interval of the highest validation accuracy: two standard errors, with two right and
+        two wrong answers added, so that 40 of 40 right is not certainty (Agresti and Coull, "Approximate Is Better than
+        'Exact'", 1998). The highest of many epochs was lucky, too; the later one learnt more.
         """
         highest = self._highest()
         if highest is None:
