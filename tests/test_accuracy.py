@@ -98,6 +98,18 @@ def test_temperature_fits_what_was_seen():
     assert fit_temperature(logits[:2], logits[:2].argmax(axis=1)) > 0.5  # two right answers are no reason to be sure
 
 
+def test_chance_hardly_moves_the_temperature():
+    """Of probabilities that are exactly right, two of three times the best temperature is within a standard error of 1."""
+    rng = np.random.default_rng(0)
+    fitted = []
+    for _ in range(100):
+        logits = rng.normal(size=(200, 2)) * 3
+        labels = (rng.random(200) < np.exp(log_probabilities(logits))[:, 1]).astype(int)
+        fitted.append(fit_temperature(logits, labels))
+    assert 60 <= np.isclose(fitted, 1).sum() <= 80
+    assert np.abs(np.log(fitted)).mean() < 0.05
+
+
 def test_calibration_error_by_hand():
     assert calibration_error([0.9, 0.9, 0.6, 0.6], [True, True, True, False]) == pytest.approx(0.1)
     assert calibration_error([1.0, 1.0], [True, False]) == pytest.approx(0.5)
