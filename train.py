@@ -41,7 +41,8 @@ SETTINGS = {  # name: (type, default)
     "save_minutes": (number(float, 0), 5.0),
 }
 DEFAULTS = {name: default for name, (_, default) in SETTINGS.items()}
-RESNET = {"start_size": 64, "batch_size": 64, "lr": 3e-3, "weight_decay": 0.05, "dropout": 0.1}
+RESNET = {"start_size": 64, "batch_size": 64, "lr": 3e-3, "weight_decay": 0.05, "dropout": 0.1,
+          "label_smoothing": 0.05}  # fmt: skip
 PRETRAINED = {"image_size": 224, "label_smoothing": 0.0}
 RECIPES = {"cnn": {}, "resnet": RESNET, **dict.fromkeys(BACKBONES, PRETRAINED)}  # network: its own defaults
 CHANGEABLE_ON_RESUME = {"data_dir", "patience", "save_minutes"}
