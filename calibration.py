@@ -9,9 +9,9 @@ def fit_temperature(logits, labels):
     """What to divide logits, (n, classes), by, so that their probabilities fit the labels, (n,).
 
     It changes how sure the network is, never which class it prefers. The temperature with the least cross-entropy (Guo et
-    al., "On Calibration of Modern Neural Networks", 2017) follows every chance of few pictures. So it is the one nearest to 1
-    that fits as well but for chance: whose cross-entropy, summed over the pictures, is within ½ of the least, which is one
-    standard error away where the likelihood is normal.
+    al., "On Calibration of Modern Neural Networks", 2017) follows every chance of few pictures. So it is the one nearest
+    to 1 that fits as well but for chance: whose cross-entropy, summed over the pictures, is within ½ of the least, which is
+    one standard error away where the likelihood is normal.
     """
     rows = np.arange(len(labels))
     temperatures = np.geomspace(0.1, 10, 461)  # each 1 % above the one before
