@@ -93,7 +93,7 @@ def parse_arguments(argv):
     training.add_argument("--class-weights", action="store_true", help="let small classes count as much as large ones")
     training.add_argument(
         "--no-mixed-precision", dest="mixed_precision", action="store_false",
-        help="compute training steps in float32 even where the CPU has bfloat16, in which they take 0.6 times as long",
+        help="compute training steps in float32 even where the CPU has bfloat16, in which the cnn's take 0.6 times as long",
     )  # fmt: skip
     add(training, "--patience", "N", "stop after N epochs without a better one; 0: never")
     add(training, "--seed", "N", "of the first weights, the order of the pictures and their augmentation")
