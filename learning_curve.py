@@ -1,6 +1,7 @@
 """How many pictures do I need? Trains on more and more of them and draws the accuracy: python learning_curve.py"""
 
 import argparse
+import collections
 import csv
 import importlib.util
 import json
@@ -12,7 +13,7 @@ import time
 from pathlib import Path
 
 import console
-from console import DONE, USAGE, UserError, csv_text, number, say, write_whole
+from console import DONE, NO_DATA, USAGE, UserError, csv_text, number, say, write_whole
 
 HERE = Path(__file__).resolve().parent
 COLUMNS = ["network", "pictures per class", "seed", "accuracy", "log loss", "minutes"]
@@ -24,7 +25,7 @@ def parse_arguments(argv):
     parser = argparse.ArgumentParser(
         description="Train on the first N pictures of each class, for several N: the default network without and with "
         "augmentation, and a pretrained one; score each on other pictures, and draw accuracy against N.",
-        epilog="What is in the table already is not trained again: delete FOLDER/learning_curve.csv to begin anew.",
+        epilog="What is in FOLDER/learning_curve.csv already is not trained again: another --output begins anew.",
     )
     add = parser.add_argument
     add("--data-dir", type=Path, default=HERE / "training_data", metavar="FOLDER", help="default: training_data")
@@ -32,15 +33,18 @@ def parse_arguments(argv):
     add("--sizes", type=number(int, 2), nargs="+", default=[100, 250, 500, 1000, 2400, 7000], metavar="N",
         help="pictures of each class (default: 100 250 500 1000 2400 7000)")  # fmt: skip
     add("--seeds", type=number(int, 1), default=3, metavar="N", help="trainings for each point (default: 3)")
-    add("--pretrained", default="mobilenet_v2", metavar="NAME", help="a network of keras.applications; '' for none")
+    add("--pretrained", default="mobilenet_v2", metavar="NAME",
+        help="a network of keras.applications; '' for none (default: mobilenet_v2)")  # fmt: skip
     add("--image-size", type=number(int, 8), metavar="PX", help="default: each network's own")
-    add("--output", type=Path, default=HERE / "results", metavar="FOLDER", help="default: results")
+    add("--output", type=Path, default=HERE / "runs" / "learning_curve", metavar="FOLDER",
+        help="of table and drawing (default: runs/learning_curve)")  # fmt: skip
     return parser.parse_args(argv)
 
 
 def main(argv=None):
     """Train what is missing in the table, and draw it; returns the exit code."""
     arguments = parse_arguments(argv)
+    sizes = sizes_within(arguments.data_dir, arguments.sizes)
     if importlib.util.find_spec("matplotlib") is None:
         raise UserError("the drawing needs matplotlib: pip install -r requirements-curve.txt", USAGE)
     networks = {"cnn, no augmentation": ["--no-augment"], "cnn": []}
@@ -50,7 +54,7 @@ def main(argv=None):
     table = arguments.output / "learning_curve.csv"
     rows = read_rows(table)
     known = {tuple(row[:3]) for row in rows}
-    wanted = [(name, size, seed) for seed in range(arguments.seeds) for size in arguments.sizes for name in networks]
+    wanted = [(name, size, seed) for seed in range(arguments.seeds) for size in sizes for name in networks]
     with tempfile.TemporaryDirectory() as folder:
         for i, (name, size, seed) in enumerate(wanted, start=1):
             if (name, size, seed) not in known:
@@ -61,6 +65,21 @@ def main(argv=None):
     draw(rows, arguments.output / "learning_curve.png")
     print(table_of(rows))
     return DONE
+
+
+def sizes_within(folder, sizes):
+    """Those of the sizes that every class in the folder has pictures for; says which are left out."""
+    from dataset import find_pictures
+
+    found = find_pictures(folder)
+    label, most = collections.Counter(found.labels).most_common()[-1]
+    enough = [size for size in sizes if size <= most]
+    if len(enough) < len(sizes):
+        left_out = " ".join(str(size) for size in sizes if size > most)
+        say(f"left out: {left_out} of each class; {folder} has {most} of {found.classes[label]!r}")
+    if not enough:
+        raise UserError(f"{folder} has too few pictures: give smaller --sizes", NO_DATA)
+    return enough
 
 
 def read_rows(table):

@@ -9,12 +9,15 @@ from conftest import draw_pictures, error_of, run
 
 
 def test_a_small_curve_and_what_is_known_is_not_trained_again(pictures):
-    small = ("--data-dir", pictures, "--test-dir", draw_pictures("test", 4), "--sizes", 8, "--seeds", 1, "--image-size", 32,
-             "--pretrained", "", "--output", "results")  # fmt: skip
+    small = ("--data-dir", pictures, "--test-dir", draw_pictures("test", 4), "--sizes", 8, 13, "--seeds", 1, "--image-size",
+             32, "--pretrained", "", "--output", "results")  # fmt: skip
     if importlib.util.find_spec("matplotlib") is None:
-        assert "pip install -r requirements-curve.txt" in error_of(run("learning_curve", *small, code=2))
+        refused = run("learning_curve", *small, code=2)
+        assert "pip install -r requirements-curve.txt" in error_of(refused)
+        assert "left out: 13 of each class" in refused.stderr
         return
     finished = run("learning_curve", *small)
+    assert "left out: 13 of each class" in finished.stderr
     assert re.search(r"^cnn, no augmentation, 8 of each class: [0-9.]+ %$", finished.stdout, re.MULTILINE)
     table = Path("results/learning_curve.csv").read_text()
     assert len(table.splitlines()) == 3
@@ -24,3 +27,7 @@ def test_a_small_curve_and_what_is_known_is_not_trained_again(pictures):
     assert again.stdout == finished.stdout
     Path("results/learning_curve.csv").write_text(table.replace("seed", "sead"))
     assert "is damaged" in error_of(run("learning_curve", *small, code=1))
+
+
+def test_sizes_that_no_class_has_are_refused(pictures):
+    assert "too few pictures" in error_of(run("learning_curve", "--data-dir", pictures, code=3))
