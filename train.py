@@ -4,6 +4,7 @@ import argparse
 import collections
 import os
 import platform
+import shutil
 import time
 from pathlib import Path
 
@@ -123,7 +124,8 @@ def main(argv=None):
 
 def settings_to_resume(run, given):
     """The settings a run began with, and those that may change on the way. Raises UserError for any other."""
-    settings = DEFAULTS | read_card(run)["settings"]
+    card = read_card(run)
+    settings = DEFAULTS | card["settings"]
     for name, (kind, default) in SETTINGS.items():
         if settings[name] is not None or default is not None:
             try:
@@ -135,7 +137,11 @@ def settings_to_resume(run, given):
         if name not in changeable and value != settings[name]:
             flag = "--" + name.replace("_", "-")
             raise UserError(f"{flag} was {settings[name]} when {run} began: it cannot change on --resume", USAGE)
-    return settings | given
+    changed = settings | given
+    wanted = changed["epochs"] + (changed["fine_tune_epochs"] if settings["fine_tune"] else 0)
+    if wanted < card.get("epochs", 0):
+        raise UserError(f"{run} has done {card['epochs']} epochs already: they cannot be fewer", USAGE)
+    return changed
 
 
 def refuse_what_does_not_fit(settings):
@@ -149,6 +155,15 @@ def refuse_what_does_not_fit(settings):
         raise UserError("--fine-tune is for pretrained networks, with their weights", USAGE)
 
 
+def refuse_unknown_layer(settings, num_classes):
+    """Raise UserError before any training if the network has no layer of the name that --fine-tune gives."""
+    if settings["fine_tune"]:
+        from backbones import unfreeze
+        from model import create_network
+
+        unfreeze(create_network(settings["network"], settings["image_size"], num_classes), settings["fine_tune"])
+
+
 def train(settings, output, run=None):
     """Train a network as `settings` (see DEFAULTS) say: in a new run folder in `output`, or go on with `run`.
 
@@ -156,6 +171,7 @@ def train(settings, output, run=None):
     can mend. A signal to stop saves a checkpoint and raises SystemExit.
     """
     from dataset import read_train_sets
+    from runs import checkpoints_in
 
     refuse_what_does_not_fit(settings)
     resuming = run is not None
@@ -168,6 +184,7 @@ def train(settings, output, run=None):
             limit_per_class=settings["limit_per_class"],
             cache_dir=output / ".cache",
         )
+        refuse_unknown_layer(settings, len(sets.classes))
     except BaseException:
         if not resuming:
             run.rmdir()
@@ -179,7 +196,12 @@ def train(settings, output, run=None):
             raise UserError(f"the pictures in {settings['data_dir']} are not those {run} began with", NO_DATA)
         write_card(run, card)
         write_whole(run / "skipped.csv", csv_text(["path", "reason"], sets.skipped))
-        return train_in(run, card, sets)
+        try:
+            return train_in(run, card, sets)
+        except UserError:
+            if not resuming and not checkpoints_in(run / "checkpoints" / "newest"):  # else --resume would choose it
+                shutil.rmtree(run)
+            raise
 
 
 def train_in(run, card, sets):
@@ -190,12 +212,17 @@ def train_in(run, card, sets):
 
     say_header(run, card, sets)
     card = {name: value for name, value in card.items() if name not in ("temperature", "novelty")}  # of an earlier best
+    card["finished"] = False
     phases = phases_of(card["settings"])
     begun = [phase for phase in phases if checkpoints_in(run / "checkpoints" / phase.name)]
+    if any(phase not in begun and phase.first < card.get("epochs", 0) for phase in phases):
+        raise UserError(f"the checkpoints of {run} are gone: start a new run", NO_DATA)
     for phase in phases[max(len(begun) - 1, 0) :]:
         with enough_memory():
             training = Training(run, card, sets, phase)
         say_phase(card, training)
+        if training.epoch < phase.last:
+            write_card(run, card)
         with enough_memory(), training.listening_to_signals():
             while training.epoch < phase.last and not (phase is phases[-1] and training.out_of_patience()):
                 started = time.monotonic()

@@ -63,6 +63,7 @@ class Training:
             say(f"--batch-size {settings['batch_size']} is more than all training pictures: it is {self.batch_size} now")
         self.steps = math.ceil(len(sets.train) / self.batch_size)
 
+        keras.utils.clear_session()  # or layers without a name of their own get another one in each phase
         keras.utils.set_random_seed(settings["seed"])
         tf.config.experimental.enable_op_determinism()  # the same run again gives the same weights, to the bit
         gpus = tf.config.list_logical_devices("GPU")
@@ -99,6 +100,8 @@ class Training:
             self._begin(card)
         self._last_save = time.monotonic()
         self._signal = None
+        if phase.first and not restored:  # the first epoch overwrites the best weights, with which this phase begins
+            self._save()
         self.answers = None
         self.history = read_history(run)[: self.epoch]
         if [row["epoch"] for row in self.history] != list(range(1, self.epoch + 1)):
@@ -110,8 +113,6 @@ class Training:
         """The weights that a phase begins with, where there is no checkpoint of it yet."""
         if self.phase.first:
             load_best(self.run, self.network)
-        elif card.get("epochs"):
-            raise UserError(f"the checkpoints of {self.run} are gone: start a new run", NO_DATA)
         elif card["network"] in BACKBONES:
             load_weights(self.network, self.settings["weights"])
         self.average.set_weights(self.network.get_weights())
