@@ -25,6 +25,7 @@ BACKBONES = {  # name: module and class in keras.applications
     **{f"resnet{n}_v2": f"resnet_v2.ResNet{n}V2" for n in (50, 101, 152)},
     "vgg16": "vgg16.VGG16", "vgg19": "vgg19.VGG19", "xception": "xception.Xception",
 }  # fmt: skip
+FEATURES_VERSION = 2  # raise it when a backbone comes to give other features
 
 
 def create_backbone_network(name, image_size, num_classes, dropout=0.0):
@@ -42,7 +43,7 @@ def create_backbone_network(name, image_size, num_classes, dropout=0.0):
         )
         backbone.name = "backbone"  # an argument would not do: some of them look up their sizes by it
         pictures = keras.Input((image_size, image_size, 3), dtype="uint8", name="pictures")
-        features = backbone(preprocess(name, pictures), training=False)
+        features = backbone(normalize(name, pictures), training=False)
     except ValueError as error:
         raise UserError(f"--image-size {image_size} does not suit {name}: {str(error).splitlines()[0]}") from None
     head = keras.layers.Dropout(dropout, name="drop")(features)
@@ -50,8 +51,22 @@ def create_backbone_network(name, image_size, num_classes, dropout=0.0):
     return keras.Model(pictures, logits, name=name)
 
 
+def normalize(name, pictures):
+    """What a backbone takes: preprocess(), and what only Keras' own loading of ImageNet's weights makes it do itself.
+
+    The first EfficientNets normalize with statistics from their weights' file, which load_weights() leaves out.
+    """
+    import numpy as np
+
+    pixels = preprocess(name, pictures)
+    if BACKBONES[name].startswith("efficientnet."):
+        mean, deviation = np.array([0.485, 0.456, 0.406]), np.array([0.229, 0.224, 0.225])  # of ImageNet's RGB from 0 to 1
+        pixels = (pixels - 255 * mean) / deviation
+    return pixels
+
+
 def preprocess(name, pictures):
-    """What the network of this name was trained on: (n, side, side, 3) uint8 RGB → the same in float32."""
+    """What keras.applications wants before the network of this name: (n, side, side, 3) uint8 RGB → the same in float32."""
     import keras
 
     module = BACKBONES[name].split(".")[0]
@@ -70,7 +85,7 @@ def with_middle_maps(network):
     middle = [tensor for tensor in maps if tensor.shape[1] > 1.5 * maps[-1].shape[1]][-1]
     means = keras.layers.GlobalAveragePooling2D()(middle)
     both = keras.Model(backbone.input, (means, backbone.output), name="backbone_with_maps")
-    means, features = both(preprocess(network.name, network.input), training=False)
+    means, features = both(normalize(network.name, network.input), training=False)
     return keras.Model(network.input, (means, network.get_layer("fc")(features)))
 
 
@@ -111,13 +126,15 @@ def extract_features(sets, features_of, cache_dir):
 
     They are kept in the folder `cache_dir` for later runs; where it cannot be written, in memory.
     """
+    import keras
     import numpy as np
 
-    from dataset import DataSet
+    from dataset import CACHE_VERSION, DataSet
     from model import compile_outputs
 
     compute, sides = compile_outputs(features_of), (sets.train, sets.valid)
-    key = hashlib.blake2b(f"{sets.fingerprint} {features_of.input_shape}".encode(), digest_size=12)
+    made_by = f"{sets.fingerprint} {features_of.input_shape} {FEATURES_VERSION} {CACHE_VERSION} {keras.__version__}"
+    key = hashlib.blake2b(made_by.encode(), digest_size=12)
     for weights in features_of.get_weights():
         key.update(weights)
     path = Path(cache_dir, f"{key.hexdigest()}.features")
@@ -142,8 +159,10 @@ def extract_features(sets, features_of, cache_dir):
         features = np.memmap(path, np.float32, "r", shape=shape)
     except OSError as error:
         say(f"no cache of features ({describe(error)}): they stay in memory")
-        partial.unlink(missing_ok=True)
         features = np.concatenate(list(chunks()))
+    finally:
+        with contextlib.suppress(OSError):
+            partial.unlink()
     rows = np.split(np.arange(shape[0]), [len(sets.train)])
     train, valid = (
         DataSet(side.paths, side.labels, lambda positions, rows=part: features[rows[positions]])
@@ -158,6 +177,7 @@ def load_weights(network, weights):
     Raises UserError where there is no connection, or the file does not fit.
     """
     import keras
+    import numpy as np
 
     if weights == "none":
         return
@@ -171,12 +191,16 @@ def load_weights(network, weights):
         except Exception as error:  # get_file() raises a bare Exception
             raise UserError(no_download(error)) from None
         backbone.set_weights(pretrained.get_weights())
-        return
-    _refuse_links(Path(weights))
-    try:
-        backbone.load_weights(weights)
-    except (ValueError, KeyError, OSError) as error:
-        raise UserError(f"{weights} does not fit {network.name}: {str(error).splitlines()[0]}", NO_DATA) from None
+    else:
+        _refuse_links(Path(weights))
+        try:
+            backbone.load_weights(weights)
+        except (ValueError, KeyError, OSError) as error:
+            raise UserError(f"{weights} does not fit {network.name}: {str(error).splitlines()[0]}", NO_DATA) from None
+    for layer in backbone.layers:
+        if isinstance(layer, keras.layers.Normalization) and layer.weights:  # see normalize()
+            layer.set_weights([np.zeros(3), np.ones(3), np.zeros(())])
+            layer.finalize_state()
 
 
 def no_download(error):

@@ -10,7 +10,7 @@ import pytest
 from conftest import draw_pictures, error_of, predictions, run, start
 from test_train import assert_same_run, history_of, wait_until
 
-from backbones import BACKBONES, split_at_features
+from backbones import BACKBONES, load_weights, split_at_features
 from model import create_network, with_features
 from runs import read_card
 
@@ -92,7 +92,8 @@ def test_weights_that_cannot_be_had_are_one_clear_line(pictures, tmp_path, weigh
 def test_settings_that_are_not_for_the_network(pictures):
     for flags in (("--fine-tune", "3"), ("--weights", "none"), ("--start-size", 32)):
         assert flags[0] in error_of(run("train", "--data-dir", pictures, *flags, code=2))
-    assert "at least 32x32" in error_of(run("train", *SETTINGS, pictures, "--image-size", 16, code=1))
+    assert "at least 32x32" in error_of(run("train", *SETTINGS, pictures, "--image-size", 16, "--output", "runs", code=1))
+    assert not list(Path("runs").glob("0*"))
     wrong = ("--weights", "none", "--fine-tune", "3")
     assert "--fine-tune" in error_of(run("train", *SETTINGS, pictures, *wrong, code=2))
 
@@ -102,8 +103,56 @@ def test_an_unknown_layer_is_named_with_some_that_are_there(pictures, weights):
     assert "conv_pw_13_relu" in error_of(finished)
 
 
-KINDS = ["convnext_tiny", "densenet121", "efficientnet_b0", "efficientnet_v2_b0", "mobilenet_v3_small", "nasnet_mobile",
-         "resnet50", "resnet50_v2", "vgg16", "xception"]  # fmt: skip
+def test_a_typing_error_in_the_layer_costs_nothing(pictures, weights, tmp_path):
+    run("train", *SETTINGS, pictures, "--weights", weights, "--output", "runs")
+    assert "has no layer" in error_of(run("train", "--resume", "--output", "runs", "--fine-tune", "conv_99", code=2))
+    fewer = ("--fine-tune", "conv_pw_13", "--epochs", 1)
+    assert "has done 3 epochs already" in error_of(run("train", "--resume", "--output", "runs", *fewer, code=2))
+    run("train", "--resume", "--output", "runs", "--fine-tune", "conv_pw_13", "--fine-tune-epochs", 2)
+    assert len(history_of(tmp_path / "runs/001")) == 5
+
+
+def test_what_fails_before_it_begins_leaves_no_run(pictures, weights):
+    wrong = ("--weights", weights, "--output", "runs")
+    run("train", "--network", "vgg16", "--image-size", 32, "--data-dir", pictures, *wrong, code=3)
+    run("train", *SETTINGS, pictures, *wrong, "--fine-tune", "conv_99", code=2)
+    assert not list(Path("runs").glob("0*"))
+
+
+def test_a_phase_that_lost_its_checkpoints_is_not_trained_again(fine_tuned, tmp_path):
+    shutil.copytree(fine_tuned, tmp_path / "copy")
+    shutil.rmtree(tmp_path / "copy/checkpoints/fine-tuning")
+    assert "are gone" in error_of(run("train", "--resume", tmp_path / "copy", code=3))
+
+
+def test_features_stay_in_memory_where_no_cache_can_be_written(pictures, weights, tmp_path):
+    (tmp_path / "runs").mkdir()
+    (tmp_path / "runs/.cache").write_text("a file")
+    finished = run("train", *SETTINGS, pictures, "--weights", weights, "--output", "runs")
+    assert "no cache of features" in finished.stderr
+
+
+@pytest.mark.parametrize("source", ["imagenet", "file"])
+def test_the_first_efficientnets_normalize_as_with_imagenets_weights(source, tmp_path, monkeypatch):
+    """Keras' own loading of ImageNet's weights adds a layer, and sets up another, which other loading does not."""
+    backbone, rng = create_network("efficientnet_b0", 64, 2).get_layer("backbone"), np.random.default_rng(1)
+    normalization = next(layer for layer in backbone.layers if isinstance(layer, keras.layers.Normalization))
+    statistics = ([0.485, 0.456, 0.406], [0.229, 0.224, 0.225], 0)  # as in Keras' file
+    normalization.set_weights([np.array(numbers, np.float32) for numbers in statistics])
+    path = tmp_path / "b0.weights.h5"
+    backbone.save_weights(path)
+    monkeypatch.setattr(keras.src.utils.file_utils, "get_file", lambda *args, **kwargs: str(path))
+    original = keras.applications.EfficientNetB0(include_top=False, input_shape=(64, 64, 3), pooling="avg")
+    network = create_network("efficientnet_b0", 64, 2)
+    load_weights(network, "imagenet" if source == "imagenet" else path)
+    pixels = rng.integers(0, 256, (2, 64, 64, 3), dtype=np.uint8)
+    expected = original(pixels.astype(np.float32), training=False)
+    features = split_at_features(network)[0](pixels, training=False)
+    np.testing.assert_allclose(features, expected, rtol=1e-3, atol=1e-3 * np.abs(expected).max())
+
+
+KINDS = ["convnext_tiny", "densenet121", "efficientnet_v2_b0", "mobilenet_v3_small", "nasnet_mobile", "resnet50",
+         "resnet50_v2", "vgg16", "xception"]  # fmt: skip
 
 
 @pytest.mark.parametrize("name", KINDS)
