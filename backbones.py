@@ -52,9 +52,10 @@ def create_backbone_network(name, image_size, num_classes, dropout=0.0):
 
 
 def normalize(name, pictures):
-    """What a backbone takes: preprocess(), and what only Keras' own loading of ImageNet's weights makes it do itself.
+    """What a backbone takes: (n, side, side, 3) uint8 RGB → the same in float32.
 
-    The first EfficientNets normalize with statistics from their weights' file, which load_weights() leaves out.
+    That is what preprocess() gives, but for the first EfficientNets: they normalize with statistics from their weights' file
+    only where Keras loads it while it builds them. So they are normalized here; load_weights() leaves the statistics out.
     """
     import numpy as np
 
