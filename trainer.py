@@ -293,7 +293,8 @@ class Training:
 def rate_schedule(lr, steps):
     """The learning rate of each step: up to `lr` in the first twentieth of the steps, then down along a cosine to 0."""
     warmup = max(steps // 20, 1)
-    return keras.optimizers.schedules.CosineDecay(0.0, max(steps - warmup, 1), warmup_target=lr, warmup_steps=warmup)
+    decay = max(steps - warmup, 1)
+    return keras.optimizers.schedules.CosineDecay(lr / warmup, decay, warmup_target=lr, warmup_steps=warmup)
 
 
 def balanced_weights(labels, num_classes):
