@@ -7,7 +7,7 @@ import os
 import sys
 from pathlib import Path
 
-from console import NO_DATA, USAGE, UserError, describe, progress, say
+from console import NO_DATA, USAGE, UserError, describe, progress, put_in_place, say
 
 BACKBONES = {  # name: module and class in keras.applications
     "convnext_tiny": "convnext.ConvNeXtTiny", "convnext_small": "convnext.ConvNeXtSmall",
@@ -32,7 +32,7 @@ def create_backbone_network(name, image_size, num_classes, dropout=0.0):
     """A network of keras.applications with its own preprocessing before it and a new head behind it.
 
     (n, image_size, image_size, 3) uint8 RGB → (n, num_classes) logits. Its weights are random. The backbone is the layer
-    "backbone", (n, side, side, 3) → (n, features), with batch normalization in inference mode, always.
+    "backbone", (n, side, side, 3) → (n, features).
     """
     import keras
 
@@ -43,7 +43,7 @@ def create_backbone_network(name, image_size, num_classes, dropout=0.0):
         )
         backbone.name = "backbone"  # an argument would not do: some of them look up their sizes by it
         pictures = keras.Input((image_size, image_size, 3), dtype="uint8", name="pictures")
-        features = backbone(normalize(name, pictures), training=False)
+        features = backbone(normalize(name, pictures))
     except ValueError as error:
         raise UserError(f"--image-size {image_size} does not suit {name}: {str(error).splitlines()[0]}") from None
     head = keras.layers.Dropout(dropout, name="drop")(features)
@@ -105,7 +105,8 @@ def split_at_features(network):
 def unfreeze(network, layers):
     """Let the last layers of the backbone learn, and freeze the others: `layers` is a layer's name, or how many.
 
-    Batch normalization stays as it is, with the statistics of the pictures that the backbone was trained with.
+    Batch normalization does not learn, which in Keras means inference mode, too: it keeps the statistics of the pictures
+    that the backbone was trained with.
     """
     import keras
 
@@ -122,6 +123,19 @@ def unfreeze(network, layers):
         layer.trainable = i >= first and not isinstance(layer, keras.layers.BatchNormalization)
 
 
+def normalize_by_recent_steps(network):
+    """Let the statistics of batch normalization follow the last ten steps or so, for a backbone with random weights.
+
+    keras.applications has them follow up to a thousand steps, as suits ImageNet: a run not much longer than that would end
+    with statistics from its beginning.
+    """
+    import keras
+
+    for layer in network.get_layer("backbone").layers:
+        if isinstance(layer, keras.layers.BatchNormalization):
+            layer.momentum = 0.9
+
+
 def extract_features(sets, features_of, cache_dir):
     """TrainSets that give features, (k, features) float32, for pixels: each picture goes through the network once.
 
@@ -130,7 +144,7 @@ def extract_features(sets, features_of, cache_dir):
     import keras
     import numpy as np
 
-    from dataset import CACHE_VERSION, DataSet
+    from dataset import CACHE_VERSION, DataSet, fitting_batch
     from model import compile_outputs
 
     compute, sides = compile_outputs(features_of), (sets.train, sets.valid)
@@ -145,7 +159,7 @@ def extract_features(sets, features_of, cache_dir):
     def chunks():
         with progress("features of pictures", shape[0]) as advance:
             for side in sides:
-                for pixels, _ in side.batches(32):
+                for pixels, _ in side.batches(fitting_batch(features_of.input_shape[1])):
                     yield compute(pixels)
                     advance(len(pixels))
 
@@ -155,7 +169,7 @@ def extract_features(sets, features_of, cache_dir):
             with open(partial, "wb") as file:
                 for chunk in chunks():
                     file.write(chunk)
-            os.replace(partial, path)
+            put_in_place(partial, path)
         os.utime(path)
         features = np.memmap(path, np.float32, "r", shape=shape)
     except OSError as error:

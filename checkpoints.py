@@ -5,7 +5,7 @@ import shutil
 import keras
 import tensorflow as tf
 
-from console import NO_DATA, UserError, describe, say
+from console import NO_DATA, UserError, describe, put_in_place, say
 from model import create_network, with_features
 from novelty import Novelty
 from runs import checkpoints_in
@@ -48,7 +48,7 @@ def _write(checkpoint, folder, number, keep):
         partial = folder / f"partial-{number}"  # TensorFlow writes the index in place: killed then, it would be cut off
         checkpoint.write(str(partial))
         for path in sorted(folder.glob(f"{partial.name}.*")):  # the data, and last the index that makes it count
-            path.replace(folder / path.name.replace(partial.name, f"ckpt-{number}"))
+            put_in_place(path, folder / path.name.replace(partial.name, f"ckpt-{number}"))
         for old in checkpoints_in(folder)[keep:]:
             for path in folder.glob(f"{old.name}.*"):
                 path.unlink()

@@ -74,6 +74,13 @@ def shell_path(part):
     return shlex.quote(str(part))
 
 
+def put_in_place(partial, path):
+    """Give a finished file its name, once it is on the disk: whole, even if the machine loses power. Raises OSError."""
+    with open(partial, "r+b") as file:
+        os.fsync(file.fileno())
+    os.replace(partial, path)
+
+
 def write_whole(path, text):
     """Write a text file as a whole or not at all; what was there before stays until then. Raises UserError."""
     in_place = os.path.exists(path) and not os.path.isfile(path)  # /dev/stdout, say, or a named pipe
@@ -83,7 +90,7 @@ def write_whole(path, text):
         with open(partial, "w", newline="", encoding="utf-8", errors="surrogateescape") as file:
             file.write(text)
         if not in_place:
-            os.replace(partial, target)
+            put_in_place(partial, target)
     except OSError as error:
         if not in_place:
             with contextlib.suppress(OSError):

@@ -29,7 +29,7 @@ os.environ.setdefault("OPENCV_LOG_LEVEL", "SILENT")
 import cv2  # noqa: E402
 import numpy as np  # noqa: E402
 
-from console import NO_DATA, UserError, progress, say, write_whole  # noqa: E402
+from console import NO_DATA, UserError, progress, put_in_place, say, write_whole  # noqa: E402
 
 MAX_FILE_BYTES = 1 << 30
 KIND_OF_SUFFIX = {
@@ -265,8 +265,13 @@ def _in_chunks(items, size):
         yield items[start : start + size]
 
 
+def fitting_batch(image_size):
+    """How many pictures a network that is not training takes at a time: the maps inside it grow with the picture."""
+    return max(1, min(64, 64 * 128**2 // image_size**2))
+
+
 def decode_batches(paths, image_size):
-    """Decode files in parallel, for evaluation and prediction, in order and so many at a time as a network can take.
+    """Decode files in parallel, for evaluation and prediction, in order and fitting_batch() at a time.
 
     Yields (paths, reasons, pixels): some of `paths`; for each why it cannot be used, or None; and the pixels of the
     usable ones, (n, image_size, image_size, 3) uint8 RGB.
@@ -279,8 +284,7 @@ def decode_batches(paths, image_size):
             return error.reason, None
 
     results = _ahead(attempt, paths)
-    batch_size = max(1, min(64, 64 * 128**2 // image_size**2))  # the maps inside a network grow with the picture
-    for batch in _in_chunks(paths, batch_size):
+    for batch in _in_chunks(paths, fitting_batch(image_size)):
         reasons, pictures = zip(*itertools.islice(results, len(batch)), strict=True)
         pixels = np.empty((reasons.count(None), image_size, image_size, 3), np.uint8)
         for row, picture in enumerate(picture for picture in pictures if picture is not None):
@@ -324,9 +328,7 @@ def check_pictures(paths, image_size, cache_dir=None):
         _remove_unused(cache_dir)
         with open(partial_path, "wb") as file:
             checked = _decode_all(paths, image_size, file)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(partial_path, pixels_path)
+        put_in_place(partial_path, pixels_path)
         checked.pixels = _map_pixels(pixels_path, checked.digests, image_size)
         if checked.lasting:
             write_whole(index_path, json.dumps({"digests": checked.digests, "reasons": checked.reasons}))
@@ -416,6 +418,10 @@ class DataSet:
 
     def __len__(self):
         return len(self.paths)
+
+    def take(self, positions):
+        """The DataSet of the pictures at these positions, (k,) integers, alone."""
+        return DataSet([self.paths[i] for i in positions], self.labels[positions], lambda rows: self._load(positions[rows]))
 
     def batches(self, batch_size, seed=None, epoch=0, first=0, view=None):
         """Yield (pixels, labels): (k, image_size, image_size, 3) uint8 RGB and (k,) int32.

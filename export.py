@@ -4,7 +4,6 @@ import argparse
 import contextlib
 import importlib.util
 import io
-import itertools
 import os
 import shutil
 import warnings
@@ -12,7 +11,7 @@ from pathlib import Path
 
 import console
 from console import DONE, FAILED, NO_DATA, USAGE, UserError, say
-from runs import CARD, LITERT, find_run, read_card, write_card
+from runs import CARD, LITERT, find_run, locked, read_card, write_card
 
 HERE = Path(__file__).resolve().parent
 FORMATS = {  # name: (file, the packages it takes)
@@ -45,13 +44,14 @@ def main(argv=None):
     """Export one format, check it and keep it; returns the exit code."""
     arguments = parse_arguments(argv)
     run = find_run(arguments.model)
-    card = read_card(run)
     missing = missing_packages(arguments.format)
     if missing:
         requirements = "requirements-export.txt" if arguments.format == "onnx" else "requirements.txt"
         raise UserError(f"{arguments.format} needs {' and '.join(missing)}: pip install -r {requirements}", USAGE)
-    pixels, labels = validation_pictures(run, card, arguments.data_dir)
-    return DONE if export(run, card, arguments.format, pixels, labels) else FAILED
+    with locked(run):  # or a training could write the card meanwhile
+        card = read_card(run)
+        pictures = labelled_pictures(run, card, arguments.data_dir)
+        return DONE if export(run, card, arguments.format, *pictures) else FAILED
 
 
 def missing_packages(name):
@@ -59,56 +59,54 @@ def missing_packages(name):
     return [package for package in FORMATS[name][1] if importlib.util.find_spec(package) is None]
 
 
-def validation_pictures(run, card, data_dir=None):
-    """Pictures to check an export with, (n, size, size, 3) uint8 RGB, n ≤ MOST_PICTURES, and their labels, (n,).
+def labelled_pictures(run, card, data_dir=None):
+    """Paths and labels of pictures to check an export with: those in a folder, or the validation part of the training."""
+    from dataset import find_pictures, read_train_sets
 
-    They are the validation pictures of the training, split off again, or of another labelled folder.
-    """
-    from dataset import read_train_sets
-
+    if data_dir:
+        found = find_pictures(data_dir, card["classes"])
+        return found.paths, found.labels
     settings = card["settings"]
     try:
-        data_dir = data_dir or Path(settings["data_dir"])
-        part, limit = settings["validation_split"], settings["limit_per_class"]
-    except (KeyError, TypeError):
-        raise UserError(f"the settings in {run / CARD} are damaged: restore them", NO_DATA) from None
-    sets = read_train_sets(data_dir, card["image_size"], card["classes"], part, limit, run.parent / ".cache")
-    return first_pictures(sets.valid)
+        data_dir, part, limit = (settings[name] for name in ("data_dir", "validation_split", "limit_per_class"))
+    except KeyError:
+        raise UserError(f"the settings in {run / CARD} are damaged: restore them, or give --data-dir", NO_DATA) from None
+    valid = read_train_sets(data_dir, card["image_size"], card["classes"], part, limit, run.parent / ".cache").valid
+    return valid.paths, valid.labels
 
 
-def first_pictures(data_set):
-    """The first MOST_PICTURES of a shuffled DataSet: (pixels, labels)."""
-    import numpy as np
+def export(run, card, name, paths, labels):
+    """Convert a run's best network, compare its answers on some of the pictures, say how they differ; keep what agrees.
 
-    batches = list(itertools.islice(data_set.batches(50, seed=0), MOST_PICTURES // 50))
-    return tuple(np.concatenate(parts) for parts in zip(*batches, strict=True))
-
-
-def export(run, card, name, pixels, labels):
-    """Convert a run's best network, compare the answers, say how they differ; keep the file if they don't.
-
-    Returns whether it was kept.
+    Returns whether it was kept. Raises UserError where no picture can be read.
     """
     import numpy as np
 
     from checkpoints import load_network
+    from dataset import decode_batches
     from inference import file_digest, log_probabilities, network_digest
     from model import compile_outputs
 
+    chosen = np.random.default_rng(0).permutation(len(paths))[:MOST_PICTURES]
+    paths, labels = [paths[i] for i in chosen], np.asarray(labels)[chosen]
     network = load_network(run, card, novelty=name == "litert")
     target = run / FORMATS[name][0]
     partial = run / f"partial_{os.getpid()}_{target.name}"
     try:
         with contextlib.redirect_stdout(io.StringIO()), warnings.catch_warnings():  # converters chatter
             warnings.simplefilter("ignore")
-            outputs = CONVERTERS[name](network, pixels, partial)
-        expected, got = (
-            np.exp(np.concatenate([log_probabilities(logits_of(f(pixels[i : i + 50]))) for i in range(0, len(pixels), 50)]))
-            for f in (compile_outputs(network), outputs)
-        )
+            converted = CONVERTERS[name](network, paths, partial)
+        original, usable, answers = compile_outputs(network), [], []
+        for _, reasons, pixels in decode_batches(paths, card["image_size"]):
+            usable += [reason is None for reason in reasons]
+            if len(pixels):
+                answers.append([np.exp(log_probabilities(logits_of(f(pixels)))) for f in (original, converted)])
+        if not answers:
+            raise UserError("none of the pictures to check with can be read: give others with --data-dir", NO_DATA)
+        expected, got = map(np.concatenate, zip(*answers, strict=True))
         difference = np.abs(expected - got).max()
-        before, after = ((scores.argmax(axis=1) == labels).mean() for scores in (expected, got))
-        say(f"{name}: probabilities of {len(pixels)} pictures differ by at most {difference:.2g}; "
+        before, after = ((scores.argmax(axis=1) == labels[usable]).mean() for scores in (expected, got))
+        say(f"{name}: probabilities of {len(expected)} pictures differ by at most {difference:.2g}; "
             f"accuracy {before:.2%} before, {after:.2%} after")  # fmt: skip
         if name != "litert-int8" and difference > TOLERANCE:
             say(f"error: that is more than {TOLERANCE}: {target} is not kept")
@@ -130,10 +128,10 @@ def logits_of(outputs):
     return outputs[0] if isinstance(outputs, tuple) else outputs
 
 
-# Each converter writes a network to a path and returns `outputs(pictures)` of what it has written. -------------------------
+# Each converter writes a network to `path` and returns `outputs(pixels)` of what it has written; `pictures` are paths. -----
 
 
-def convert_litert(network, pixels, path):
+def convert_litert(network, pictures, path):
     """Float32 LiteRT."""
     import tensorflow as tf
 
@@ -143,20 +141,24 @@ def convert_litert(network, pixels, path):
     return load_litert(path)[0]
 
 
-def convert_litert_int8(network, pixels, path):
+def convert_litert_int8(network, pictures, path):
     """LiteRT with weights and maps in 8 bits, their ranges measured on some of the pictures; a quarter of the size."""
     import tensorflow as tf
 
+    from dataset import decode_batches
     from inference import load_litert
 
+    some = pictures[:200]
     converter = tf.lite.TFLiteConverter.from_keras_model(network)
     converter.optimizations = [tf.lite.Optimize.DEFAULT]
-    converter.representative_dataset = lambda: ([picture[None]] for picture in pixels[:200])
+    converter.representative_dataset = lambda: (
+        [picture[None]] for _, _, pixels in decode_batches(some, network.input_shape[1]) for picture in pixels
+    )
     path.write_bytes(converter.convert())
     return load_litert(path)[0]
 
 
-def convert_onnx(network, pixels, path):
+def convert_onnx(network, pictures, path):
     """ONNX, run by onnxruntime."""
     import onnxruntime
     import tensorflow as tf
@@ -166,16 +168,16 @@ def convert_onnx(network, pixels, path):
     graph = tf.function(lambda pictures: network(pictures, training=False), input_signature=signature)
     tf2onnx.convert.from_function(graph, input_signature=signature, opset=17, output_path=str(path))
     session = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
-    return lambda pictures: session.run(None, {"pictures": pictures})[0]
+    return lambda pixels: session.run(None, {"pictures": pixels})[0]
 
 
-def convert_savedmodel(network, pixels, path):
+def convert_savedmodel(network, pictures, path):
     """TensorFlow's SavedModel; its signature is called `serve`."""
     import tensorflow as tf
 
     network.export(str(path), verbose=False)
     served = tf.saved_model.load(str(path))
-    return lambda pictures: served.serve(pictures).numpy()
+    return lambda pixels: served.serve(pixels).numpy()
 
 
 CONVERTERS = {

@@ -27,7 +27,7 @@ class Novelty(keras.layers.Layer):
         return tf.sqrt(tf.reduce_min(tf.reduce_mean(tf.square(gaps), axis=2), axis=1))
 
     def fit(self, features, labels):
-        """Learn from the features of training pictures, (n, features), and their labels, (n,)."""
+        """Learn from the features of training pictures of all classes, (n, features), and their labels, (n,)."""
         means = np.stack([features[labels == label].mean(axis=0) for label in range(self.num_classes)])
         inside = features - means[labels]
         deviations = inside.std(axis=0)

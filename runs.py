@@ -13,6 +13,7 @@
 import contextlib
 import itertools
 import json
+import math
 import os
 import re
 
@@ -68,7 +69,7 @@ def find_run(path, finished=True):
 
 @contextlib.contextmanager
 def locked(run):
-    """Keep other processes from training in this run folder at the same time. Raises UserError if one does."""
+    """Keep other processes from training or exporting in this run folder meanwhile. Raises UserError if one does."""
     if fcntl is None:
         yield
         return
@@ -77,7 +78,7 @@ def locked(run):
         fcntl.flock(folder, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
         os.close(folder)
-        raise UserError(f"another process is training in {run}") from None
+        raise UserError(f"another process is at work in {run}") from None
     except OSError:
         pass  # a file system without locks
     try:
@@ -110,8 +111,8 @@ def read_card(run):
             and isinstance(card["settings"], dict)
             and isinstance(card["network"], str)
             and isinstance(card["finished"], bool)
-            and isinstance(card.get("temperature", 1.0), float)
-            and isinstance(card.get("novelty", {"limit": 1.0})["limit"], float)
+            and _is_positive(card.get("temperature", 1.0))
+            and _is_positive(card.get("novelty", {"limit": 1.0})["limit"])
             and card.get("novelty", {}).get("features", "last") in ("last", "maps")
         )
     except OSError as error:
@@ -121,3 +122,7 @@ def read_card(run):
     if not sound:
         raise UserError(f"{run / CARD} is damaged: restore it, or use another run", NO_DATA)
     return card
+
+
+def _is_positive(number):
+    return isinstance(number, float) and 0 < number < math.inf

@@ -230,6 +230,7 @@ def train_in(run, card, sets):
                 kept = training.finish_epoch(row | {"seconds": time.monotonic() - started})
                 write_card(run, card | training.results())
                 print(epoch_line(training.history[-1], phases[-1].last, kept), flush=True)
+            training.leave_if_asked()  # while the last epoch was saved
         card |= training.results()
     with enough_memory():
         card |= training.calibrate()
@@ -242,16 +243,16 @@ def train_in(run, card, sets):
 
 def export_for_prediction(run, card, sets):
     """Write the LiteRT file, with which predict.py answers in a blink; without it, it gives the same answers later."""
-    from export import export, first_pictures, missing_packages
+    from export import export, missing_packages
     from inference import litert_problem
 
     if missing_packages("litert"):
         say("no LiteRT file for quick predictions: pip install ai-edge-litert, then run export.py")
     elif litert_problem(run, card):
         try:
-            export(run, card, "litert", *first_pictures(sets.valid))
-        except (OSError, UserError) as error:
-            say(f"warning: no LiteRT file for quick predictions: {error}")
+            export(run, card, "litert", sets.valid.paths, sets.valid.labels)
+        except Exception as error:  # whatever a converter may raise: the network is trained and saved
+            say(f"warning: no LiteRT file for quick predictions: {str(error) or type(error).__name__}")
 
 
 def make_card(settings, sets):

@@ -4,7 +4,6 @@ import contextlib
 import csv
 import dataclasses
 import functools
-import itertools
 import math
 import signal
 import sys
@@ -16,10 +15,18 @@ import tensorflow as tf
 
 import console
 from augment import augment
-from backbones import BACKBONES, extract_features, load_weights, split_at_features, unfreeze
+from backbones import (
+    BACKBONES,
+    extract_features,
+    load_weights,
+    normalize_by_recent_steps,
+    split_at_features,
+    unfreeze,
+)
 from calibration import calibration_error, fit_temperature
 from checkpoints import Saver, load_best, save_novelty
 from console import NO_DATA, UserError, command, csv_text, say, write_whole
+from dataset import fitting_batch
 from inference import log_probabilities
 from model import compile_outputs, create_network, with_features
 from novelty import Novelty, usual_limit
@@ -74,6 +81,8 @@ class Training:
             self.average = create() if settings["ema"] else self.network  # the weights averaged over the last steps
             if phase.unfrozen:
                 unfreeze(self.network, phase.unfrozen)
+            if settings["weights"] == "none":
+                normalize_by_recent_steps(self.network)
             learner, self._judged = self.network, self.average
             if phase.on_features:
                 (self._features_of, learner), (_, self._judged) = map(split_at_features, (self.network, self.average))
@@ -227,7 +236,8 @@ class Training:
         with_features()}}. Saves the Novelty beside the network.
         """
         load_best(self.run, self.average)
-        features, logits, labels = self._judge(self.sets.valid)
+        rng = np.random.default_rng(0)
+        features, logits, labels = self._judge(self.sets.valid, rng.permutation(len(self.sets.valid))[:MOST_JUDGED])
         temperature = fit_temperature(logits, labels)
         errors = []
         for scale in (1.0, temperature):
@@ -235,20 +245,22 @@ class Training:
             errors.append(calibration_error(probabilities.max(axis=1), probabilities.argmax(axis=1) == labels))
         say(f"temperature {temperature:.2f}: calibration error on validation {errors[0]:.1%} without, {errors[1]:.1%} with")
         novelty = Novelty(len(self.sets.classes))
-        learnt_features, _, learnt_labels = self._judge(self.sets.train)
+        train = self.sets.train
+        learnt_features, _, learnt_labels = self._judge(train, some_of_each(train.labels, MOST_JUDGED, rng))
         novelty.fit(learnt_features, learnt_labels)
         save_novelty(self.run, novelty, self.best()["epoch"])
         kind = "last" if self.phase.on_features else "maps"
-        return {"temperature": temperature, "novelty": {"limit": usual_limit(novelty(features).numpy()), "features": kind}}
+        distances = np.concatenate([novelty(few) for few in np.array_split(features, math.ceil(len(features) / 8))])
+        return {"temperature": temperature, "novelty": {"limit": usual_limit(distances), "features": kind}}
 
-    def _judge(self, data_set):
-        """(features, logits, labels) of at most MOST_JUDGED pictures, without augmentation: see with_features()."""
+    def _judge(self, data_set, positions):
+        """(features, logits, labels) of the pictures at these positions, without augmentation: see with_features()."""
         network = self._judged
         if self.phase.on_features:
             outputs = compile_outputs(keras.Model(network.input, (network.input, network.output)))
         else:
             outputs = compile_outputs(with_features(network, "maps"))
-        batches = itertools.islice(data_set.batches(50, seed=0), MOST_JUDGED // 50)
+        batches = data_set.take(np.sort(positions)).batches(fitting_batch(self.settings["image_size"]))
         parts = [(*outputs(pixels), labels) for pixels, labels in batches]
         return [np.concatenate(arrays) for arrays in zip(*parts, strict=True)]
 
@@ -273,8 +285,13 @@ class Training:
         if self._signal or time.monotonic() - self._last_save > 60 * self.settings["save_minutes"]:
             self._refuse_nonsense(self.sums.numpy()[0])
             self._save()
+        self.leave_if_asked()
+
+    def leave_if_asked(self):
+        """Leave if a signal came, with all saved."""
         if self._signal:
-            say(f"stopped in epoch {self.epoch + 1}, after {int(self._step)} of {self.steps} steps; to go on:")
+            where = f"in epoch {self.epoch + 1}, after {self._step.numpy()} of {self.steps} steps"
+            say(f"stopped {where if self._step.numpy() else f'after epoch {self.epoch}'}; to go on:")
             say(f"  {command('train.py', '--resume', self.run)}")
             sys.exit(console.INTERRUPTED if self._signal == signal.SIGINT else console.TERMINATED)
 
@@ -284,10 +301,16 @@ class Training:
 
     def _refuse_nonsense(self, loss):
         if not math.isfinite(loss):
-            raise UserError(
-                f"the loss is not a number any more in epoch {self.epoch + 1}: try a lower --lr than"
-                f" {self.settings['lr']} (the last good checkpoint is kept)"
-            )
+            flag = "--fine-tune-lr" if self.phase.unfrozen else "--lr"
+            advice = f"train anew, with a lower {flag} than {self.phase.lr}"
+            raise UserError(f"the loss is not a number any more in epoch {self.epoch + 1}: {advice}")
+
+
+def some_of_each(labels, most, rng):
+    """Positions of pictures with these labels, (n,), drawn at random: as many of each label, `most` in all, or one each."""
+    order = rng.permutation(len(labels))
+    members = [order[labels[order] == label] for label in np.unique(labels)]
+    return np.concatenate([positions[: max(most // len(members), 1)] for positions in members])
 
 
 def rate_schedule(lr, steps):

@@ -14,7 +14,7 @@ from dataset import load_picture
 from inference import log_probabilities
 from novelty import Novelty, usual_limit
 from train import DEFAULTS
-from trainer import Training, balanced_weights
+from trainer import Training, balanced_weights, some_of_each
 
 
 def test_views_are_of_the_picture_and_of_nothing_else():
@@ -165,6 +165,14 @@ def test_novelty_is_the_distance_to_the_nearest_class():
     assert (distances > limit).mean() < 0.02
     assert usual_limit(np.append(distances, 1e6)) == pytest.approx(limit, rel=0.01)  # one odd picture moves nothing
     assert limit < novelty(between).numpy()[0]
+
+
+def test_every_class_is_among_the_pictures_that_novelty_learns_from():
+    labels = np.array([0] * 5000 + [1] + [2] * 4000)
+    chosen = some_of_each(labels, 3000, np.random.default_rng(0))
+    assert np.bincount(labels[chosen]).tolist() == [1000, 1, 1000]
+    assert len(set(chosen)) == 2001
+    assert len(some_of_each(np.arange(5000), 3000, np.random.default_rng(0))) == 5000
 
 
 def test_a_picture_unlike_all_of_training_is_unknown(tmp_path):

@@ -11,6 +11,7 @@ from conftest import draw_pictures, error_of, predictions, run, start
 from test_train import assert_same_run, history_of, wait_until
 
 from backbones import BACKBONES, load_weights, split_at_features
+from checkpoints import load_best
 from model import create_network, with_features
 from runs import checkpoints_in, read_card
 
@@ -36,6 +37,19 @@ def fine_tuned(tmp_path_factory, weights):
         "1/5", "2/5", "3/5", "4/5", "5/5"
     ]  # fmt: skip
     return folder / "001"
+
+
+def statistics_of(run_folder):
+    """The averages of the first batch normalization in the backbone of a run's best network."""
+    network = create_network("mobilenet", 32, 2)
+    load_best(run_folder, network)
+    return network.get_layer("backbone").get_layer("conv1_bn").moving_variance.numpy()
+
+
+def test_batch_normalization_keeps_its_statistics_in_fine_tuning_and_learns_them_from_nothing(pictures, fine_tuned):
+    np.testing.assert_array_equal(statistics_of(fine_tuned), np.ones(32))
+    run("train", *SETTINGS, pictures, "--weights", "none", "--output", "runs")
+    assert np.abs(statistics_of(Path("runs/001")) - 1).mean() > 0.2  # after 9 steps, which Keras' own counts as 1 %
 
 
 def assert_same_fine_tuning(one, other):
@@ -113,6 +127,12 @@ def test_a_typing_error_in_the_layer_costs_nothing(pictures, weights, tmp_path):
     run("train", "--resume", "--output", "runs", "--fine-tune", "conv_pw_13", "--fine-tune-epochs", 1)
     assert len(history_of(tmp_path / "runs/001")) == 4
     assert len(checkpoints_in(tmp_path / "runs/001/checkpoints/fine-tuning")) == 2  # of its beginning, and of its end
+
+
+def test_fine_tuning_that_explodes_names_its_own_learning_rate(pictures, weights):
+    finished = run("train", *SETTINGS, pictures, "--weights", weights, "--output", "runs", "--epochs", 1, "--fine-tune", "9",
+                   "--fine-tune-lr", 1e30, code=1)  # fmt: skip
+    assert "train anew, with a lower --fine-tune-lr than 1e+30" in error_of(finished)
 
 
 def test_a_phase_that_lost_its_checkpoints_is_not_trained_again(fine_tuned, tmp_path):

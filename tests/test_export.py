@@ -1,6 +1,5 @@
 """Exported networks, and prediction without TensorFlow."""
 
-import importlib.util
 import json
 import shutil
 import subprocess
@@ -16,7 +15,7 @@ from checkpoints import load_network
 from dataset import load_picture
 from export import logits_of
 from inference import load_litert
-from runs import read_card
+from runs import locked, read_card
 
 
 @pytest.fixture
@@ -53,7 +52,10 @@ def test_a_litert_file_that_is_damaged_or_stale_is_not_used(copy, pictures):
     assert predictions(copy, photo)[str(photo)]["probabilities"] == pytest.approx(expected, abs=1e-5)
     assert "--runtime tensorflow" in error_of(run("predict", "--model", copy, "--runtime", "litert", photo, code=1))
 
-    run("export", "--model", copy, "--data-dir", pictures)  # made anew, it is used again
+    few = shutil.copytree(pictures, "few", ignore=lambda folder, names: [name for name in names if "_1" in name])
+    (Path(few) / "dogs/dogs_1.jpg").write_text("no picture")
+    made = run("export", "--model", copy, "--data-dir", few)  # made anew, it is used again
+    assert "probabilities of 18 pictures" in made.stderr
     assert predictions(copy, photo, "--runtime", "litert")
     (best,) = (copy / "checkpoints/best").glob("*.index")
     newest, *_ = (copy / "checkpoints/newest").glob("*.index")
@@ -64,9 +66,8 @@ def test_a_litert_file_that_is_damaged_or_stale_is_not_used(copy, pictures):
 def test_training_further_makes_the_litert_file_anew(pictures):
     run("train", "--data-dir", pictures, "--output", "runs", *QUICK)
     first = Path("runs/001/model.tflite").read_bytes()
-    finished = run("train", "--resume", "--output", "runs", "--epochs", 8)
-    if finished.stdout.count("  kept"):
-        assert Path("runs/001/model.tflite").read_bytes() != first
+    assert "  kept" in run("train", "--resume", "--output", "runs", "--epochs", 8).stdout
+    assert Path("runs/001/model.tflite").read_bytes() != first
     photo = pictures / "dogs/dogs_1.jpg"
     one, other = (predictions("runs", photo, "--runtime", runtime)[str(photo)] for runtime in ("litert", "tensorflow"))
     assert one["probabilities"] == pytest.approx(other["probabilities"], abs=1e-5)
@@ -74,10 +75,11 @@ def test_training_further_makes_the_litert_file_anew(pictures):
 
 @pytest.mark.parametrize("name", ["savedmodel", "litert", "litert-int8", "onnx"])
 def test_every_format_is_checked_and_kept(copy, pictures, name):
-    if name == "onnx" and importlib.util.find_spec("tf2onnx") is None:
-        finished = run("export", "--model", copy, "--format", name, "--data-dir", pictures, code=2)
-        assert "pip install -r requirements-export.txt" in error_of(finished)
-        return
+    if name == "onnx":
+        missing = run("export", "--model", copy, "--format", name, code=2, change="sys.modules['tf2onnx'] = None")
+        assert "pip install -r requirements-export.txt" in error_of(missing)
+        pytest.importorskip("tf2onnx")
+        pytest.importorskip("onnxruntime")
     finished = run("export", "--model", copy, "--format", name, "--data-dir", pictures)
     assert finished.stdout == ""
     assert "differ by at most" in finished.stderr
@@ -100,7 +102,19 @@ def test_every_format_is_checked_and_kept(copy, pictures, name):
 def test_export_with_damaged_settings_is_one_clear_line(copy, pictures):
     card = copy / "model.json"
     card.write_text(json.dumps(json.loads(card.read_text()) | {"settings": {}}))
-    assert "settings in" in error_of(run("export", "--model", copy, "--data-dir", pictures, code=3))
+    assert "settings in" in error_of(run("export", "--model", copy, code=3))
+
+
+def test_a_converter_that_fails_costs_nothing_but_its_file(pictures):
+    fault = "import export; export.CONVERTERS['litert'] = lambda *_: 1 / 0"
+    finished = run("train", "--data-dir", pictures, "--output", "runs", *QUICK, change=fault)
+    assert "no LiteRT file for quick predictions: division by zero" in finished.stderr
+    assert predictions("runs", pictures / "cats/cats_1.jpg")
+
+
+def test_export_waits_for_no_training(copy):
+    with locked(copy):
+        assert "another process is at work" in error_of(run("export", "--model", copy, code=1))
 
 
 def test_export_from_a_missing_folder(copy):

@@ -64,12 +64,14 @@ def test_adamw_is_keras_adamw():
     gradients = np.random.default_rng(0).normal(size=(20, 50, 3)).astype(np.float32)
     ends = []
     for optimizer in (AdamW(1e-2, 0.1), keras.optimizers.AdamW(1e-2, 0.1)):
-        weights = keras.Variable(np.zeros((50, 3), np.float32))
+        weights, bias = (keras.Variable(np.ones((50, 3), np.float32), name=name) for name in ("kernel", "bias"))
         for gradient in gradients:
-            optimizer.apply([tf.constant(gradient)], [weights])
-        ends.append(weights.numpy())
-    assert np.abs(ends[0]).max() > 0.01
-    np.testing.assert_allclose(*ends, rtol=1e-4, atol=1e-7)
+            optimizer.apply([tf.constant(gradient)] * 2, [weights, bias])
+        ends.append((weights.numpy(), bias.numpy()))
+    (weights, bias), (expected, decayed) = ends
+    np.testing.assert_allclose(weights, expected, rtol=1e-4, atol=1e-7)
+    np.testing.assert_allclose(decayed, expected)
+    np.testing.assert_allclose(weights / bias, (1 - 1e-2 * 0.1) ** 20, rtol=0.01)  # nothing pulls biases towards 0
 
 
 def test_the_network_is_the_documented_one():

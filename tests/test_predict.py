@@ -102,6 +102,7 @@ def test_damaged_run_folders(trained, photo, tmp_path):
     assert damaged in broken("deep_card", lambda folder: (folder / "model.json").write_text("[" * 100_000))
     assert damaged in broken("odd_classes", lambda folder: None, classes="ab")
     assert damaged in broken("odd_size", lambda folder: None, image_size=10**9)
+    assert damaged in broken("odd_limit", lambda folder: None, novelty={"limit": math.nan, "features": "last"})
     assert "does not fit" in broken("other_classes", lambda folder: None, classes=["a", "b", "c"])
     no_litert = {"litert": None}
     assert "no network 'transformer'" in broken("other_network", lambda folder: None, network="transformer", **no_litert)

@@ -143,6 +143,21 @@ def test_a_signal_saves_and_leaves_and_the_run_can_go_on(tmp_path, signum, code)
     assert_same_run(tmp_path / "runs/001", tmp_path / "whole/001")
 
 
+def test_a_signal_while_the_last_epoch_is_saved_is_heard(pictures, tmp_path, undisturbed):
+    signal_then = """
+import os, signal, trainer
+finish = trainer.Training.finish_epoch
+trainer.Training.finish_epoch = lambda training, row: (os.kill(os.getpid(), signal.SIGTERM) if training.epoch == 1 else None,
+                                                       finish(training, row))[1]
+"""
+    stopped = run("train", "--data-dir", pictures, "--output", "runs", *QUICK, code=143, change=signal_then)
+    assert "stopped after epoch 2; to go on:" in stopped.stderr
+    assert not json.loads((tmp_path / "runs/001/model.json").read_text())["finished"]
+    assert "no finished run" in error_of(run("predict", "--model", "runs", pictures, code=3))
+    run("train", "--resume", "--output", "runs")
+    assert_same_run(tmp_path / "runs/001", undisturbed / "001")
+
+
 def test_a_signal_before_training_leaves_at_once(pictures):
     process = start("train", "--data-dir", pictures, "--output", "runs")
     time.sleep(0.7)  # while TensorFlow is imported, most likely
@@ -217,6 +232,17 @@ def test_too_little_memory_is_one_clear_line(pictures):
     assert "--image-size" in error_of(finished)
 
 
+def test_judging_the_network_takes_no_more_memory_than_training_it(pictures):
+    """At 512 px the maps of fifty pictures are a gigabyte."""
+    draw_pictures(pictures, 32)
+    large = ("--network", "resnet", "--image-size", 512, "--epochs", 1, "--batch-size", 2)
+    process = start("train", "--data-dir", pictures, "--output", "runs", *large, stdout=subprocess.DEVNULL,
+                    stderr=subprocess.DEVNULL)  # fmt: skip
+    _, status, used = os.wait4(process.pid, 0)
+    assert status == 0
+    assert used.ru_maxrss < 1_700_000  # kB
+
+
 def test_where_no_cache_can_be_written_training_is_the_same(pictures, tmp_path):
     run("train", "--data-dir", pictures, "--output", "cached", *QUICK)
     assert list((tmp_path / "cached/.cache").glob("*.pixels"))
@@ -277,7 +303,7 @@ def test_two_trainings_cannot_share_a_run(tmp_path):
     settings = ("--data-dir", PROJECT / "training_data", "--limit-per-class", 60, "--image-size", 32)
     process = start("train", *settings, "--epochs", 500, "--output", "runs")
     wait_until(process, lambda: (tmp_path / "runs/001/history.csv").exists())
-    assert "another process is training" in error_of(run("train", "--resume", "runs/001", code=1))
+    assert "another process is at work" in error_of(run("train", "--resume", "runs/001", code=1))
     process.send_signal(signal.SIGTERM)
     process.communicate()
 
