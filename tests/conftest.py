@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -85,10 +86,16 @@ def pictures(tmp_path):
 
 @pytest.fixture(scope="session")
 def trained(tmp_path_factory):
-    """A run folder, made once, of a network that has learnt a little about cats and dogs. Not to be changed."""
+    """The folder of a run that nothing disturbed, made once, on what the fixture `pictures` draws. Not to be changed."""
     folder = tmp_path_factory.mktemp("trained")
     run("train", "--data-dir", draw_pictures(folder / "pictures"), "--output", folder / "runs", *QUICK)
     return folder / "runs" / "001"
+
+
+@pytest.fixture
+def run_folder(trained, in_tmp_path):
+    """A copy of the trained run to change, runs/001."""
+    return Path(shutil.copytree(trained, "runs/001"))
 
 
 @pytest.fixture(autouse=True)

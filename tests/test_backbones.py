@@ -58,13 +58,17 @@ def assert_same_fine_tuning(one, other):
 
 
 def test_both_phases_in_one_command_are_the_same_as_one_after_the_other(pictures, tmp_path, weights, fine_tuned):
+    def resume(*flags, code=0):
+        return run("train", "--resume", "--output", "runs", *flags, code=code)
+
     file = shutil.copy(weights, "mobilenet.weights.h5")
     run("train", *SETTINGS, pictures, "--weights", file, "--output", "runs")
     Path(file).unlink()  # what was trained is all that is needed from now on
-    run("train", "--resume", "--output", "runs", "--fine-tune", "conv_pw_11", "--fine-tune-epochs", 2)
+    assert "has no layer" in error_of(resume("--fine-tune", "conv_99", code=2))  # a typing error costs nothing
+    assert "has done 3 epochs already" in error_of(resume("--fine-tune", "conv_pw_11", "--epochs", 1, code=2))
+    resume("--fine-tune", "conv_pw_11", "--fine-tune-epochs", 2)
     assert_same_fine_tuning(tmp_path / "runs/001", fine_tuned)
-    refused = run("train", "--resume", "--output", "runs", "--fine-tune", "9", code=2)
-    assert "--fine-tune was conv_pw_11" in error_of(refused)
+    assert "--fine-tune was conv_pw_11" in error_of(resume("--fine-tune", "9", code=2))
 
 
 def test_killed_while_it_is_fine_tuned_and_resumed_it_is_the_same_run(pictures, tmp_path, weights, fine_tuned):
@@ -119,20 +123,11 @@ def test_an_unknown_layer_is_named_with_some_that_are_there(pictures, weights):
     assert not list(Path("runs").glob("0*"))
 
 
-def test_a_typing_error_in_the_layer_costs_nothing(pictures, weights, tmp_path):
-    run("train", *SETTINGS, pictures, "--weights", weights, "--output", "runs")
-    assert "has no layer" in error_of(run("train", "--resume", "--output", "runs", "--fine-tune", "conv_99", code=2))
-    fewer = ("--fine-tune", "conv_pw_13", "--epochs", 1)
-    assert "has done 3 epochs already" in error_of(run("train", "--resume", "--output", "runs", *fewer, code=2))
-    run("train", "--resume", "--output", "runs", "--fine-tune", "conv_pw_13", "--fine-tune-epochs", 1)
-    assert len(history_of(tmp_path / "runs/001")) == 4
-    assert len(checkpoints_in(tmp_path / "runs/001/checkpoints/fine-tuning")) == 2  # of its beginning, and of its end
-
-
 def test_fine_tuning_that_explodes_names_its_own_learning_rate(pictures, weights):
     finished = run("train", *SETTINGS, pictures, "--weights", weights, "--output", "runs", "--epochs", 1, "--fine-tune", "9",
                    "--fine-tune-lr", 1e30, code=1)  # fmt: skip
     assert "train anew, with a lower --fine-tune-lr than 1e+30" in error_of(finished)
+    assert len(checkpoints_in(Path("runs/001/checkpoints/fine-tuning"))) == 1  # how it began
 
 
 def test_a_phase_that_lost_its_checkpoints_is_not_trained_again(fine_tuned, tmp_path):

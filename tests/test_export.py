@@ -18,12 +18,6 @@ from inference import load_litert
 from runs import locked, read_card
 
 
-@pytest.fixture
-def copy(trained):
-    """A copy of the trained run, to change."""
-    return Path(shutil.copytree(trained, "run"))
-
-
 def test_litert_and_tensorflow_give_the_same_probabilities(trained, pictures):
     by_litert = predictions(trained, pictures, "--runtime", "litert")
     by_tensorflow = predictions(trained, pictures, "--runtime", "tensorflow")
@@ -40,69 +34,68 @@ def test_prediction_does_not_import_tensorflow(trained, pictures):
     assert len(finished.stdout.splitlines()) == 24
 
 
-def test_a_litert_file_that_is_damaged_or_stale_is_not_used(copy, pictures):
+def test_a_litert_file_that_is_damaged_or_stale_is_not_used(run_folder, pictures):
     photo = pictures / "cats/cats_1.jpg"
-    expected = predictions(copy, photo)[str(photo)]["probabilities"]
-    file = copy / "model.tflite"
+    expected = predictions(run_folder, photo)[str(photo)]["probabilities"]
+    file = run_folder / "model.tflite"
     data = bytearray(file.read_bytes())
     data[len(data) // 2] ^= 255
     file.write_bytes(data)
-    finished = run("predict", "--model", copy, photo)
+    finished = run("predict", "--model", run_folder, photo)
     assert "model.tflite is damaged" in finished.stderr
-    assert predictions(copy, photo)[str(photo)]["probabilities"] == pytest.approx(expected, abs=1e-5)
-    assert "--runtime tensorflow" in error_of(run("predict", "--model", copy, "--runtime", "litert", photo, code=1))
+    assert predictions(run_folder, photo)[str(photo)]["probabilities"] == pytest.approx(expected, abs=1e-5)
+    assert "--runtime tensorflow" in error_of(run("predict", "--model", run_folder, "--runtime", "litert", photo, code=1))
 
     few = shutil.copytree(pictures, "few", ignore=lambda folder, names: [name for name in names if "_1" in name])
     (Path(few) / "dogs/dogs_1.jpg").write_text("no picture")
-    made = run("export", "--model", copy, "--data-dir", few)  # made anew, it is used again
+    made = run("export", "--model", run_folder, "--data-dir", few)  # made anew, it is used again
     assert "probabilities of 18 pictures" in made.stderr
-    assert predictions(copy, photo, "--runtime", "litert")
-    (best,) = (copy / "checkpoints/best").glob("*.index")
-    newest, *_ = (copy / "checkpoints/newest").glob("*.index")
+    assert predictions(run_folder, photo, "--runtime", "litert")
+    (best,) = (run_folder / "checkpoints/best").glob("*.index")
+    newest, *_ = (run_folder / "checkpoints/newest").glob("*.index")
     shutil.copy(newest, best)
-    assert "another checkpoint" in error_of(run("predict", "--model", copy, "--runtime", "litert", photo, code=1))
+    assert "another checkpoint" in error_of(run("predict", "--model", run_folder, "--runtime", "litert", photo, code=1))
 
 
-def test_training_further_makes_the_litert_file_anew(pictures):
-    run("train", "--data-dir", pictures, "--output", "runs", *QUICK)
-    first = Path("runs/001/model.tflite").read_bytes()
+def test_training_further_makes_the_litert_file_anew(run_folder, pictures):
+    first = (run_folder / "model.tflite").read_bytes()
     assert "  kept" in run("train", "--resume", "--output", "runs", "--epochs", 8).stdout
-    assert Path("runs/001/model.tflite").read_bytes() != first
+    assert (run_folder / "model.tflite").read_bytes() != first
     photo = pictures / "dogs/dogs_1.jpg"
     one, other = (predictions("runs", photo, "--runtime", runtime)[str(photo)] for runtime in ("litert", "tensorflow"))
     assert one["probabilities"] == pytest.approx(other["probabilities"], abs=1e-5)
 
 
 @pytest.mark.parametrize("name", ["savedmodel", "litert", "litert-int8", "onnx"])
-def test_every_format_is_checked_and_kept(copy, pictures, name):
+def test_every_format_is_checked_and_kept(run_folder, pictures, name):
     if name == "onnx":
-        missing = run("export", "--model", copy, "--format", name, code=2, change="sys.modules['tf2onnx'] = None")
+        missing = run("export", "--model", run_folder, "--format", name, code=2, change="sys.modules['tf2onnx'] = None")
         assert "pip install -r requirements-export.txt" in error_of(missing)
         pytest.importorskip("tf2onnx")
         pytest.importorskip("onnxruntime")
-    finished = run("export", "--model", copy, "--format", name, "--data-dir", pictures)
+    finished = run("export", "--model", run_folder, "--format", name, "--data-dir", pictures)
     assert finished.stdout == ""
     assert "differ by at most" in finished.stderr
     assert "accuracy" in finished.stderr
-    assert not list(copy.glob("partial*"))
+    assert not list(run_folder.glob("partial*"))
     pixels = np.stack([load_picture(path, 32) for path in sorted(pictures.rglob("*.jpg"))])
-    expected = model.compile_outputs(load_network(copy, read_card(copy)))(pixels)
+    expected = model.compile_outputs(load_network(run_folder, read_card(run_folder)))(pixels)
     if name == "savedmodel":
-        saved = model.tf.saved_model.load(str(copy / "saved_model"))
+        saved = model.tf.saved_model.load(str(run_folder / "saved_model"))
         got = saved.serve(pixels).numpy()
     elif name == "onnx":
         import onnxruntime
 
-        got = onnxruntime.InferenceSession(str(copy / "model.onnx")).run(None, {"pictures": pixels})[0]
+        got = onnxruntime.InferenceSession(str(run_folder / "model.onnx")).run(None, {"pictures": pixels})[0]
     else:
-        got = logits_of(load_litert(copy / ("model.tflite" if name == "litert" else "model_int8.tflite"))[0](pixels))
+        got = logits_of(load_litert(run_folder / ("model.tflite" if name == "litert" else "model_int8.tflite"))[0](pixels))
     np.testing.assert_allclose(got, expected, atol=0.2 if name == "litert-int8" else 1e-4)
 
 
-def test_export_with_damaged_settings_is_one_clear_line(copy, pictures):
-    card = copy / "model.json"
+def test_export_with_damaged_settings_is_one_clear_line(run_folder, pictures):
+    card = run_folder / "model.json"
     card.write_text(json.dumps(json.loads(card.read_text()) | {"settings": {}}))
-    assert "settings in" in error_of(run("export", "--model", copy, code=3))
+    assert "settings in" in error_of(run("export", "--model", run_folder, code=3))
 
 
 def test_a_converter_that_fails_costs_nothing_but_its_file(pictures):
@@ -112,11 +105,11 @@ def test_a_converter_that_fails_costs_nothing_but_its_file(pictures):
     assert predictions("runs", pictures / "cats/cats_1.jpg")
 
 
-def test_export_waits_for_no_training(copy):
-    with locked(copy):
-        assert "another process is at work" in error_of(run("export", "--model", copy, code=1))
+def test_export_waits_for_no_training(run_folder):
+    with locked(run_folder):
+        assert "another process is at work" in error_of(run("export", "--model", run_folder, code=1))
 
 
-def test_export_from_a_missing_folder(copy):
-    finished = run("export", "--model", copy, "--data-dir", "nowhere", code=3)
+def test_export_from_a_missing_folder(run_folder):
+    finished = run("export", "--model", run_folder, "--data-dir", "nowhere", code=3)
     assert "no folder nowhere" in error_of(finished)
