@@ -86,7 +86,7 @@ def with_middle_maps(network):
     middle = [tensor for tensor in maps if tensor.shape[1] > 1.5 * maps[-1].shape[1]][-1]
     means = keras.layers.GlobalAveragePooling2D()(middle)
     both = keras.Model(backbone.input, (means, backbone.output), name="backbone_with_maps")
-    means, features = both(normalize(network.name, network.input), training=False)
+    means, features = both(normalize(network.name, network.input))
     return keras.Model(network.input, (means, network.get_layer("fc")(features)))
 
 

@@ -68,8 +68,8 @@ def labelled_pictures(run, card, data_dir=None):
         return found.paths, found.labels
     settings = card["settings"]
     try:
-        data_dir, part, limit = (settings[name] for name in ("data_dir", "validation_split", "limit_per_class"))
-    except KeyError:
+        data_dir, part, limit = Path(settings["data_dir"]), settings["validation_split"], settings["limit_per_class"]
+    except (KeyError, TypeError):
         raise UserError(f"the settings in {run / CARD} are damaged: restore them, or give --data-dir", NO_DATA) from None
     valid = read_train_sets(data_dir, card["image_size"], card["classes"], part, limit, run.parent / ".cache").valid
     return valid.paths, valid.labels
@@ -128,7 +128,7 @@ def logits_of(outputs):
     return outputs[0] if isinstance(outputs, tuple) else outputs
 
 
-# Each converter writes a network to `path` and returns `outputs(pixels)` of what it has written; `pictures` are paths. -----
+# Each converter writes a network to `path` and returns `outputs(pixels)` of what it has written. `pictures` are their paths.
 
 
 def convert_litert(network, pictures, path):

@@ -15,14 +15,7 @@ import tensorflow as tf
 
 import console
 from augment import augment
-from backbones import (
-    BACKBONES,
-    extract_features,
-    load_weights,
-    normalize_by_recent_steps,
-    split_at_features,
-    unfreeze,
-)
+from backbones import BACKBONES, extract_features, load_weights, normalize_by_recent_steps, split_at_features, unfreeze
 from calibration import calibration_error, fit_temperature
 from checkpoints import Saver, load_best, save_novelty
 from console import NO_DATA, UserError, command, csv_text, say, write_whole
@@ -250,8 +243,9 @@ class Training:
         novelty.fit(learnt_features, learnt_labels)
         save_novelty(self.run, novelty, self.best()["epoch"])
         kind = "last" if self.phase.on_features else "maps"
-        distances = np.concatenate([novelty(few) for few in np.array_split(features, math.ceil(len(features) / 8))])
-        return {"temperature": temperature, "novelty": {"limit": usual_limit(distances), "features": kind}}
+        parts = np.array_split(features, math.ceil(len(features) / 8))  # what it computes is pictures × classes × features
+        limit = usual_limit(np.concatenate([novelty(part) for part in parts]))
+        return {"temperature": temperature, "novelty": {"limit": limit, "features": kind}}
 
     def _judge(self, data_set, positions):
         """(features, logits, labels) of the pictures at these positions, without augmentation: see with_features()."""
@@ -288,7 +282,7 @@ class Training:
         self.leave_if_asked()
 
     def leave_if_asked(self):
-        """Leave if a signal came, with all saved."""
+        """Leave if a signal came; all has to be saved before."""
         if self._signal:
             where = f"in epoch {self.epoch + 1}, after {self._step.numpy()} of {self.steps} steps"
             say(f"stopped {where if self._step.numpy() else f'after epoch {self.epoch}'}; to go on:")

@@ -148,6 +148,25 @@ trainer.Training.finish_epoch = lambda training, row: (os.kill(os.getpid(), sign
     assert_same_run(tmp_path / "runs/001", trained)
 
 
+def test_files_are_on_the_disk_before_they_get_their_names(pictures):
+    """Or a loss of power could leave a name with nothing in it."""
+    watch = """
+import atexit, os
+synced, unsynced, fsync, replace = set(), [], os.fsync, os.replace
+def watched_fsync(file):
+    synced.add(os.fstat(file).st_ino)
+    fsync(file)
+def watched_replace(source, target):
+    unsynced.extend([] if os.stat(source).st_ino in synced else [os.path.basename(target)])
+    replace(source, target)
+os.fsync, os.replace = watched_fsync, watched_replace
+atexit.register(lambda: print(f"{len(synced)} synced, unsynced: {unsynced}"))
+"""
+    said = run("train", "--data-dir", pictures, "--output", "runs", *QUICK, change=watch).stdout.splitlines()[-1]
+    assert int(said.split()[0]) > 10
+    assert said.endswith("unsynced: ['model.tflite']")  # it is checked before each use, and can be made again
+
+
 def test_a_signal_before_training_leaves_at_once(pictures):
     process = start("train", "--data-dir", pictures, "--output", "runs")
     time.sleep(0.7)  # while TensorFlow is imported, most likely
