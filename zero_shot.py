@@ -7,7 +7,7 @@ import sys
 import numpy as np
 
 from backbones import BACKBONES, no_download, preprocess
-from console import USAGE, UserError
+from console import USAGE, UserError, say
 
 FAMILIES = {  # of ImageNet's 1,000 classes, those that are kinds of: first and last index
     "dog": [(151, 268)], "cat": [(281, 285)], "wolf": [(269, 272)], "fox": [(277, 280)], "bear": [(294, 297)],
@@ -46,26 +46,32 @@ def judge_by_imagenet(network, labels, classes):
     """
     from model import compile_outputs
 
-    members = np.stack([np.isin(np.arange(len(labels)), imagenet_classes(name, labels)) for name in classes], axis=1)
+    kinds = [imagenet_classes(name, labels) for name in classes]
+    for name, members in zip(classes, kinds, strict=True):
+        shown = ", ".join(labels[i] for i in members[:3]) + (f" … ({len(members)} kinds)" if len(members) > 3 else "")
+        say(f"{name}: {shown}")
+    is_kind = np.stack([np.isin(np.arange(len(labels)), members) for members in kinds], axis=1)  # (1000, classes)
     outputs = compile_outputs(network)
 
     def judge(pictures):
-        sums = outputs(pictures) @ members.astype(np.float32)  # (n, classes)
+        sums = outputs(pictures) @ is_kind.astype(np.float32)  # (n, classes)
         return np.log(np.maximum(sums, 1e-12)), np.zeros(len(pictures), np.float32)
 
     return judge
 
 
 def imagenet_classes(name, labels):
-    """The indices of ImageNet's classes that are kinds of `name`: a family's, or those with it in their name.
+    """The indices of ImageNet's classes that are kinds of `name`: a family's, that of this name, or those that end with it.
 
-    `dogs` are dogs as `dog` is, and `coffee mugs` are `coffee_mug`. Raises UserError where there is none.
+    `dogs` are dogs as `dog` is, `coffee mugs` are `coffee_mug`, but a `horse_cart` is no horse. Raises UserError where
+    there is none.
     """
+    folded = [label.casefold() for label in labels]
     words = re.sub(r"[\s_-]+", "_", name.strip().casefold())
     for word in (words, words.removesuffix("s"), words.removesuffix("es")):
         if word in FAMILIES:
             return [i for first, last in FAMILIES[word] for i in range(first, last + 1)]
-        found = [i for i, label in enumerate(labels) if f"_{word}_" in f"_{label.casefold()}_"]
-        if found:
-            return found
+        for kinds in ({word}, {label for label in folded if label.endswith(f"_{word}")}):
+            if found := [i for i, label in enumerate(folded) if label in kinds]:
+                return found
     raise UserError(f"--zero-shot: none of ImageNet's classes is a kind of {name!r}", USAGE)

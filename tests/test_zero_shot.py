@@ -12,6 +12,7 @@ from zero_shot import imagenet_classes, judge_by_imagenet
 
 LABELS = [f"class_{i}" for i in range(1000)]
 LABELS[151], LABELS[207], LABELS[285], LABELS[504] = "Chihuahua", "golden_retriever", "Egyptian_cat", "coffee_mug"
+LABELS[3], LABELS[292], LABELS[603] = "tiger_shark", "tiger", "horse_cart"
 
 
 def known_network():
@@ -46,8 +47,11 @@ def test_which_classes_of_imagenet_are_meant():
     assert imagenet_classes("Dogs", LABELS) == list(range(151, 269))
     assert imagenet_classes("cat", LABELS) == list(range(281, 286))
     assert imagenet_classes("golden retriever", LABELS) == [207]
-    with pytest.raises(UserError, match="'apples'"):
-        imagenet_classes("apples", LABELS)
+    assert imagenet_classes("mugs", LABELS) == [504]
+    assert imagenet_classes("tigers", LABELS) == [292]  # not a shark
+    for name in ("apples", "horses"):  # a cart is no horse
+        with pytest.raises(UserError, match=f"'{name}'"):
+            imagenet_classes(name, LABELS)
 
 
 def test_without_a_connection_it_says_where_the_file_belongs(pictures, tmp_path, monkeypatch):
