@@ -44,7 +44,11 @@ def parse_arguments(argv):
 def main(argv=None):
     """Train what is missing in the table, and draw it; returns the exit code."""
     arguments = parse_arguments(argv)
-    sizes = sizes_within(arguments.data_dir, arguments.sizes)
+    from dataset import find_pictures
+
+    found = find_pictures(arguments.data_dir)
+    find_pictures(arguments.test_dir, found.classes)  # or a wrong one would cost a training
+    sizes = sizes_within(found, arguments.sizes)
     if importlib.util.find_spec("matplotlib") is None:
         raise UserError("the drawing needs matplotlib: pip install -r requirements-curve.txt", USAGE)
     networks = {"cnn, no augmentation": ["--no-augment"], "cnn": []}
@@ -67,18 +71,15 @@ def main(argv=None):
     return DONE
 
 
-def sizes_within(folder, sizes):
-    """Those of the sizes that every class in the folder has pictures for; says which are left out."""
-    from dataset import find_pictures
-
-    found = find_pictures(folder)
+def sizes_within(found, sizes):
+    """Those of the sizes that every class has pictures for, see dataset.Found; says which are left out."""
     label, most = collections.Counter(found.labels).most_common()[-1]
     enough = [size for size in sizes if size <= most]
     if len(enough) < len(sizes):
         left_out = " ".join(str(size) for size in sizes if size > most)
-        say(f"left out: {left_out} of each class; {folder} has {most} of {found.classes[label]!r}")
+        say(f"left out: {left_out} of each class; {found.folder} has {most} of {found.classes[label]!r}")
     if not enough:
-        raise UserError(f"{folder} has too few pictures: give smaller --sizes", NO_DATA)
+        raise UserError(f"{found.folder} has too few pictures: give smaller --sizes", NO_DATA)
     return enough
 
 

@@ -27,5 +27,7 @@ def test_a_small_curve_and_what_is_known_is_not_trained_again(pictures):
     assert "is damaged" in error_of(run("learning_curve", *small, code=1))
 
 
-def test_sizes_that_no_class_has_are_refused(pictures):
+def test_what_cannot_be_done_is_refused_before_any_training(pictures):
+    none = run("learning_curve", "--data-dir", pictures, "--test-dir", "nowhere", code=3)
+    assert "no folder nowhere" in error_of(none)
     assert "too few pictures" in error_of(run("learning_curve", "--data-dir", pictures, code=3))
