@@ -466,9 +466,12 @@ def read_train_sets(train_path, image_size, classes=None, validation_size=0.2, l
     if len(found.classes) < 2:
         raise UserError(f"{_only_one_class(found)}: at least two are needed", NO_DATA)
     checked = check_pictures(found.paths, image_size, cache_dir)
-    sides = ([], [])  # positions in found.paths
-    for label, name in enumerate(found.classes):
-        members = [i for i, reason in enumerate(checked.reasons) if reason is None and found.labels[i] == label]
+    usable = [[] for _ in found.classes]  # positions in found.paths
+    for i, (label, reason) in enumerate(zip(found.labels, checked.reasons, strict=True)):
+        if reason is None:
+            usable[label].append(i)
+    sides = ([], [])
+    for name, members in zip(found.classes, usable, strict=True):
         if len(members) < 2:
             count = "one usable picture" if members else "no usable pictures"
             raise UserError(f"class {name!r} in {found.folder} has {count}: it needs two, one to validate on", NO_DATA)
