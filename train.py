@@ -91,7 +91,8 @@ def parse_arguments(argv):
     add(training, "--weight-decay", "RATE", "pull of AdamW on the weights towards 0")
     add(training, "--label-smoothing", "P", "part of each label that is spread over all classes")
     add(training, "--ema", "P", "part that the averaged weights, which predict, keep at a step; 0: no average")
-    training.add_argument("--class-weights", action="store_true", help="let small classes count as much as large ones")
+    training.add_argument("--class-weights", action="store_true",
+        help="let small classes count as much as large ones, in the figures on validation, too")  # fmt: skip
     training.add_argument(
         "--no-mixed-precision", dest="mixed_precision", action="store_false",
         help="compute training steps in float32 even where the CPU has bfloat16, in which the cnn's take 0.6 times as long",
@@ -132,13 +133,14 @@ def settings_to_resume(run, given):
                 settings[name] = kind(str(settings[name]))
             except argparse.ArgumentTypeError as error:
                 raise UserError(f"{run / CARD} is damaged: {name} {error}", NO_DATA) from None
-    changeable = CHANGEABLE_ON_RESUME | ({"fine_tune_epochs"} if settings["fine_tune"] else {"epochs", *FINE_TUNING})
+    fine_tuned = card.get("epochs", 0) > settings["epochs"]
+    changeable = CHANGEABLE_ON_RESUME | ({"fine_tune_epochs"} if fine_tuned else {"epochs", *FINE_TUNING})
     for name, value in given.items():
         if name not in changeable and value != settings[name]:
-            flag = "--" + name.replace("_", "-")
-            raise UserError(f"{flag} was {settings[name]} when {run} began: it cannot change on --resume", USAGE)
+            setting = name.replace("_", "-")
+            raise UserError(f"{run} began with {setting} {settings[name]}: that cannot change on --resume", USAGE)
     changed = settings | given
-    wanted = changed["epochs"] + (changed["fine_tune_epochs"] if settings["fine_tune"] else 0)
+    wanted = changed["epochs"] + (changed["fine_tune_epochs"] if fine_tuned else 0)
     if wanted < card.get("epochs", 0):
         raise UserError(f"{run} has done {card['epochs']} epochs already: they cannot be fewer", USAGE)
     return changed
@@ -153,6 +155,9 @@ def refuse_what_does_not_fit(settings):
         raise UserError(f"--weights is for pretrained networks: {network} is not one", USAGE)
     if settings["fine_tune"] and (network not in BACKBONES or settings["weights"] == "none"):
         raise UserError("--fine-tune is for pretrained networks, with their weights", USAGE)
+    for name in FINE_TUNING:
+        if not settings["fine_tune"] and settings[name] != DEFAULTS[name]:
+            raise UserError(f"--{name.replace('_', '-')} is for --fine-tune: say which layers", USAGE)
 
 
 def refuse_unknown_layer(settings, num_classes):
@@ -191,9 +196,13 @@ def train(settings, output, run=None):
         raise
     settings = settings | {"data_dir": str(Path(settings["data_dir"]).absolute())}
     with locked(run):
-        card = (read_card(run) if resuming else make_card(settings, sets)) | {"settings": settings}
+        card = read_card(run) if resuming else make_card(settings, sets)
+        before, card["settings"] = card.get("settings", settings), settings
         if card.get("fingerprint") != sets.fingerprint:
             raise UserError(f"the pictures in {settings['data_dir']} are not those {run} began with", NO_DATA)
+        fine_tunes_otherwise = any(before.get(name) != settings[name] for name in ("epochs", *FINE_TUNING))
+        if fine_tunes_otherwise and card.get("epochs", 0) <= settings["epochs"]:  # of an epoch it has not even finished
+            shutil.rmtree(run / "checkpoints" / "fine-tuning", ignore_errors=True)
         write_card(run, card)
         write_whole(run / "skipped.csv", csv_text(["path", "reason"], sets.skipped))
         try:
@@ -221,12 +230,11 @@ def train_in(run, card, sets):
         with enough_memory():
             training = Training(run, card, sets, phase)
         say_phase(card, training)
-        if training.epoch < phase.last:
-            write_card(run, card)
         with enough_memory(), training.listening_to_signals():
             while training.epoch < phase.last and not (phase is phases[-1] and training.out_of_patience()):
                 started = time.monotonic()
                 row = training.train_epoch() | training.validate()
+                write_card(run, card)  # until here a run that was finished predicts as before
                 kept = training.finish_epoch(row | {"seconds": time.monotonic() - started})
                 write_card(run, card | training.results())
                 print(epoch_line(training.history[-1], phases[-1].last, kept), flush=True)
@@ -243,12 +251,15 @@ def train_in(run, card, sets):
 
 def export_for_prediction(run, card, sets):
     """Write the LiteRT file, with which predict.py answers in a blink; without it, it gives the same answers later."""
-    from export import export, missing_packages
+    from export import FORMATS, export, missing_packages
     from inference import litert_problem
 
     if missing_packages("litert"):
         say("no LiteRT file for quick predictions: pip install ai-edge-litert, then run export.py")
     elif litert_problem(run, card):
+        stale = [name for name, (file, _) in FORMATS.items() if name != "litert" and (run / file).exists()]
+        if stale:
+            say(f"warning: made from earlier weights: {', '.join(stale)}; run export.py again")
         try:
             export(run, card, "litert", sets.valid.paths, sets.valid.labels)
         except Exception as error:  # whatever a converter may raise: the network is trained and saved
@@ -326,13 +337,14 @@ def epoch_line(row, epochs, kept):
 def print_closing(run, training, sets):
     """Print what came out, where it is, and what to do next."""
     best = training.best()
-    if training.answers is not None and (training.answers > 0).sum() == 1:
+    if (training.answers > 0).sum() == 1:
         say(f"warning: the network takes every validation picture for {sets.classes[training.answers.argmax()]!r}: try more"
             " --epochs, another --lr, or --class-weights if some classes have fewer pictures than others")  # fmt: skip
-    if training.out_of_patience():
-        print(f"stopped early: no better epoch in the last {training.settings['patience']}")
+    if training.epoch < training.phase.last:
+        print(f"stopped early: no better epoch in the last {training.settings['patience']} (--resume --patience 0 goes on)")
     if best:
-        majority = max(n["validation"] for n in count_pictures(sets).values()) / len(sets.valid)
+        largest = max(n["validation"] for n in count_pictures(sets).values()) / len(sets.valid)
+        majority = 1 / len(sets.classes) if training.settings["class_weights"] else largest
         print(f"kept: epoch {best['epoch']}, validation accuracy {best['val_accuracy']:.1%}, loss {best['val_loss']:.4f}"
               f" (always naming the largest class: {majority:.1%})")  # fmt: skip
     print(f"saved in {shell_path(run)}; now run:")

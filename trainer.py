@@ -90,6 +90,10 @@ class Training:
             balanced_weights(sets.train.labels, len(sets.classes)) if settings["class_weights"] else None,
             self._judged if settings["ema"] else None, settings["ema"],
         )  # fmt: skip
+        equal = np.ones(len(sets.classes))
+        self._valid_weights = balanced_weights(sets.valid.labels, len(equal)) if settings["class_weights"] else equal
+        # So many pictures that count the same would tell as much (Kish's effective sample size).
+        self.judged_on = len(sets.valid) ** 2 / (self._valid_weights[sets.valid.labels] ** 2).sum()
         self._logits = compile_outputs(self._judged)
         self._learning = learner.trainable_weights
         self._saver = Saver(
@@ -104,7 +108,6 @@ class Training:
         self._signal = None
         if phase.first and not restored:  # the first epoch overwrites the best weights, with which this phase begins
             self._save()
-        self.answers = None
         self.history = read_history(run)[: self.epoch]
         if [row["epoch"] for row in self.history] != list(range(1, self.epoch + 1)):
             raise UserError(f"{run / 'history.csv'} does not tell of all {self.epoch} epochs: start a new run", NO_DATA)
@@ -143,6 +146,7 @@ class Training:
                 advance()
                 self._save_if_due()
         loss, accuracy = self.sums.numpy() / len(self.sets.train)
+        self._refuse_nonsense(loss)
         speed = max(len(self.sets.train) - first * self.batch_size, 0) / (time.monotonic() - started)
         return {"epoch": self.epoch + 1, "loss": loss, "accuracy": accuracy, "pictures_per_second": speed}
 
@@ -158,18 +162,20 @@ class Training:
         return end if size == end else int(size) // 8 * 8
 
     def validate(self):
-        """Score every validation picture; returns the validation half of the history's row."""
+        """Score every validation picture; returns the validation half of the history's row.
+
+        With --class-weights its figures are means over the classes, as if they had equally many pictures.
+        """
         loss = right = 0
-        self.answers = np.zeros(len(self.sets.classes), int)  # how many pictures were taken for each class
         with console.progress("validation", len(self.sets.valid)) as advance:
             for pixels, labels in self.sets.valid.batches(self.batch_size):
                 scores = log_probabilities(self._logits(pixels))  # (n, classes)
-                loss -= scores[np.arange(len(labels)), labels].sum()
-                answers = scores.argmax(axis=1)
-                right += (answers == labels).sum()
-                self.answers += np.bincount(answers, minlength=len(self.answers))
+                weights = self._valid_weights[labels]
+                loss -= (weights * scores[np.arange(len(labels)), labels]).sum()
+                right += (weights * (scores.argmax(axis=1) == labels)).sum()
                 advance(len(labels))
                 self._save_if_due()
+        self._refuse_nonsense(loss)
         return {"val_loss": loss / len(self.sets.valid), "val_accuracy": right / len(self.sets.valid)}
 
     def finish_epoch(self, row):
@@ -177,7 +183,6 @@ class Training:
 
         In this order: a run that is killed in between does the epoch again, and comes to the same.
         """
-        self._refuse_nonsense(row["loss"] + row["val_loss"])
         row = {name: row["epoch"] if name == "epoch" else round(float(row[name]), 6) for name in HISTORY}
         self.history.append(row)
         write_whole(self.run / "history.csv", csv_text(HISTORY, [list(row.values()) for row in self.history]))
@@ -204,8 +209,8 @@ class Training:
         highest = self._highest()
         if highest is None:
             return None
-        count = len(self.sets.valid) + 4
-        accuracy = (highest["val_accuracy"] * len(self.sets.valid) + 2) / count
+        count = self.judged_on + 4
+        accuracy = (highest["val_accuracy"] * self.judged_on + 2) / count
         least = accuracy - 2 * math.sqrt(accuracy * (1 - accuracy) / count)
         return [row for row in self.history if row["val_accuracy"] >= least][-1]
 
@@ -231,6 +236,7 @@ class Training:
         load_best(self.run, self.average)
         rng = np.random.default_rng(0)
         features, logits, labels = self._judge(self.sets.valid, rng.permutation(len(self.sets.valid))[:MOST_JUDGED])
+        self.answers = np.bincount(logits.argmax(axis=1), minlength=len(self.sets.classes))  # how often each class was named
         temperature = fit_temperature(logits, labels)
         errors = []
         for scale in (1.0, temperature):
@@ -296,7 +302,8 @@ class Training:
     def _refuse_nonsense(self, loss):
         if not math.isfinite(loss):
             flag = "--fine-tune-lr" if self.phase.unfrozen else "--lr"
-            advice = f"train anew, with a lower {flag} than {self.phase.lr}"
+            again = "--resume" if self.phase.unfrozen and self.epoch == self.phase.first else "train anew"
+            advice = f"{again}, with a lower {flag} than {self.phase.lr}"
             raise UserError(f"the loss is not a number any more in epoch {self.epoch + 1}: {advice}")
 
 

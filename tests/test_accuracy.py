@@ -56,7 +56,10 @@ def test_class_weights_let_a_small_class_count(tmp_path):
     plain = run("train", *settings, "--output", "plain")
     assert "takes every validation picture for 'cats'" in plain.stderr
     assert "always naming the largest class: 90.9%" in plain.stdout
-    run("train", *settings, "--class-weights", "--output", "weighted")
+    weighted = run("train", *settings, "--class-weights", "--output", "weighted")
+    assert "always naming the largest class: 50.0%" in weighted.stdout
+    mean_recall = float(history_of(tmp_path / "weighted/001")[0]["val_accuracy"])
+    assert mean_recall * 20 == pytest.approx(round(mean_recall * 20), abs=1e-4)  # of ten cats, and of one dog
     dogs = [answer["probabilities"]["dogs"] for output in ("plain", "weighted") for answer in
             predictions(output, "many/dogs/dogs_1.jpg").values()]  # fmt: skip
     assert dogs[1] > dogs[0]

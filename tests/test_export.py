@@ -59,7 +59,10 @@ def test_a_litert_file_that_is_damaged_or_stale_is_not_used(run_folder, pictures
 
 def test_training_further_makes_the_litert_file_anew(run_folder, pictures):
     first = (run_folder / "model.tflite").read_bytes()
-    assert "  kept" in run("train", "--resume", "--output", "runs", "--epochs", 8).stdout
+    (run_folder / "model.onnx").write_text("of the weights before")
+    further = run("train", "--resume", "--output", "runs", "--epochs", 8)
+    assert "  kept" in further.stdout
+    assert "made from earlier weights: onnx" in further.stderr
     assert (run_folder / "model.tflite").read_bytes() != first
     photo = pictures / "dogs/dogs_1.jpg"
     one, other = (predictions("runs", photo, "--runtime", runtime)[str(photo)] for runtime in ("litert", "tensorflow"))

@@ -10,7 +10,6 @@ import signal
 import subprocess
 import sys
 import time
-import types
 from pathlib import Path
 
 import numpy as np
@@ -186,7 +185,9 @@ def test_more_epochs_for_a_finished_run(run_folder, trained):
 
 
 def test_resume_refuses_other_settings_and_other_pictures(run_folder, pictures):
-    assert "--lr was 0.001" in error_of(run("train", "--resume", "--output", "runs", "--lr", 0.1, code=2))
+    for setting, *flags in (("lr 0.001", "--lr", 0.1), ("augment True", "--no-augment")):
+        refused = run("train", "--resume", "--output", "runs", *flags, code=2)
+        assert f"began with {setting}: that cannot change" in error_of(refused)
     shutil.move(pictures, "moved")
     run("train", "--resume", "--output", "runs", "--data-dir", "moved")  # the same pictures in another place
     shutil.copy("moved/cats/cats_1.jpg", "moved/cats/another.jpg")
@@ -194,16 +195,17 @@ def test_resume_refuses_other_settings_and_other_pictures(run_folder, pictures):
 
 
 def test_patience_stops_early_and_zero_never_does(pictures):
-    settings = ("--data-dir", pictures, "--image-size", 32, "--epochs", 12, "--lr", 1e-9, "--batch-size", 8)
-    stopped = run("train", *settings, "--patience", 2, "--output", "a")
-    assert stopped.stdout.count("pictures/s") < 12
+    settings = ("--data-dir", pictures, "--image-size", 32, "--lr", 1e-9, "--batch-size", 8, "--patience", 2)
+    stopped = run("train", *settings, "--epochs", 12, "--output", "a")
+    assert stopped.stdout.count("pictures/s") == 3
     assert "stopped early" in stopped.stdout
-    assert run("train", *settings, "--output", "b").stdout.count("pictures/s") == 12
+    assert run("train", "--resume", "--patience", 0, "--output", "a").stdout.count("pictures/s") == 9
+    assert "stopped early" not in run("train", *settings, "--epochs", 3, "--output", "b").stdout
 
 
 def test_of_epochs_that_differ_by_chance_the_last_predicts():
     training = Training.__new__(Training)
-    training.sets = types.SimpleNamespace(valid=range(100))  # 0.9 of a hundred may be 0.82 in truth, 1.0 may be 0.954
+    training.judged_on = 100  # 0.9 of a hundred may be 0.82 in truth, 1.0 may be 0.954
 
     def kept(*accuracies):
         training.history = [{"epoch": i, "val_accuracy": accuracy} for i, accuracy in enumerate(accuracies, start=1)]
