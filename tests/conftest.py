@@ -88,7 +88,8 @@ def pictures(tmp_path):
 def trained(tmp_path_factory):
     """The folder of a run that nothing disturbed, made once, on what the fixture `pictures` draws. Not to be changed."""
     folder = tmp_path_factory.mktemp("trained")
-    run("train", "--data-dir", draw_pictures(folder / "pictures"), "--output", folder / "runs", *QUICK)
+    finished = run("train", "--data-dir", draw_pictures(folder / "pictures"), "--output", folder / "runs", *QUICK)
+    (folder / "runs/stderr.txt").write_text(finished.stderr)
     return folder / "runs" / "001"
 
 
