@@ -6,6 +6,9 @@ Where its pixels go is one affine map (crop, zoom, stretch, mirror, turn), and w
 
 import math
 
+import libraries  # noqa: F401  before OpenCV
+
+# isort: split
 import cv2
 import numpy as np
 

@@ -141,6 +141,7 @@ def extract_features(sets, features_of, cache_dir):
 
     They are kept in the folder `cache_dir` for later runs; where it cannot be written, in memory.
     """
+    import cv2
     import keras
     import numpy as np
 
@@ -148,8 +149,8 @@ def extract_features(sets, features_of, cache_dir):
     from model import compile_outputs
 
     compute, sides = compile_outputs(features_of), (sets.train, sets.valid)
-    made_by = f"{sets.fingerprint} {features_of.input_shape} {FEATURES_VERSION} {CACHE_VERSION} {keras.__version__}"
-    key = hashlib.blake2b(made_by.encode(), digest_size=12)
+    versions = FEATURES_VERSION, CACHE_VERSION, keras.__version__, cv2.__version__
+    key = hashlib.blake2b(f"{sets.fingerprint} {features_of.input_shape} {versions}".encode(), digest_size=12)
     for weights in features_of.get_weights():
         key.update(weights)
     path = Path(cache_dir, f"{key.hexdigest()}.features")
@@ -180,7 +181,7 @@ def extract_features(sets, features_of, cache_dir):
             partial.unlink()
     rows = np.split(np.arange(shape[0]), [len(sets.train)])
     train, valid = (
-        DataSet(side.paths, side.labels, lambda positions, rows=part: features[rows[positions]])
+        DataSet(side.paths, side.labels, lambda positions, rows=part: features[rows[positions]], 4 * shape[1])
         for side, part in zip(sides, rows, strict=True)
     )
     return dataclasses.replace(sets, train=train, valid=valid)

@@ -10,7 +10,7 @@ import functools
 import importlib.util
 import json
 import os
-import platform
+import re
 import statistics
 import subprocess
 import sys
@@ -19,14 +19,17 @@ import time
 from pathlib import Path
 
 import console
+import cpu
 from console import DONE, FAILED, UserError, csv_text, number, say, write_whole
-from precision import bfloat16, has_bfloat16
 
 HERE = Path(__file__).resolve().parent
 IMAGE_SIZE, BATCH_SIZE = 128, 32
-FLOP_A_PICTURE = 0.437e9  # of a training step: the products of the convolutions and fully connected layers, both ways
+# Of a training step: the products of the convolutions and fully connected layers forwards, and for the gradients of the
+# weights and of what each takes, but that the first convolution's pictures need none.
+FLOP_A_PICTURE = 0.409e9
 PREDICTING = "predicting files, whole process, pictures/s"
 OURS, LIMIT = "this project", "steps at the limit of the matrix product, pictures/s"
+ONEDNN = ", oneDNN on"  # of Keras where it is off as installed
 
 
 def parse_arguments(argv):
@@ -55,7 +58,8 @@ def main(argv=None):
         print(json.dumps(MEASUREMENTS[kind][who](arguments)))
         return DONE
     absent = [] if importlib.util.find_spec("torchvision") else ["PyTorch"]
-    absent += [] if has_bfloat16() else ["bfloat16"]
+    absent += [] if cpu.has_bfloat16() else ["bfloat16"]
+    absent += [ONEDNN] if cpu.has_onednn_as_installed() else []  # it would be the same again
     figures = {}  # {what: {who: [a figure a round]}}
     with tempfile.TemporaryDirectory() as folder:
         pictures = link_pictures(arguments.data_dir, Path(folder))
@@ -67,10 +71,12 @@ def main(argv=None):
                         for what, figure in measure(kind, who, arguments, folder).items():
                             figures.setdefault(what, {}).setdefault(who, []).append(figure)
     header, rows = summarize(figures)
-    print(table_text([header, *rows]))
+    machine = [cpu.name(), str(cpu.instruction_set()), cpu.cores()]
+    print("CPU: {}, {}, {} cores".format(*machine), table_text([header, *rows]), sep="\n")
     arguments.output.mkdir(parents=True, exist_ok=True)
-    path = arguments.output / f"bench-{platform.machine()}-{os.cpu_count()}cores-{versions()}-{pictures}pictures.csv"
-    write_whole(path, csv_text(header, rows))
+    name = re.sub(r"[^A-Za-z0-9]+", "-", machine[0]).strip("-")
+    path = arguments.output / f"bench-{name}-{machine[1]}-{machine[2]}cores-{versions()}-{pictures}pictures.csv"
+    write_whole(path, csv_text([*header, "CPU", "instruction set", "cores"], ([*row, *machine] for row in rows)))
     say(f"written to {path}")
     return DONE
 
@@ -80,8 +86,8 @@ def link_pictures(data_dir, folder):
     from dataset import find_pictures
 
     found = find_pictures(data_dir)
-    for path, label in zip(found.paths, found.labels, strict=True):
-        link = folder / found.classes[label] / path.name
+    for i, (path, label) in enumerate(zip(found.paths, found.labels, strict=True)):
+        link = folder / found.classes[label] / f"{i}_{path.name}"  # subfolders may have the same names
         link.parent.mkdir(exist_ok=True)
         link.symlink_to(path.absolute())
     return len(found.paths)
@@ -92,7 +98,10 @@ def measure(kind, who, arguments, folder):
     options = {"--steps": arguments.steps, "--epochs": arguments.epochs, "--data-dir": folder}
     command = [sys.executable, __file__, "--measure", kind, who, *(str(part) for pair in options.items() for part in pair),
                "--batch-sizes", *map(str, arguments.batch_sizes)]  # fmt: skip
-    finished = subprocess.run(command, capture_output=True, text=True)
+    environment = dict(os.environ)
+    if who.startswith("Keras"):
+        environment["TF_ENABLE_ONEDNN_OPTS"] = "1" if who.endswith(ONEDNN) or cpu.has_onednn_as_installed() else "0"
+    finished = subprocess.run(command, capture_output=True, text=True, env=environment)
     if finished.returncode:
         raise UserError(f"{kind}, {who} failed:\n{finished.stderr}")
     return json.loads(finished.stdout.splitlines()[-1])
@@ -107,8 +116,9 @@ def summarize(figures):
         for who, values in by_who.items():
             median = statistics.median(values)
             shown = [f"{value:.1f}" for value in (median, min(values), max(values))]
-            share = f"{median / limit:.0%}" if what.startswith("step") else ""
-            ratio = f"{statistics.median(by_who[OURS]) / median:.2f}" if who != OURS and OURS in by_who else ""
+            share = f"{median / limit:.0%}" if what.startswith("step") and what.endswith("pictures/s") else ""
+            comparable = who != OURS and OURS in by_who and median
+            ratio = f"{statistics.median(by_who[OURS]) / median:.2f}" if comparable else ""
             rows.append([what, who, *shown, len(values), share, ratio])
     return header, rows
 
@@ -174,13 +184,24 @@ def random_batch(batch_size):
 
 
 def pictures_per_second(arguments, make_run):
-    """{what: pictures/s}: `make_run(batch_size, steps)` returns a function that runs so many steps."""
+    """{what: pictures/s or page faults}: `make_run(batch_size, steps)` returns a function that runs so many steps."""
     figures = {}
     for batch_size in arguments.batch_sizes:
         run = make_run(batch_size, arguments.steps)
         run()
+        faults = page_faults()
         figures[f"step, batch {batch_size}, pictures/s"] = batch_size * arguments.steps / min(timed(run) for _ in range(2))
+        figures[f"step, batch {batch_size}, minor page faults"] = (page_faults() - faults) / (2 * arguments.steps)
     return figures
+
+
+def page_faults():
+    """How many pages of memory this process has been given so far; 0 where nobody tells."""
+    try:
+        import resource
+    except ImportError:  # Windows
+        return 0
+    return resource.getrusage(resource.RUSAGE_SELF).ru_minflt
 
 
 def our_steps(arguments, precision=contextlib.nullcontext):
@@ -243,7 +264,7 @@ def torch_network():
     import torch
     from torch import nn
 
-    torch.set_num_threads(os.cpu_count())
+    torch.set_num_threads(cpu.cores())
     blocks, channels = [], 3
     for filters in (32, 32, 64):
         blocks += [nn.Conv2d(channels, filters, 3, padding=1), nn.MaxPool2d(2), nn.ReLU()]
@@ -295,7 +316,7 @@ def epoch_figures(pictures, seconds):
 
 def our_card(defaults=False):
     """The card of a run that does what the others do: without train.py's aids to accuracy and speed."""
-    from train import DEFAULTS
+    from settings import DEFAULTS
 
     plain = {"augment": False, "dropout": 0.0, "weight_decay": 0.0, "label_smoothing": 0.0, "ema": 0.0,
              "mixed_precision": False}  # fmt: skip
@@ -454,8 +475,9 @@ MEASUREMENTS = {
     "limits": {"this machine": limits},
     "steps": {
         OURS: our_steps,
-        f"{OURS}, bfloat16": lambda arguments: our_steps(arguments, bfloat16),
+        f"{OURS}, bfloat16": lambda arguments: our_steps(arguments, cpu.bfloat16),
         "Keras fit": keras_steps,
+        f"Keras fit{ONEDNN}": keras_steps,
         "PyTorch": torch_steps,
     },
     "second run": {OURS: our_second_run},
@@ -465,6 +487,7 @@ MEASUREMENTS = {
         f"{OURS}, all defaults": lambda arguments: our_epochs(arguments, defaults=True),
         "Keras fit": keras_epochs,
         "Keras fit, cached": lambda arguments: keras_epochs(arguments, cached=True),
+        f"Keras fit, cached{ONEDNN}": lambda arguments: keras_epochs(arguments, cached=True),
         "PyTorch, no workers": lambda arguments: torch_epochs(arguments, 0),
         "PyTorch, 2 workers": lambda arguments: torch_epochs(arguments, 2),
     },

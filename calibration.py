@@ -1,4 +1,4 @@
-"""How far probabilities can be believed: fits them to what was seen on validation, and measures how far off they are."""
+"""Calibration: fits how sure the network is to what was seen on validation."""
 
 import numpy as np
 
@@ -17,28 +17,3 @@ def fit_temperature(logits, labels):
     temperatures = np.geomspace(0.1, 10, 461)  # each 1 % above the one before
     losses = [-log_probabilities(logits / temperature)[rows, labels].sum() for temperature in temperatures]
     return float(temperatures[np.argmin(losses + (np.log(temperatures) / 0.5) ** 2 / 2)])
-
-
-def calibration_error(confidences, right, bins=15):
-    """Expected calibration error: by how much confidence, (n,) from 0 to 1, and accuracy, (n,) bool, differ.
-
-    Mean over bins of equal width of |accuracy - mean confidence|, weighted by how many pictures are in each (Guo et al.).
-    """
-    confidences, right = np.asarray(confidences, float), np.asarray(right, float)
-    return float(np.abs(_sums_in_bins(confidences, right - confidences, bins)).sum() / len(right))
-
-
-def chance_error(confidences, bins=15):
-    """The calibration_error() to be expected from chance alone, if the confidences, (n,) from 0 to 1, were exactly right.
-
-    What is right in a bin then scatters around the sum of its confidences, nearly normally: the mean of |N(0, σ²)| is
-    σ √(2/π).
-    """
-    confidences = np.asarray(confidences, float)
-    variances = _sums_in_bins(confidences, confidences * (1 - confidences), bins)
-    return float(np.sqrt(2 / np.pi * np.maximum(variances, 0)).sum() / len(confidences))
-
-
-def _sums_in_bins(confidences, values, bins):
-    places = np.minimum((confidences * bins).astype(int), bins - 1)
-    return np.bincount(places, values, bins)

@@ -1,5 +1,6 @@
 """Checkpoints: how the weights of a training are saved, and the newest sound ones restored."""
 
+import re
 import shutil
 
 import keras
@@ -66,12 +67,37 @@ def _restore_first_sound(checkpoint, prefixes):
     """
     for prefix in prefixes:
         try:
-            checkpoint.read(str(prefix)).expect_partial().assert_existing_objects_matched()
+            _restore(checkpoint, str(prefix))
             return prefix
         except (tf.errors.OpError, OSError, IndexError, ValueError, AssertionError) as error:
             problem = "does not fit the network" if isinstance(error, ValueError | AssertionError) else "is damaged"
             say(f"warning: checkpoint {prefix} {problem}")
     raise UserError(f"no sound checkpoint among {', '.join(map(str, prefixes))}", NO_DATA)
+
+
+def _restore(checkpoint, prefix):
+    """Restore one checkpoint; raises ValueError or AssertionError where it does not fit."""
+    try:
+        checkpoint.read(prefix).expect_partial().assert_existing_objects_matched()
+    except (ValueError, AssertionError):
+        parts = {name: part for name, part in vars(checkpoint).items() if not name.startswith("_")}
+        if "network" not in parts or parts["network"].name != "cnn":
+            raise
+        _restore_older_cnn(prefix, **parts)
+
+
+def _restore_older_cnn(prefix, network, trained=None, **others):
+    """Restore a cnn from before pooling came last: its layers had other numbers, but its weights are in the same order.
+
+    Those of the `trained` network are restored with the optimizer, which knows them by their order, too.
+    """
+    reader = tf.train.load_checkpoint(prefix)
+    found = [re.match(r"network/_operations/(\d+)/(_kernel|bias)/", key) for key in reader.get_variable_to_shape_map()]
+    found = sorted(filter(None, found), key=lambda match: (int(match[1]), match[2]))
+    if found or not others:  # else the optimizer has them, where there is no average
+        network.set_weights([reader.get_tensor(match.string) for match in found])
+    if others:
+        tf.train.Checkpoint(**others).read(prefix).expect_partial().assert_existing_objects_matched()
 
 
 def load_best(run, network):

@@ -12,6 +12,8 @@ import signal
 import sys
 from pathlib import Path
 
+import libraries  # noqa: F401  before any library that reads its settings
+
 DONE, FAILED, USAGE, NO_DATA, BELOW_ACCURACY, INTERRUPTED, TERMINATED = 0, 1, 2, 3, 4, 130, 143
 
 
@@ -24,12 +26,17 @@ class UserError(Exception):
 
 
 def run(main):
-    """Run a script's `main()` and leave with its exit code; an error that a user can cause becomes one line."""
+    """Run a script's `main()` as a program of its own and leave with its exit code."""
     _prepare_streams()
-    _prepare_libraries()
+    _quieten_libraries()
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(TERMINATED))
+    sys.exit(exit_code_of(main))
+
+
+def exit_code_of(main, argv=None):
+    """Run a script's `main(argv)`; returns its exit code. An error that a user can cause becomes one line."""
     try:
-        code = main()
+        code = main(argv)
         sys.stdout.flush()
     except UserError as error:
         say(f"error: {error}")
@@ -43,7 +50,7 @@ def run(main):
     except OSError as error:
         say(f"error: {describe(error)}")
         code = FAILED
-    sys.exit(code)
+    return code
 
 
 def say(message):
@@ -114,14 +121,12 @@ def _prepare_streams():
     sys.stderr.reconfigure(encoding="utf-8", errors="backslashreplace")
 
 
-def _prepare_libraries():
-    """Let neither the user's Keras settings nor the chatter of C libraries get in the way.
+def _quieten_libraries():
+    """Keep the chatter of C libraries out of what the user sees.
 
     libjpeg (on odd files), libpng and TensorFlow (when it starts) write to file descriptor 2 and cannot be asked not to.
     So Python's own standard error moves to a copy of it. Whoever sets TF_CPP_MIN_LOG_LEVEL to 0 or 1 hears everything.
     """
-    os.environ["KERAS_BACKEND"] = "tensorflow"
-    os.environ.pop("TF_USE_LEGACY_KERAS", None)
     if os.environ.get("TF_CPP_MIN_LOG_LEVEL") in ("0", "1"):
         return
     os.environ["TF_CPP_MIN_LOG_LEVEL"] = "3"

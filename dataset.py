@@ -20,18 +20,17 @@ import time
 import unicodedata
 from pathlib import Path
 
-# A file of a few kilobytes can claim billions of pixels. This is the limit at which Pillow, too, refuses
-# a "decompression bomb". OpenCV reads both settings once, when it is imported.
-MAX_PIXELS = 178_956_970
-os.environ["OPENCV_IO_MAX_IMAGE_PIXELS"] = str(MAX_PIXELS)
-os.environ.setdefault("OPENCV_LOG_LEVEL", "SILENT")
+import libraries
 
-import cv2  # noqa: E402
-import numpy as np  # noqa: E402
+# isort: split
+import cv2
+import numpy as np
 
-from console import NO_DATA, UserError, progress, put_in_place, say, write_whole  # noqa: E402
+import cpu
+from console import NO_DATA, UserError, progress, put_in_place, say, write_whole
 
 MAX_FILE_BYTES = 1 << 30
+READ_AHEAD_BYTES = 1 << 29  # of decoded pictures, at most, on a machine of however many cores
 KIND_OF_SUFFIX = {
     ".jpg": "JPEG", ".jpeg": "JPEG", ".jpe": "JPEG", ".jfif": "JPEG", ".png": "PNG", ".bmp": "BMP", ".gif": "GIF",
     ".webp": "WebP", ".tif": "TIFF", ".tiff": "TIFF",
@@ -206,7 +205,7 @@ def decode_picture(path, data, image_size):
         if error.code == cv2.Error.StsNoMem:
             raise BadPictureError(path, "too large for the memory of this machine", lasting=False) from None
         if "CV_IO_MAX_IMAGE" in error.err:
-            limit = f"{MAX_PIXELS:,} pixels" if "PIXELS" in error.err else "a million pixels wide or high"
+            limit = f"{libraries.MAX_PIXELS:,} pixels" if "PIXELS" in error.err else "a million pixels wide or high"
             raise BadPictureError(path, f"too large: more than {limit}") from None
         picture = None
     if picture is None:
@@ -242,16 +241,18 @@ def load_picture(path, image_size):
     return decode_picture(path, read_picture(path), image_size)
 
 
-def _ahead(function, items):
+def _ahead(function, items, result_bytes):
     """Yield `function(item)` for each item, in order, computed in threads a little ahead of the reader.
 
+    It is ahead by four results a core, or fewer where these, each of `result_bytes`, would be more than READ_AHEAD_BYTES.
     Exceptions of `function` reach the reader at the item's turn.
     """
-    workers = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    workers = cpu.cores()
+    most = max(1, min(4 * workers, READ_AHEAD_BYTES // result_bytes))
     items = iter(items)
     pool = concurrent.futures.ThreadPoolExecutor(workers)
     try:
-        waiting = collections.deque(pool.submit(function, item) for item in itertools.islice(items, 4 * workers))
+        waiting = collections.deque(pool.submit(function, item) for item in itertools.islice(items, most))
         while waiting:
             result = waiting.popleft().result()
             waiting.extend(pool.submit(function, item) for item in itertools.islice(items, 1))
@@ -283,7 +284,7 @@ def decode_batches(paths, image_size):
         except BadPictureError as error:
             return error.reason, None
 
-    results = _ahead(attempt, paths)
+    results = _ahead(attempt, paths, 3 * image_size**2)
     for batch in _in_chunks(paths, fitting_batch(image_size)):
         reasons, pictures = zip(*itertools.islice(results, len(batch)), strict=True)
         pixels = np.empty((reasons.count(None), image_size, image_size, 3), np.uint8)
@@ -391,7 +392,7 @@ def _decode_all(paths, image_size, file):
 
     checked = Checked([], [])
     with progress("decoding pictures", len(paths)) as advance:
-        for digest, pixels, error in _ahead(attempt, paths):
+        for digest, pixels, error in _ahead(attempt, paths, 3 * image_size**2):
             checked.digests.append(digest)
             checked.reasons.append(error and error.reason)
             checked.lasting &= error is None or error.lasting
@@ -410,18 +411,22 @@ class DataSet:
     `paths` and `labels` ((n,) int32) are in a fixed order; `batches()` yields them in that order or shuffled.
     """
 
-    def __init__(self, paths, labels, load):
-        """`load` takes positions, (k,) integers, and returns pixels, (k, image_size, image_size, 3) uint8 RGB."""
+    def __init__(self, paths, labels, load, picture_bytes):
+        """`load` takes positions, (k,) integers, and returns pixels, (k, image_size, image_size, 3) uint8 RGB.
+
+        `picture_bytes` is what one of them takes in memory.
+        """
         self.paths = paths
         self.labels = np.asarray(labels, np.int32)
-        self._load = load
+        self._load, self._picture_bytes = load, picture_bytes
 
     def __len__(self):
         return len(self.paths)
 
     def take(self, positions):
         """The DataSet of the pictures at these positions, (k,) integers, alone."""
-        return DataSet([self.paths[i] for i in positions], self.labels[positions], lambda rows: self._load(positions[rows]))
+        paths, labels = [self.paths[i] for i in positions], self.labels[positions]
+        return DataSet(paths, labels, lambda rows: self._load(positions[rows]), self._picture_bytes)
 
     def batches(self, batch_size, seed=None, epoch=0, first=0, view=None):
         """Yield (pixels, labels): (k, image_size, image_size, 3) uint8 RGB and (k,) int32.
@@ -441,7 +446,7 @@ class DataSet:
 
         order = np.arange(len(self)) if seed is None else np.random.default_rng((seed, epoch)).permutation(len(self))
         chunks = list(_in_chunks(order, batch_size))[first:]
-        return _ahead(load, chunks)
+        return _ahead(load, chunks, batch_size * self._picture_bytes)
 
 
 @dataclasses.dataclass
@@ -460,7 +465,8 @@ def read_train_sets(train_path, image_size, classes=None, validation_size=0.2, l
 
     `validation_size` is the part of each class, between 0 and 1, that is kept for validation; at least one picture of
     a class goes to either side. `classes`, `limit_per_class`: see find_pictures(). `cache_dir`: see check_pictures().
-    Returns TrainSets. Raises UserError where fewer than two classes, or fewer than two pictures of a class, are usable.
+    Returns TrainSets. Raises UserError where fewer than two classes, or fewer than two different pictures of a class, are
+    usable.
     """
     found = find_pictures(train_path, classes, limit_per_class)
     if len(found.classes) < 2:
@@ -470,10 +476,11 @@ def read_train_sets(train_path, image_size, classes=None, validation_size=0.2, l
     for i, (label, reason) in enumerate(zip(found.labels, checked.reasons, strict=True)):
         if reason is None:
             usable[label].append(i)
+    _say_contradictions(found, checked.digests)
     sides = ([], [])
     for name, members in zip(found.classes, usable, strict=True):
-        if len(members) < 2:
-            count = "one usable picture" if members else "no usable pictures"
+        if len({checked.digests[i] for i in members}) < 2:
+            count = ["no usable pictures", "one usable picture", "only copies of one picture"][min(len(members), 2)]
             raise UserError(f"class {name!r} in {found.folder} has {count}: it needs two, one to validate on", NO_DATA)
         for side, part in zip(sides, split(members, checked.digests, validation_size), strict=True):
             side.extend(part)
@@ -490,14 +497,28 @@ def read_train_sets(train_path, image_size, classes=None, validation_size=0.2, l
 def split(members, digests, validation_size):
     """Split the pictures of one class, a list of positions in `digests`: returns (training, validation), both in order.
 
+    At least two of them have to be different.
     A picture's rank by the digest of its bytes decides: no chance, no order and no file name is in it, so that it
     stays where it is when others are added, all but the few next to the border, and copies of it are with it.
     """
     ranked = sorted(members, key=lambda i: (digests[i], i))
-    count = min(max(round(len(members) * validation_size), 1), len(members) - 1)
-    while count < len(members) - 1 and digests[ranked[count]] == digests[ranked[count - 1]]:
-        count += 1  # copies of a picture stay together
+    borders = [n for n in range(1, len(ranked)) if digests[ranked[n - 1]] != digests[ranked[n]]]  # between two pictures
+    count = next((n for n in borders if n >= round(len(members) * validation_size)), borders[-1])
     return sorted(ranked[count:]), sorted(ranked[:count])
+
+
+def _say_contradictions(found, digests):
+    """Warn of pictures that are in more than one class: at least one of their labels is wrong."""
+    first_of, contradicting = {}, []
+    for path, label, digest in zip(found.paths, found.labels, digests, strict=True):
+        if digest is not None:
+            other_path, other_label = first_of.setdefault(digest, (path, label))
+            if other_label != label:
+                contradicting.append((other_path, path))
+    if contradicting:
+        one, other = contradicting[0]
+        say(f"warning: {len(contradicting)} pictures are copies of one in another class, such as {other} of {one}: remove"
+            " those whose class is wrong")  # fmt: skip
 
 
 def _data_set(found, checked, members, image_size):
@@ -510,7 +531,7 @@ def _data_set(found, checked, members, image_size):
             return checked.pixels[rows[positions]]
         return np.stack([load_picture(paths[i], image_size) for i in positions])
 
-    return DataSet(paths, [found.labels[i] for i in members], load)
+    return DataSet(paths, [found.labels[i] for i in members], load, 3 * image_size**2)
 
 
 def _only_one_class(found):

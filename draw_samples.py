@@ -12,6 +12,9 @@ from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 
+import libraries  # noqa: F401  before OpenCV
+
+# isort: split
 import cv2
 import numpy as np
 

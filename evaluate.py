@@ -6,7 +6,7 @@ from pathlib import Path
 
 import console
 from backbones import BACKBONES
-from console import BELOW_ACCURACY, DONE, NO_DATA, UserError, number, say
+from console import BELOW_ACCURACY, DONE, NO_DATA, USAGE, UserError, number, say
 from runs import find_run, read_card
 
 HERE = Path(__file__).resolve().parent
@@ -24,6 +24,8 @@ def parse_arguments(argv):
     add("--model", type=Path, default=HERE / "runs", metavar="RUN_FOLDER", help="default: the newest finished run")
     add("--zero-shot", choices=BACKBONES, metavar="NAME",
         help="score a network of keras.applications as it is, where ImageNet has kinds of the folder's classes")  # fmt: skip
+    add("--ood-dir", type=Path, nargs="+", default=[], metavar="FOLDER",
+        help="pictures of other things (out-of-distribution): also say how well they are told from these")  # fmt: skip
     add("--format", choices=["table", "json"], default="table", help="of standard output (default: table)")
     add("--tta", action="store_true", help="score the mirror image too (test-time augmentation), in twice the time")
     add("--min-accuracy", type=number(float, 0, 1), metavar="P", help="leave with exit code 4 below it, such as 0.9")
@@ -36,6 +38,8 @@ def main(argv=None):
     from dataset import find_pictures
     from inference import load_judge
 
+    if arguments.ood_dir and arguments.zero_shot:
+        raise UserError("--ood-dir is for runs: --zero-shot does not tell how unlike its training a picture is", USAGE)
     if arguments.zero_shot:
         from zero_shot import load_zero_shot
 
@@ -46,7 +50,10 @@ def main(argv=None):
         card = read_card(model)
         found = find_pictures(arguments.folder, card["classes"])
         judge, image_size = load_judge(model, card), card["image_size"]
-    result = {"model": str(model), "folder": str(arguments.folder)} | evaluate(judge, image_size, found, arguments.tta)
+        if arguments.ood_dir and "novelty" not in card:
+            raise UserError(f"--ood-dir: {model} does not tell how unlike its training a picture is", USAGE)
+    result = {"model": str(model), "folder": str(arguments.folder)}
+    result |= evaluate(judge, image_size, found, arguments.tta, arguments.ood_dir)
     print(json.dumps(result, indent=1) if arguments.format == "json" else table_of(result))
     if arguments.min_accuracy is not None and result["accuracy"] < arguments.min_accuracy:
         say(f"accuracy {result['accuracy']:.2%} is below the demanded {arguments.min_accuracy:.2%}")
@@ -54,19 +61,19 @@ def main(argv=None):
     return DONE
 
 
-def evaluate(judge, image_size, found, tta=False):
+def evaluate(judge, image_size, found, tta=False, ood_dirs=()):
     """Score each of the pictures found, see dataset.Found, once; for the rest, see predict().
 
     Returns a dictionary: accuracy; majority, the accuracy of always naming the largest class; log_loss, the mean of
     -ln(probability of the true class); calibration_error and chance_error: see calibration.py; classes; per_class,
     {class: {precision, recall, pictures}}, None where nothing was predicted or nothing was there;
     confusion_matrix[true][predicted], in the order of classes; unknown, how many predict.py would not name, although they
-    are scored; scored and skipped, counts of pictures.
+    are scored; scored and skipped, counts of pictures; out_of_distribution: {folder: see score_others()} of `ood_dirs`.
     Raises UserError where no picture can be scored.
     """
     import numpy as np
 
-    from calibration import calibration_error, chance_error
+    from metrics import calibration_error, chance_error
     from predict import predict, say_failed
 
     classes = found.classes
@@ -85,6 +92,7 @@ def evaluate(judge, image_size, found, tta=False):
     confusion = np.zeros((len(classes), len(classes)), int)
     np.add.at(confusion, (labels, named), 1)
     right = confusion.diagonal()
+    ordinary = [answer.novelty for answer in answers]
     per_class = {
         name: {"precision": ratio(right[i], confusion[:, i].sum()), "recall": ratio(right[i], confusion[i].sum()),
                "pictures": int(confusion[i].sum())}
@@ -99,9 +107,30 @@ def evaluate(judge, image_size, found, tta=False):
         "classes": classes,
         "per_class": per_class,
         "confusion_matrix": confusion.tolist(),
-        "unknown": sum(answer.novelty > 1 for answer in answers),
+        "unknown": sum(novelty > 1 for novelty in ordinary),
         "scored": scored,
         "skipped": skipped,
+        "out_of_distribution": {str(folder): score_others(judge, image_size, folder, ordinary) for folder in ood_dirs},
+    }
+
+
+def score_others(judge, image_size, folder, ordinary):
+    """How well the pictures in a folder, of none of the classes, are told from others, whose novelty `ordinary` is, (n,).
+
+    Returns {area_under_roc: see metrics.py, unknown: how many predict.py would call so, scored, skipped}.
+    """
+    from metrics import area_under_roc
+    from predict import list_pictures, predict
+
+    answers = list(predict(judge, image_size, list_pictures([folder])))
+    odd = [answer.novelty for answer in answers if not answer.reason]
+    if not odd:
+        raise UserError(f"none of the {len(answers)} pictures in {folder} can be read", NO_DATA)
+    return {
+        "area_under_roc": area_under_roc(ordinary, odd),
+        "unknown": sum(novelty > 1 for novelty in odd),
+        "scored": len(odd),
+        "skipped": len(answers) - len(odd),
     }
 
 
@@ -125,6 +154,9 @@ def table_of(result):
     lines.append(f"calibration error {result['calibration_error']:.2%} (from chance alone: {result['chance_error']:.2%})")
     lines.append(f"{result['scored']} pictures scored, {result['skipped']} skipped; "
                  f"{result['unknown']} would be called unknown")  # fmt: skip
+    for folder, others in result["out_of_distribution"].items():
+        lines.append(f"{others['unknown']} of {others['scored']} pictures in {folder} would be called unknown, "
+                     f"area under the ROC curve {others['area_under_roc']:.3f}")  # fmt: skip
     return "\n".join(lines)
 
 

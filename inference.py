@@ -2,10 +2,10 @@
 through TensorFlow otherwise."""
 
 import hashlib
-import os
 
 import numpy as np
 
+import cpu
 from console import NO_DATA, UserError, say
 from runs import CARD, LITERT, checkpoints_in
 
@@ -81,7 +81,7 @@ def load_litert(path):
     """
     from ai_edge_litert.interpreter import Interpreter
 
-    interpreter = Interpreter(str(path), num_threads=os.cpu_count())
+    interpreter = Interpreter(str(path), num_threads=cpu.cores())
     (inputs,) = interpreter.get_input_details()
     details = sorted(interpreter.get_output_details(), key=lambda output: -len(output["shape"]))  # the logits first
     shape = inputs["shape"]

@@ -3,8 +3,10 @@
 import argparse
 import collections
 import csv
+import hashlib
 import importlib.util
 import json
+import os
 import statistics
 import subprocess
 import sys
@@ -13,10 +15,16 @@ import time
 from pathlib import Path
 
 import console
+from backbones import BACKBONES
 from console import DONE, NO_DATA, USAGE, UserError, csv_text, number, say, write_whole
+from settings import DEFAULTS, RECIPES
 
 HERE = Path(__file__).resolve().parent
-COLUMNS = ["network", "pictures per class", "seed", "accuracy", "log loss", "minutes"]
+COLUMNS = {  # name: kind
+    "network": str, "pictures per class": int, "seed": int, "image size": int, "pictures": str, "accuracy": float,
+    "log loss": float, "minutes": float,
+}  # fmt: skip
+KEY = 5  # the first so many columns tell one training from another
 PICTURES_SHOWN = 240_000  # in a training from scratch, if that is 20 to 100 epochs
 
 
@@ -25,7 +33,7 @@ def parse_arguments(argv):
     parser = argparse.ArgumentParser(
         description="Train on the first N pictures of each class, for several N: the default network without and with "
         "augmentation, and a pretrained one; score each on other pictures, and draw accuracy against N.",
-        epilog="What is in FOLDER/learning_curve.csv already is not trained again: another --output begins anew.",
+        epilog="What is in FOLDER/learning_curve.csv already, with the same pictures, is not trained again.",
     )
     add = parser.add_argument
     add("--data-dir", type=Path, default=HERE / "training_data", metavar="FOLDER", help="default: training_data")
@@ -33,7 +41,7 @@ def parse_arguments(argv):
     add("--sizes", type=number(int, 2), nargs="+", default=[100, 250, 500, 1000, 2400, 7000], metavar="N",
         help="pictures of each class (default: 100 250 500 1000 2400 7000)")  # fmt: skip
     add("--seeds", type=number(int, 1), default=3, metavar="N", help="trainings for each point (default: 3)")
-    add("--pretrained", default="mobilenet_v2", metavar="NAME",
+    add("--pretrained", choices=["", *BACKBONES], default="mobilenet_v2", metavar="NAME",
         help="a network of keras.applications; '' for none (default: mobilenet_v2)")  # fmt: skip
     add("--image-size", type=number(int, 8), metavar="PX", help="default: each network's own")
     add("--output", type=Path, default=HERE / "runs" / "learning_curve", metavar="FOLDER",
@@ -47,28 +55,44 @@ def main(argv=None):
     from dataset import find_pictures
 
     found = find_pictures(arguments.data_dir)
-    find_pictures(arguments.test_dir, found.classes)  # or a wrong one would cost a training
+    test = find_pictures(arguments.test_dir, found.classes)  # or a wrong one would cost a training
     sizes = sizes_within(found, arguments.sizes)
     if importlib.util.find_spec("matplotlib") is None:
         raise UserError("the drawing needs matplotlib: pip install -r requirements-curve.txt", USAGE)
-    networks = {"cnn, no augmentation": ["--no-augment"], "cnn": []}
+    networks = {"cnn, no augmentation": ("cnn", ["--no-augment"]), "cnn": ("cnn", [])}  # {what: (network, flags)}
     if arguments.pretrained:
-        networks[f"{arguments.pretrained}, frozen"] = ["--network", arguments.pretrained]
+        networks[f"{arguments.pretrained}, frozen"] = (arguments.pretrained, [])
     arguments.output.mkdir(parents=True, exist_ok=True)
     table = arguments.output / "learning_curve.csv"
     rows = read_rows(table)
-    known = {tuple(row[:3]) for row in rows}
-    wanted = [(name, size, seed) for seed in range(arguments.seeds) for size in sizes for name in networks]
+    known = {tuple(row[:KEY]) for row in rows}
+    defaults = {name: (DEFAULTS | RECIPES[network])["image_size"] for name, (network, _) in networks.items()}
+    px = {name: arguments.image_size or size for name, size in defaults.items()}
+    seen = {size: digest_of(find_pictures(arguments.data_dir, limit_per_class=size), test) for size in sizes}
+    seeds = range(arguments.seeds)
+    wanted = [(name, size, seed, px[name], seen[size]) for seed in seeds for size in sizes for name in networks]
     with tempfile.TemporaryDirectory() as folder:
-        for i, (name, size, seed) in enumerate(wanted, start=1):
-            if (name, size, seed) not in known:
+        for i, key in enumerate(wanted, start=1):
+            if key not in known:
+                name, size, seed, image_size, _ = key
                 say(f"{i} of {len(wanted)}: {name}, {size} of each class, seed {seed}")
-                flags = [*networks[name], "--limit-per-class", size, "--seed", seed]
-                rows.append([name, size, seed, *train_and_score(flags, size, arguments, folder)])
+                network, flags = networks[name]
+                flags = ["--network", network, *flags, "--limit-per-class", size, "--seed", seed, "--image-size", image_size]
+                rows.append([*key, *train_and_score(network, flags, size, arguments, folder)])
                 write_whole(table, csv_text(COLUMNS, sorted(rows)))
-    draw(rows, arguments.output / "learning_curve.png")
-    print(table_of(rows))
+    shown = [row for row in rows if row[3] == px.get(row[0]) and row[4] == seen.get(row[1])]  # not of other pictures
+    draw(shown, arguments.output / "learning_curve.png")
+    print(table_of(shown))
     return DONE
+
+
+def digest_of(*found):
+    """Identifies pictures, see dataset.Found, by their names and sizes, wherever they are."""
+    digest = hashlib.blake2b(digest_size=6)
+    for each in found:
+        for path in each.paths:
+            digest.update(os.fsencode(path.relative_to(each.folder)) + b"\0%d\0" % os.stat(path).st_size)
+    return digest.hexdigest()
 
 
 def sizes_within(found, sizes):
@@ -89,19 +113,16 @@ def read_rows(table):
         return []
     try:
         with open(table, newline="", encoding="utf-8") as file:
-            kinds = (str, int, int, float, float, float)
-            return [[kind(row[name]) for kind, name in zip(kinds, COLUMNS, strict=True)] for row in csv.DictReader(file)]
+            return [[kind(row[name]) for name, kind in COLUMNS.items()] for row in csv.DictReader(file)]
     except (ValueError, KeyError, TypeError):
         raise UserError(f"{table} is damaged: restore it, or delete it to begin anew") from None
 
 
-def train_and_score(flags, size, arguments, folder):
+def train_and_score(network, flags, size, arguments, folder):
     """[accuracy, log loss, minutes] of one training, on the test pictures."""
     started = time.monotonic()
-    if "--network" not in flags:
+    if network == "cnn":
         flags = [*flags, "--epochs", min(max(PICTURES_SHOWN // (2 * size), 20), 100)]
-    if arguments.image_size:
-        flags = [*flags, "--image-size", arguments.image_size]
     run_script("train.py", "--data-dir", arguments.data_dir, "--output", folder, *flags)
     minutes = (time.monotonic() - started) / 60
     scores = json.loads(run_script("evaluate.py", arguments.test_dir, "--model", folder, "--format", "json"))
@@ -119,8 +140,8 @@ def run_script(script, *arguments):
 def points_of(rows):
     """{network: [(pictures per class, mean accuracy, standard deviation, trainings)]}, in percent."""
     found = {}
-    for name, size, _, accuracy, *_ in rows:
-        found.setdefault(name, {}).setdefault(size, []).append(100 * accuracy)
+    for row in rows:
+        found.setdefault(row[0], {}).setdefault(row[1], []).append(100 * row[KEY])
     return {
         name: [
             (size, statistics.mean(values), statistics.stdev(values) if len(values) > 1 else 0.0, len(values))

@@ -50,13 +50,13 @@ def main(argv=None):
     paths = list_pictures(arguments.paths)
     answers = predict(load_judge(run, card, arguments.runtime), card["image_size"], paths, arguments.tta)
     if arguments.submission:
-        ids, dog = submission_ids(paths), dog_column(card["classes"])
+        ids, dog, limit = submission_ids(paths), dog_column(card["classes"]), least_probability(card)
         if not arguments.submission.parent.is_dir():
             raise UserError(f"there is no folder {arguments.submission.parent} for --submission", USAGE)
         answers = list(answers)
     failed = PRINTERS[arguments.format](answers, card["classes"], arguments.top, arguments.min_confidence)
     if arguments.submission:
-        write_submission(arguments.submission, ids, dog, answers)
+        write_submission(arguments.submission, ids, dog, limit, answers)
     return FAILED if failed else DONE
 
 
@@ -114,15 +114,24 @@ def predict(judge, image_size, paths, tta=False):
             advance(len(batch))
 
 
+def no_class(classes):
+    """What a picture is called that has no class: unknown, or (unknown) where that is a class."""
+    name, taken = UNKNOWN, {name.casefold() for name in classes}
+    while name in taken:
+        name = f"({name})"
+    return name
+
+
 def name_class(answer, classes, min_confidence):
     """The class to name, its probability, and all probabilities, {class: probability}, the likeliest first.
 
-    The name is UNKNOWN where the picture is novel, or no class at least as likely as `min_confidence`.
+    The name is no_class() where the picture is novel, or no class at least as likely as `min_confidence`.
     """
     by_class = dict(zip(classes, map(math.exp, answer.scores), strict=True))
     by_class = dict(sorted(by_class.items(), key=lambda item: item[1], reverse=True))
     name, probability = next(iter(by_class.items()))
-    return UNKNOWN if answer.novelty > 1 or probability < min_confidence else name, probability, by_class
+    named = answer.novelty <= 1 and probability >= min_confidence
+    return name if named else no_class(classes), probability, by_class
 
 
 def print_text(answers, classes, top, min_confidence):
@@ -134,7 +143,7 @@ def print_text(answers, classes, top, min_confidence):
         else:
             name, _, by_class = name_class(answer, classes, min_confidence)
             shown = ", ".join(f"{name} {p:.1%}" for name, p in list(by_class.items())[:top])
-            print(f"{answer.path}: " + (f"{UNKNOWN} ({shown})" if name == UNKNOWN else shown), flush=True)
+            print(f"{answer.path}: {shown if name in classes else f'{name} ({shown})'}", flush=True)
     return failed
 
 
@@ -198,11 +207,27 @@ def submission_ids(paths):
     return ids
 
 
-def write_submission(file_path, ids, dog, answers):
-    """Write Kaggle's id,label, in the order of the numbers; pictures that could not be read have no row."""
+def least_probability(card):
+    """The least probability that a submission gives any class: what n validation pictures, all right, say of the next one.
+
+    Kaggle scores log loss, in which one answer that is sure and wrong costs as much as a hundred right ones gain. Of a next
+    picture after n right ones, 1 / (n + 2) is the probability of being wrong (Laplace's rule of succession).
+    """
+    try:
+        return 1 / (2 + sum(int(counts["validation"]) for counts in card["pictures"].values()))
+    except (KeyError, TypeError, ValueError, AttributeError):
+        raise UserError("--submission: the run's card does not tell how many pictures it validated on", NO_DATA) from None
+
+
+def write_submission(file_path, ids, dog, limit, answers):
+    """Write Kaggle's id,label, in the order of the numbers; pictures that could not be read have no row.
+
+    Labels are from `limit` to 1 - `limit`.
+    """
     rows = [(id_, math.exp(answer.scores[dog])) for id_, answer in zip(ids, answers, strict=True) if not answer.reason]
-    write_whole(file_path, csv_text(["id", "label"], ([id_, f"{p:.6f}"] for id_, p in sorted(rows))))
-    say(f"{len(rows)} rows in {file_path}")
+    clipped = ([id_, f"{min(max(p, limit), 1 - limit):.6f}"] for id_, p in sorted(rows))
+    write_whole(file_path, csv_text(["id", "label"], clipped))
+    say(f"{len(rows)} rows in {file_path}, labels from {limit:.6f} to {1 - limit:.6f}: log loss forgives no certainty")
 
 
 if __name__ == "__main__":

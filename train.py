@@ -2,50 +2,21 @@
 
 import argparse
 import collections
-import os
 import platform
 import shutil
 import time
 from pathlib import Path
 
 import console
+import cpu
 from backbones import BACKBONES
-from console import NO_DATA, USAGE, UserError, command, csv_text, number, say, shell_path, write_whole
-from runs import CARD, MAX_IMAGE_SIZE, MIN_IMAGE_SIZE, find_run, locked, new_run, read_card, write_card
+from console import NO_DATA, USAGE, UserError, command, csv_text, say, shell_path, write_whole
+from runs import CARD, find_run, locked, new_run, read_card, write_card
+from settings import DEFAULTS, PRETRAINED, RECIPES, RESNET, SETTINGS
 
 # TensorFlow, and what imports it, is imported inside the functions that use it: --help and a wrong flag answer at once.
 
 HERE = Path(__file__).resolve().parent
-SETTINGS = {  # name: (type, default)
-    "data_dir": (Path, HERE / "training_data"),
-    "limit_per_class": (number(int, 2), None),
-    "validation_split": (number(float, above=0, below=1), 0.2),
-    "image_size": (number(int, MIN_IMAGE_SIZE, MAX_IMAGE_SIZE), 128),
-    "start_size": (number(int, MIN_IMAGE_SIZE, MAX_IMAGE_SIZE), None),
-    "augment": (console.switch, True),
-    "network": (str, "cnn"),
-    "weights": (str, "imagenet"),
-    "fine_tune": (str, None),
-    "fine_tune_epochs": (number(int, 1), 5),
-    "fine_tune_lr": (number(float, above=0), 1e-4),
-    "dropout": (number(float, 0, below=1), 0.3),
-    "epochs": (number(int, 1), 20),
-    "batch_size": (number(int, 1), 32),
-    "lr": (number(float, above=0), 1e-3),
-    "weight_decay": (number(float, 0), 0.02),
-    "label_smoothing": (number(float, 0, below=1), 0.1),
-    "ema": (number(float, 0, below=1), 0.99),
-    "class_weights": (console.switch, False),
-    "mixed_precision": (console.switch, True),
-    "patience": (number(int, 0), 0),
-    "seed": (number(int, 0, 2**32 - 1), 0),
-    "save_minutes": (number(float, 0), 5.0),
-}
-DEFAULTS = {name: default for name, (_, default) in SETTINGS.items()}
-RESNET = {"start_size": 64, "batch_size": 64, "lr": 3e-3, "weight_decay": 0.05, "dropout": 0.1,
-          "label_smoothing": 0.05}  # fmt: skip
-PRETRAINED = {"image_size": 224, "label_smoothing": 0.0}
-RECIPES = {"cnn": {}, "resnet": RESNET, **dict.fromkeys(BACKBONES, PRETRAINED)}  # network: its own defaults
 CHANGEABLE_ON_RESUME = {"data_dir", "patience", "save_minutes"}
 FINE_TUNING = {"fine_tune", "fine_tune_epochs", "fine_tune_lr"}
 
@@ -220,6 +191,7 @@ def train_in(run, card, sets):
     from trainer import Training, phases_of
 
     say_header(run, card, sets)
+    say_what_differs(card)
     card = {name: value for name, value in card.items() if name not in ("temperature", "novelty")}  # of an earlier best
     card["finished"] = False
     phases = phases_of(card["settings"])
@@ -276,6 +248,7 @@ def make_card(settings, sets):
         "skipped": len(sets.skipped),
         "fingerprint": sets.fingerprint,
         "versions": versions(),
+        "device": device(settings),
         "finished": False,
     }
 
@@ -299,14 +272,39 @@ def versions():
     return {"python": platform.python_version()} | {name: module.__version__ for name, module in named.items()}
 
 
-def say_header(run, card, sets):
-    """Say what is about to be trained, on what, with what."""
+def device(settings):
+    """What computes a training with these settings, and with what arithmetic."""
     import tensorflow as tf
 
+    from trainer import steps_in_bfloat16
+
+    return {
+        "gpus": [gpu.name for gpu in tf.config.list_logical_devices("GPU")],
+        "cpu": cpu.name(),
+        "cores": cpu.cores(),
+        "instruction set": cpu.instruction_set(),
+        "oneDNN": cpu.has_onednn(),
+        "bfloat16": steps_in_bfloat16(settings),
+    }
+
+
+def say_what_differs(card):
+    """Say in one line why a run that goes on here will not end with the same bits as where it began."""
+    began, now = ({**card.get("versions", {}), **card.get("device", {})}, {**versions(), **device(card["settings"])})
+    others = [f"{name} {began[name]}, not {value}" for name, value in now.items() if began.get(name, value) != value]
+    if others:
+        say(f"note       it began with {'; '.join(others)}: it will not end the same to the bit")
+
+
+def say_header(run, card, sets):
+    """Say what is about to be trained, on what, with what."""
+    computing = device(card["settings"])
+    on_or_off = (f"{name} {'on' if computing[name] else 'off'}" for name in ("oneDNN", "bfloat16"))
+    cores = f"{computing['cores']} cores"
+    parts = [*computing["gpus"], "CPU", computing["cpu"], cores, computing["instruction set"], *on_or_off]
     counts = ", ".join(f"{name} {n['training']} + {n['validation']}" for name, n in count_pictures(sets).items())
-    devices = tf.config.list_logical_devices("GPU") or [f"CPU, {os.cpu_count()} cores"]
     say("versions   " + ", ".join(f"{name} {version}" for name, version in versions().items()))
-    say("device     " + ", ".join(str(getattr(device, "name", device)) for device in devices))
+    say("device     " + ", ".join(filter(None, parts)))
     say(f"pictures   {counts} (training + validation)")
     if sets.skipped:
         reasons = collections.Counter(reason for _, reason in sets.skipped)

@@ -14,16 +14,17 @@ import numpy as np
 import tensorflow as tf
 
 import console
+import cpu
 from augment import augment
 from backbones import BACKBONES, extract_features, load_weights, normalize_by_recent_steps, split_at_features, unfreeze
-from calibration import calibration_error, fit_temperature
+from calibration import fit_temperature
 from checkpoints import Saver, load_best, save_novelty
 from console import NO_DATA, UserError, command, csv_text, say, write_whole
 from dataset import fitting_batch
 from inference import log_probabilities
+from metrics import calibration_error
 from model import compile_outputs, create_network, with_features
 from novelty import Novelty, usual_limit
-from precision import bfloat16, has_bfloat16
 
 MOST_JUDGED = 3000  # pictures, of training and of validation, to calibrate with
 HISTORY = ["epoch", "loss", "accuracy", "val_loss", "val_accuracy", "seconds", "pictures_per_second"]
@@ -50,6 +51,11 @@ def phases_of(settings):
     if settings["fine_tune"]:
         phases.append(Phase("fine-tuning", epochs, epochs + more, settings["fine_tune_lr"], unfrozen=settings["fine_tune"]))
     return phases
+
+
+def steps_in_bfloat16(settings):
+    """True if training steps with these settings are computed in bfloat16: on a CPU that has it."""
+    return settings["mixed_precision"] and cpu.has_bfloat16() and not tf.config.list_logical_devices("GPU")
 
 
 class Training:
@@ -136,7 +142,7 @@ class Training:
         started, first = time.monotonic(), int(self._step)
         augmented = self.settings["augment"] and not self.phase.on_features
         view = functools.partial(augment, size=self.training_size()) if augmented else None
-        precision = bfloat16 if self.in_bfloat16() else contextlib.nullcontext
+        precision = cpu.bfloat16 if self.in_bfloat16() else contextlib.nullcontext
         batches = self.sets.train.batches(self.batch_size, self.settings["seed"], self.epoch, first, view)
         with precision(), console.progress(f"epoch {self.epoch + 1}/{self.phase.last}", self.steps) as advance:
             advance(first)
@@ -151,9 +157,8 @@ class Training:
         return {"epoch": self.epoch + 1, "loss": loss, "accuracy": accuracy, "pictures_per_second": speed}
 
     def in_bfloat16(self):
-        """True if steps are computed in bfloat16: on a CPU that has it; a head alone is quick enough without."""
-        gpus = tf.config.list_logical_devices("GPU")
-        return self.settings["mixed_precision"] and has_bfloat16() and not gpus and not self.phase.on_features
+        """True if this phase's steps are computed in bfloat16; a head alone is quick enough without."""
+        return steps_in_bfloat16(self.settings) and not self.phase.on_features
 
     def training_size(self):
         """Side of this epoch's training pictures: it grows from --start-size to --image-size while the rate is high."""

@@ -16,6 +16,8 @@ FAMILIES = {  # of ImageNet's 1,000 classes, those that are kinds of: first and 
     "rabbit": [(330, 332)], "monkey": [(370, 382)], "ape": [(365, 369)],
 }  # fmt: skip
 
+PLURALS = [("", ""), ("s", ""), ("es", ""), ("ies", "y"), ("ves", "f"), ("ves", "fe")]  # endings, and those of one
+
 
 def load_zero_shot(name, classes):
     """(judge, image_size) of a network of keras.applications with ImageNet's weights: see judge_by_imagenet().
@@ -68,7 +70,7 @@ def imagenet_classes(name, labels):
     """
     folded = [label.casefold() for label in labels]
     words = re.sub(r"[\s_-]+", "_", name.strip().casefold())
-    for word in (words, words.removesuffix("s"), words.removesuffix("es")):
+    for word in [words.removesuffix(many) + one for many, one in PLURALS if words.endswith(many)]:
         if word in FAMILIES:
             return [i for first, last in FAMILIES[word] for i in range(first, last + 1)]
         for kinds in ({word}, {label for label in folded if label.endswith(f"_{word}")}):

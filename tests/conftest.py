@@ -1,5 +1,7 @@
 """What all tests share: drawn pictures, and the scripts, run as a user runs them."""
 
+import importlib
+import io
 import json
 import os
 import shutil
@@ -7,13 +9,18 @@ import subprocess
 import sys
 from pathlib import Path
 
-import cv2
-import numpy as np
 import pytest
 
 PROJECT = Path(__file__).resolve().parent.parent
 REAL_DATA = PROJECT.parent / "shared" / "data"
+HANGING = 1800  # seconds after which a process is taken to hang: far more than the slowest takes on the slowest machine
 sys.path.insert(0, str(PROJECT))
+
+import console  # noqa: E402
+
+# isort: split
+import cv2  # noqa: E402
+import numpy as np  # noqa: E402
 
 from draw_samples import draw  # noqa: E402
 
@@ -31,13 +38,50 @@ def start(script, *arguments, change=None, **options):
     return subprocess.Popen(command, encoding="utf-8", errors="surrogateescape", **options)
 
 
-def run(script, *arguments, code=0, text=None, **options):
-    """Run a script to its end, check its exit code and that nothing crashed; returns the finished process."""
-    process = start(script, *arguments, **options, **({} if text is None else {"stdin": subprocess.PIPE}))
-    stdout, stderr = process.communicate(text, timeout=180)
-    assert "Traceback" not in stderr, stderr
-    assert process.returncode == code, f"exit code {process.returncode}\n{stdout}\n{stderr}"
-    return subprocess.CompletedProcess(process.args, code, stdout, stderr)
+def call(script, *arguments, text=""):
+    """Run a script's main() in this process, where TensorFlow is imported already; returns it like a finished process."""
+    streams = {name: io.TextIOWrapper(io.BytesIO(), "utf-8", "surrogateescape", newline="") for name in ("stdout", "stderr")}
+    with pytest.MonkeyPatch.context() as patch:
+        for name, stream in streams.items():
+            patch.setattr(sys, name, stream)
+        patch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(os.fsencode(text))))
+        try:
+            code = console.exit_code_of(importlib.import_module(script).main, [str(argument) for argument in arguments])
+        except SystemExit as leaving:
+            code = leaving.code
+    for stream in streams.values():
+        stream.seek(0)
+    return subprocess.CompletedProcess([script, *arguments], code, *(stream.read() for stream in streams.values()))
+
+
+def run(script, *arguments, code=0, text="", process=False, **options):
+    """Run a script to its end and check its exit code and that nothing crashed; returns it like a finished process.
+
+    It is a process of its own if `process`, or if it needs one: for `options`, see start().
+    """
+    if process or options:
+        started = start(script, *arguments, **options)
+        stdout, stderr = started.communicate(timeout=HANGING)
+        finished = subprocess.CompletedProcess(started.args, started.returncode, stdout, stderr)
+    else:
+        finished = call(script, *arguments, text=text)
+    assert "Traceback" not in finished.stderr, finished.stderr
+    assert finished.returncode == code, f"exit code {finished.returncode}\n{finished.stdout}\n{finished.stderr}"
+    return finished
+
+
+@pytest.fixture
+def scripts_in_this_process(monkeypatch):
+    """Scripts that a script starts are run in this process."""
+    start_process = subprocess.run
+
+    def run_here(command, *arguments, **options):
+        path = Path(command[1])
+        if command[0] == sys.executable and path.parent == PROJECT:
+            return call(path.stem, *command[2:])
+        return start_process(command, *arguments, **options)
+
+    monkeypatch.setattr(subprocess, "run", run_here)
 
 
 def error_of(finished):

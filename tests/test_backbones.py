@@ -1,8 +1,10 @@
 """Pretrained networks: features of a frozen backbone first, then fine-tuning, with weights that were downloaded before."""
 
+import os
 import shutil
 from pathlib import Path
 
+import cv2
 import h5py
 import keras
 import numpy as np
@@ -10,8 +12,9 @@ import pytest
 from conftest import draw_pictures, error_of, predictions, run, start
 from test_train import assert_same_run, history_of, wait_until
 
-from backbones import BACKBONES, load_weights, split_at_features
+from backbones import BACKBONES, extract_features, load_weights, split_at_features
 from checkpoints import load_best
+from dataset import read_train_sets
 from model import create_network, with_features
 from runs import read_card
 
@@ -90,7 +93,7 @@ def test_a_fine_tuned_network_predicts_without_tensorflow_as_with_it(pictures, f
     assert read_card(fine_tuned)["novelty"]["features"] == "maps"  # its last features know little but the classes now
 
 
-def test_weights_that_cannot_be_had_are_one_clear_line(pictures, tmp_path, weights, monkeypatch):
+def test_weights_that_cannot_be_had_are_one_clear_line(pictures, tmp_path, weights):
     def refused(*flags, code=3):
         return error_of(run("train", *SETTINGS, pictures, "--output", "runs", *flags, code=code))
 
@@ -102,9 +105,9 @@ def test_weights_that_cannot_be_had_are_one_clear_line(pictures, tmp_path, weigh
     with h5py.File("links.weights.h5", "r+") as file:
         file["more"] = h5py.ExternalLink("/etc/passwd", "/")
     assert "refers to other files" in refused("--weights", "links.weights.h5")
-    monkeypatch.setenv("HTTPS_PROXY", "http://127.0.0.1:9")  # where nobody listens
-    monkeypatch.setenv("KERAS_HOME", str(tmp_path))
-    assert f"cannot download what {tmp_path / 'models'} lacks" in refused(code=1)
+    nobody_listens = os.environ | {"HTTPS_PROXY": "http://127.0.0.1:9", "KERAS_HOME": str(tmp_path)}
+    offline = run("train", *SETTINGS, pictures, "--output", "runs", code=1, env=nobody_listens)
+    assert f"cannot download what {tmp_path / 'models'} lacks" in error_of(offline)
     assert not list(Path("runs").glob("0*"))  # or --resume would choose one that never began
 
 
@@ -138,6 +141,16 @@ def test_a_phase_that_lost_its_checkpoints_is_not_trained_again(fine_tuned, tmp_
     shutil.copytree(fine_tuned, tmp_path / "copy")
     shutil.rmtree(tmp_path / "copy/checkpoints/fine-tuning")
     assert "are gone" in error_of(run("train", "--resume", tmp_path / "copy", code=3))
+
+
+def test_features_are_made_anew_by_another_opencv(pictures, monkeypatch):
+    inputs = keras.Input((16, 16, 3), dtype="uint8")
+    features_of = keras.Model(inputs, keras.layers.Flatten()(keras.layers.Rescaling(1.0)(inputs)))
+    sets = read_train_sets(pictures, 16)
+    for version in ("1.0", "1.0", "2.0"):
+        monkeypatch.setattr(cv2, "__version__", version)
+        extract_features(sets, features_of, "cache")
+    assert len(list(Path("cache").glob("*.features"))) == 2
 
 
 def test_features_stay_in_memory_where_no_cache_can_be_written(pictures, weights, tmp_path):

@@ -5,13 +5,18 @@ from pathlib import Path
 
 from conftest import run
 
+import cpu
 
-def test_a_short_benchmark(pictures):
+
+def test_a_short_benchmark(pictures, scripts_in_this_process):
     short = ("--rounds", 1, "--steps", 2, "--epochs", 2, "--batch-sizes", 4)
+    (pictures / "cats/more").mkdir()
+    (pictures / "cats/cats_1.jpg").rename(pictures / "cats/more/cats_2.jpg")  # names are the same in subfolders
     finished = run("bench", "--data-dir", pictures, *short, "--output", "results")
-    (file,) = Path("results").glob("bench-*-24pictures.csv")
+    (file,) = Path("results").glob(f"bench-*-{cpu.instruction_set()}-*-24pictures.csv")
     with open(file, newline="") as table:
         rows = list(csv.DictReader(table))
+    assert {row["CPU"] for row in rows} == {cpu.name()}
     assert {row["who"] for row in rows} >= {"this machine", "this project", "Keras fit", "Keras fit, cached"}
     for what in ("step, batch 4", "first epoch from files", "later epochs from files", "float32 matrix product",
                  "predicting files", "first step of a second run"):  # fmt: skip

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 from conftest import PROJECT, QUICK, error_of, predictions, run
 
+import export
 import model
 from checkpoints import load_network
 from dataset import load_picture
@@ -70,9 +71,11 @@ def test_training_further_makes_the_litert_file_anew(run_folder, pictures):
 
 
 @pytest.mark.parametrize("name", ["savedmodel", "litert", "litert-int8", "onnx"])
-def test_every_format_is_checked_and_kept(run_folder, pictures, name):
+def test_every_format_is_checked_and_kept(run_folder, pictures, name, monkeypatch):
     if name == "onnx":
-        missing = run("export", "--model", run_folder, "--format", name, code=2, change="sys.modules['tf2onnx'] = None")
+        with monkeypatch.context() as fault:
+            fault.setitem(sys.modules, "tf2onnx", None)
+            missing = run("export", "--model", run_folder, "--format", name, code=2)
         assert "pip install -r requirements-export.txt" in error_of(missing)
         pytest.importorskip("tf2onnx")
         pytest.importorskip("onnxruntime")
@@ -101,9 +104,9 @@ def test_export_with_damaged_settings_is_one_clear_line(run_folder, pictures):
     assert "settings in" in error_of(run("export", "--model", run_folder, code=3))
 
 
-def test_a_converter_that_fails_costs_nothing_but_its_file(pictures):
-    fault = "import export; export.CONVERTERS['litert'] = lambda *_: 1 / 0"
-    finished = run("train", "--data-dir", pictures, "--output", "runs", *QUICK, change=fault)
+def test_a_converter_that_fails_costs_nothing_but_its_file(pictures, monkeypatch):
+    monkeypatch.setitem(export.CONVERTERS, "litert", lambda *_: 1 / 0)
+    finished = run("train", "--data-dir", pictures, "--output", "runs", *QUICK)
     assert "no LiteRT file for quick predictions: division by zero" in finished.stderr
     assert predictions("runs", pictures / "cats/cats_1.jpg")
 

@@ -1,17 +1,24 @@
 """learning_curve.py trains what is missing in its table, and draws it."""
 
 import re
+import shutil
+import sys
 from pathlib import Path
 
 import cv2
 import pytest
 from conftest import draw_pictures, error_of, run
 
+import learning_curve
 
-def test_a_small_curve_and_what_is_known_is_not_trained_again(pictures):
+
+def test_a_small_curve_and_what_is_known_is_not_trained_again(pictures, monkeypatch, scripts_in_this_process):
     small = ("--data-dir", pictures, "--test-dir", draw_pictures("test", 4), "--sizes", 8, 13, "--seeds", 1, "--image-size",
              32, "--pretrained", "", "--output", "results")  # fmt: skip
-    refused = run("learning_curve", *small, code=2, change="sys.modules['matplotlib'] = None")
+    monkeypatch.setattr(learning_curve, "PICTURES_SHOWN", 0)  # as few epochs as it trains
+    with monkeypatch.context() as fault:
+        fault.setitem(sys.modules, "matplotlib", None)
+        refused = run("learning_curve", *small, code=2)
     assert "pip install -r requirements-curve.txt" in error_of(refused)
     pytest.importorskip("matplotlib")
     finished = run("learning_curve", *small)
@@ -23,6 +30,15 @@ def test_a_small_curve_and_what_is_known_is_not_trained_again(pictures):
     again = run("learning_curve", *small)
     assert "seed" not in again.stderr
     assert again.stdout == finished.stdout
+    more = run("learning_curve", *small, "--image-size", 40)  # the same pictures, but not the same training
+    assert more.stderr.count("seed 0") == 2
+    shutil.copy(pictures / "cats/cats_1.jpg", pictures / "cats/cats_0.jpg")  # nor are these the same pictures
+    more = run("learning_curve", *small, "--image-size", 40)
+    assert more.stderr.count("seed 0") == 2
+    assert len(more.stdout.splitlines()) == 2
+    assert "trainings" not in more.stdout
+    table = Path("results/learning_curve.csv").read_text()
+    assert len(table.splitlines()) == 7
     Path("results/learning_curve.csv").write_text(table.replace("seed", "sead"))
     assert "is damaged" in error_of(run("learning_curve", *small, code=1))
 

@@ -14,7 +14,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from conftest import PROJECT, QUICK, draw_pictures, error_of, predictions, run, start
+from conftest import HANGING, PROJECT, QUICK, draw_pictures, error_of, predictions, run, save, start
 
 from dataset import load_picture, read_train_sets
 
@@ -139,13 +139,32 @@ def test_submission_for_kaggle(trained, pictures, tmp_path):
     assert [row["id"] for row in rows] == ["9", "10", "11"]
     for row in rows:
         assert float(row["label"]) == pytest.approx(answers[f"test1/{row['id']}.jpg"]["probabilities"]["dogs"], abs=1e-6)
+    shutil.copytree(trained, "sure")
+    card = json.loads((trained / "model.json").read_text())
+    (tmp_path / "sure/model.json").write_text(json.dumps(card | {"temperature": 1e-6}))  # certain of everything
+    limits = run("predict", "--model", "sure", "test1", "--submission", "sure.csv", "--runtime", "tensorflow").stderr
+    assert "labels from 0.166667 to 0.833333" in limits  # of four validation pictures
+    labels = {row["label"] for row in csv.DictReader((tmp_path / "sure.csv").read_text().splitlines())}
+    assert labels <= {"0.166667", "0.833333"}
     assert "numbered" in error_of(run("predict", "--model", trained, pictures, "--submission", "other.csv", code=2))
     assert "no folder no" in error_of(run("predict", "--model", trained, "test1", "--submission", "no/where.csv", code=2))
     (tmp_path / "link.csv").symlink_to("submission.csv")
     run("predict", "--model", trained, "test1/9.jpg", "--submission", "link.csv")
     assert (tmp_path / "link.csv").is_symlink()
     assert len((tmp_path / "submission.csv").read_text().splitlines()) == 2
-    assert "9," in run("predict", "--model", trained, "test1/9.jpg", "--submission", "/dev/stdout").stdout
+    assert "9," in run("predict", "--model", trained, "test1/9.jpg", "--submission", "/dev/stdout", process=True).stdout
+
+
+def test_a_class_called_unknown_is_told_from_no_class(trained, photo, tmp_path):
+    shutil.copytree(trained, "copy")
+    card = json.loads((trained / "model.json").read_text())
+    (tmp_path / "copy/model.json").write_text(json.dumps(card | {"classes": ["Unknown", "dogs"]}))
+    for path in (trained, "copy"):
+        no_class = "unknown" if path == trained else "(unknown)"
+        arguments = ("predict", "--model", path, photo, "--min-confidence", 1)
+        assert json.loads(run(*arguments, "--format", "json").stdout)[0]["class"] == no_class
+        assert f"{photo}: {no_class} (" in run(*arguments).stdout
+        assert f"{photo},{no_class}," in run(*arguments, "--format", "csv").stdout
 
 
 def test_submission_needs_a_dog(tmp_path):
@@ -162,7 +181,7 @@ def test_a_reader_that_has_seen_enough(trained, photo, tmp_path):
     process.stdout.readline()
     process.stdout.close()
     assert process.stderr.read() == ""
-    assert process.wait(60) == 1
+    assert process.wait(HANGING) == 1
 
 
 def test_a_progress_bar_on_a_terminal_leaves_results_alone(trained, pictures, tmp_path):
@@ -175,7 +194,7 @@ def test_a_progress_bar_on_a_terminal_leaves_results_alone(trained, pictures, tm
     with contextlib.suppress(OSError):  # the terminal is closed
         while part := os.read(terminal, 1024):
             shown += part
-    assert process.wait(60) == 0
+    assert process.wait(HANGING) == 0
     os.close(terminal)
     assert len((tmp_path / "out.txt").read_text().splitlines()) == 24
     assert b"predicting" in shown
@@ -192,9 +211,11 @@ def test_odd_standard_streams(trained, photo):
 
 
 @pytest.mark.parametrize("script", ["train", "predict", "evaluate", "export", "bench", "learning_curve"])
-def test_help_answers_at_once(script):
-    finished = run(script, "--help", env=os.environ | {"PYTHONPROFILEIMPORTTIME": "1", "TF_CPP_MIN_LOG_LEVEL": "1"})
-    assert "usage" in finished.stdout
+@pytest.mark.parametrize(("flag", "code"), [("--help", 0), ("--nonsense", 2)])
+def test_help_and_a_wrong_flag_answer_at_once(script, flag, code):
+    environment = os.environ | {"PYTHONPROFILEIMPORTTIME": "1", "TF_CPP_MIN_LOG_LEVEL": "1"}
+    finished = run(script, flag, code=code, env=environment)
+    assert "usage" in finished.stdout + finished.stderr
     assert "import time" in finished.stderr
     assert "numpy" not in finished.stderr  # nor what imports it, OpenCV and TensorFlow
 
@@ -252,6 +273,24 @@ def test_a_demanded_accuracy(trained, pictures):
     assert "below the demanded" in finished.stderr
     assert "accuracy" in finished.stdout, "the figures are printed all the same"
     run("evaluate", "--min-accuracy", 90, pictures, code=2)
+
+
+def test_pictures_of_other_things_are_told_from_those_of_the_classes(trained, pictures, tmp_path):
+    for k in range(6):
+        noise = np.random.default_rng(k).integers(0, 256, (48, 48, 3), dtype=np.uint8)
+        save(tmp_path / f"noise/{k}.png", noise if k else np.zeros_like(noise))
+    (tmp_path / "noise/bad.jpg").write_bytes(b"")
+    arguments = ("--model", trained, pictures, "--ood-dir", "noise", pictures)
+    result = json.loads(run("evaluate", *arguments, "--format", "json").stdout)["out_of_distribution"]
+    ordinary, odd = ([answer["novelty"] for answer in predictions(trained, folder, code=code).values() if "class" in answer]
+                     for folder, code in ((pictures, 0), ("noise", 1)))  # fmt: skip
+    pairs = [other > one for one in ordinary for other in odd]
+    assert result["noise"]["area_under_roc"] == pytest.approx(np.mean(pairs), abs=0.01)
+    assert (result["noise"]["scored"], result["noise"]["skipped"]) == (6, 1)
+    assert result["noise"]["unknown"] == sum(novelty > 1 for novelty in odd)
+    assert result[str(pictures)]["area_under_roc"] == pytest.approx(0.5)
+    assert "of 6 pictures in noise would be called unknown" in run("evaluate", *arguments).stdout
+    assert "--ood-dir" in error_of(run("evaluate", pictures, "--zero-shot", "mobilenet_v2", "--ood-dir", "noise", code=2))
 
 
 def test_evaluation_of_unusable_folders(trained, pictures):
