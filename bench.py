@@ -116,8 +116,9 @@ def summarize(figures):
         for who, values in by_who.items():
             median = statistics.median(values)
             shown = [f"{value:.1f}" for value in (median, min(values), max(values))]
-            share = f"{median / limit:.0%}" if what.startswith("step") and what.endswith("pictures/s") else ""
-            comparable = who != OURS and OURS in by_who and median
+            is_speed = what.endswith("pictures/s")
+            share = f"{median / limit:.0%}" if is_speed and what.startswith("step") else ""
+            comparable = is_speed and who != OURS and OURS in by_who
             ratio = f"{statistics.median(by_who[OURS]) / median:.2f}" if comparable else ""
             rows.append([what, who, *shown, len(values), share, ratio])
     return header, rows

@@ -289,11 +289,11 @@ def device(settings):
 
 
 def say_what_differs(card):
-    """Say in one line why a run that goes on here will not end with the same bits as where it began."""
+    """Say in one line why a run that goes on here may not end with the same weights as where it began."""
     began, now = ({**card.get("versions", {}), **card.get("device", {})}, {**versions(), **device(card["settings"])})
     others = [f"{name} {began[name]}, not {value}" for name, value in now.items() if began.get(name, value) != value]
     if others:
-        say(f"note       it began with {'; '.join(others)}: it will not end the same to the bit")
+        say(f"note       it began with {'; '.join(others)}: do not expect the same weights, bit for bit")
 
 
 def say_header(run, card, sets):

@@ -27,13 +27,9 @@ from draw_samples import draw  # noqa: E402
 needs_real_data = pytest.mark.skipif(not REAL_DATA.is_dir(), reason=f"no real pictures in {REAL_DATA}")
 
 
-def start(script, *arguments, change=None, **options):
-    """Start a script as a user does; returns the process. `change` is Python to run first: a fault that users may meet."""
-    file = [str(PROJECT / f"{script}.py")]
-    if change:
-        path = f"import sys; sys.path.insert(0, {str(PROJECT)!r})"
-        file = ["-c", f"{path}\n{change}\nimport console, {script}\nconsole.run({script}.main)"]
-    command = [sys.executable, *file, *map(str, arguments)]
+def start(script, *arguments, **options):
+    """Start a script as a user does; returns the process."""
+    command = [sys.executable, str(PROJECT / f"{script}.py"), *map(str, arguments)]
     options = {"stdin": subprocess.DEVNULL, "stdout": subprocess.PIPE, "stderr": subprocess.PIPE} | options
     return subprocess.Popen(command, encoding="utf-8", errors="surrogateescape", **options)
 

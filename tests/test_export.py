@@ -117,5 +117,5 @@ def test_export_waits_for_no_training(run_folder):
 
 
 def test_export_from_a_missing_folder(run_folder):
-    finished = run("export", "--model", run_folder, "--data-dir", "nowhere", code=3)
+    finished = run("export", "--model", run_folder, "--data-dir", "nowhere", code=3, process=True)
     assert "no folder nowhere" in error_of(finished)

@@ -117,7 +117,7 @@ def test_native_libraries_keep_quiet(trained, tmp_path):
     (tmp_path / "damaged.png").write_bytes(damaged)
     stray = encoded(".jpg")
     (tmp_path / "stray.jpg").write_bytes(stray[:-2] + bytes(50) + stray[-2:])
-    finished = run("predict", "--model", trained, "damaged.png", "stray.jpg", code=1)
+    finished = run("predict", "--model", trained, "damaged.png", "stray.jpg", code=1, process=True)
     assert finished.stderr.splitlines() == ["error: damaged.png: damaged, truncated or unsupported PNG"]
 
 
@@ -251,7 +251,7 @@ def test_training_sees_what_prediction_sees(tmp_path):
 
 
 def test_missing_and_empty_folders(tmp_path):
-    assert "there is no folder" in error_of(run("train", "--data-dir", "nowhere", "--output", "runs", code=3))
+    assert "there is no folder" in error_of(run("train", "--data-dir", "nowhere", "--output", "runs", code=3, process=True))
     (tmp_path / "empty").mkdir()
     assert "no pictures" in error_of(run("train", "--data-dir", "empty", "--output", "runs", code=3))
     (tmp_path / "empty/notes.txt").write_text("no picture")
