@@ -71,11 +71,12 @@ def main(argv=None):
                         for what, figure in measure(kind, who, arguments, folder).items():
                             figures.setdefault(what, {}).setdefault(who, []).append(figure)
     header, rows = summarize(figures)
-    machine = [cpu.name(), str(cpu.instruction_set()), cpu.cores()]
+    narrowed = " (narrowed)" if os.environ.get("ONEDNN_MAX_CPU_ISA") else ""
+    machine = [cpu.name(), f"{cpu.instruction_set()}{narrowed}", cpu.cores()]
     print("CPU: {}, {}, {} cores".format(*machine), table_text([header, *rows]), sep="\n")
     arguments.output.mkdir(parents=True, exist_ok=True)
-    name = re.sub(r"[^A-Za-z0-9]+", "-", machine[0]).strip("-")
-    path = arguments.output / f"bench-{name}-{machine[1]}-{machine[2]}cores-{versions()}-{pictures}pictures.csv"
+    name, instructions = (re.sub(r"[^A-Za-z0-9_]+", "-", part).strip("-") for part in machine[:2])
+    path = arguments.output / f"bench-{name}-{instructions}-{machine[2]}cores-{versions()}-{pictures}pictures.csv"
     write_whole(path, csv_text([*header, "CPU", "instruction set", "cores"], ([*row, *machine] for row in rows)))
     say(f"written to {path}")
     return DONE

@@ -11,7 +11,8 @@ from pathlib import Path
 CPU_INFO = Path("/proc/cpuinfo")  # of Linux
 # The instruction sets that oneDNN tells apart, the widest last: its names, and the flag of a CPU that has one.
 INSTRUCTION_SETS = {
-    "SSE41": "sse4_1", "AVX": "avx", "AVX2": "avx2", "AVX2_VNNI": "avx_vnni", "AVX512_CORE": "avx512dq",
+    "SSE41": "sse4_1", "AVX": "avx", "AVX2": "avx2", "AVX2_VNNI": "avx_vnni", "AVX2_VNNI_2": "avx_ne_convert",
+    "AVX512_CORE": "avx512dq",
     "AVX512_CORE_VNNI": "avx512_vnni", "AVX512_CORE_BF16": "avx512_bf16", "AVX512_CORE_FP16": "avx512_fp16",
     "AVX512_CORE_AMX": "amx_bf16",
 }  # fmt: skip
@@ -31,7 +32,7 @@ def cores():
 def instruction_set():
     """The widest of INSTRUCTION_SETS that oneDNN may use, None where nobody tells: ONEDNN_MAX_CPU_ISA can narrow it."""
     flags, names = _cpu_info().split(), list(INSTRUCTION_SETS)
-    limit = os.environ.get("ONEDNN_MAX_CPU_ISA", "").upper()
+    limit = (os.environ.get("ONEDNN_MAX_CPU_ISA") or os.environ.get("DNNL_MAX_CPU_ISA", "")).upper()
     allowed = names[: names.index(limit) + 1] if limit in names else names
     return next((name for name in reversed(allowed) if INSTRUCTION_SETS[name] in flags), None)
 
@@ -42,9 +43,8 @@ def has_onednn():
 
 
 def has_onednn_as_installed():
-    """True if TensorFlow would do so on this CPU by itself (tensorflow/core/util/port.cc)."""
-    names, widest = list(INSTRUCTION_SETS), instruction_set()
-    return widest == "AVX2_VNNI" or (widest is not None and names.index(widest) >= names.index("AVX512_CORE_VNNI"))
+    """True if TensorFlow would do so by itself on a CPU with just this instruction_set() (tensorflow/core/util/port.cc)."""
+    return instruction_set() not in (None, "SSE41", "AVX", "AVX2", "AVX512_CORE")
 
 
 def has_bfloat16():

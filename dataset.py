@@ -244,11 +244,12 @@ def load_picture(path, image_size):
 def _ahead(function, items, result_bytes):
     """Yield `function(item)` for each item, in order, computed in threads a little ahead of the reader.
 
-    It is ahead by four results a core, or fewer where these, each of `result_bytes`, would be more than READ_AHEAD_BYTES.
+    It is ahead by four results a core, or by fewer, at least two, where these, each of `result_bytes`, would be more than
+    READ_AHEAD_BYTES.
     Exceptions of `function` reach the reader at the item's turn.
     """
     workers = cpu.cores()
-    most = max(1, min(4 * workers, READ_AHEAD_BYTES // result_bytes))
+    most = max(2, min(4 * workers, READ_AHEAD_BYTES // result_bytes))
     items = iter(items)
     pool = concurrent.futures.ThreadPoolExecutor(workers)
     try:
@@ -517,7 +518,7 @@ def _say_contradictions(found, digests):
                 contradicting.append((other_path, path))
     if contradicting:
         one, other = contradicting[0]
-        say(f"warning: {len(contradicting)} pictures are copies of one in another class, such as {other} of {one}: remove"
+        say(f"warning: pictures that are in two classes: {len(contradicting)}, such as {other}, a copy of {one}: remove"
             " those whose class is wrong")  # fmt: skip
 
 

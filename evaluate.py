@@ -38,6 +38,9 @@ def main(argv=None):
     from dataset import find_pictures
     from inference import load_judge
 
+    for folder in arguments.ood_dir:
+        if not folder.is_dir():
+            raise UserError(f"there is no folder {folder}", NO_DATA)
     if arguments.ood_dir and arguments.zero_shot:
         raise UserError("--ood-dir is for runs: --zero-shot does not tell how unlike its training a picture is", USAGE)
     if arguments.zero_shot:
@@ -65,7 +68,7 @@ def evaluate(judge, image_size, found, tta=False, ood_dirs=()):
     """Score each of the pictures found, see dataset.Found, once; for the rest, see predict().
 
     Returns a dictionary: accuracy; majority, the accuracy of always naming the largest class; log_loss, the mean of
-    -ln(probability of the true class); calibration_error and chance_error: see calibration.py; classes; per_class,
+    -ln(probability of the true class); calibration_error and chance_error: see metrics.py; classes; per_class,
     {class: {precision, recall, pictures}}, None where nothing was predicted or nothing was there;
     confusion_matrix[true][predicted], in the order of classes; unknown, how many predict.py would not name, although they
     are scored; scored and skipped, counts of pictures; out_of_distribution: {folder: see score_others()} of `ood_dirs`.
@@ -93,6 +96,8 @@ def evaluate(judge, image_size, found, tta=False, ood_dirs=()):
     np.add.at(confusion, (labels, named), 1)
     right = confusion.diagonal()
     ordinary = [answer.novelty for answer in answers]
+    if ood_dirs and not any(ordinary):
+        raise UserError("--ood-dir: what the run knows of its training pictures is lost", NO_DATA)
     per_class = {
         name: {"precision": ratio(right[i], confusion[:, i].sum()), "recall": ratio(right[i], confusion[i].sum()),
                "pictures": int(confusion[i].sum())}

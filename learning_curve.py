@@ -68,7 +68,8 @@ def main(argv=None):
     known = {tuple(row[:KEY]) for row in rows}
     defaults = {name: (DEFAULTS | RECIPES[network])["image_size"] for name, (network, _) in networks.items()}
     px = {name: arguments.image_size or size for name, size in defaults.items()}
-    seen = {size: digest_of(find_pictures(arguments.data_dir, limit_per_class=size), test) for size in sizes}
+    known_sizes = {*sizes, *(row[1] for row in rows)}
+    seen = {size: digest_of(find_pictures(arguments.data_dir, limit_per_class=size), test) for size in known_sizes}
     seeds = range(arguments.seeds)
     wanted = [(name, size, seed, px[name], seen[size]) for seed in seeds for size in sizes for name in networks]
     with tempfile.TemporaryDirectory() as folder:
@@ -80,7 +81,8 @@ def main(argv=None):
                 flags = ["--network", network, *flags, "--limit-per-class", size, "--seed", seed, "--image-size", image_size]
                 rows.append([*key, *train_and_score(network, flags, size, arguments, folder)])
                 write_whole(table, csv_text(COLUMNS, sorted(rows)))
-    shown = [row for row in rows if row[3] == px.get(row[0]) and row[4] == seen.get(row[1])]  # not of other pictures
+    # Not those of other pictures, nor of other image sizes.
+    shown = [row for row in rows if row[3] == px.get(row[0], row[3]) and row[4] == seen[row[1]]]
     draw(shown, arguments.output / "learning_curve.png")
     print(table_of(shown))
     return DONE
@@ -115,7 +117,7 @@ def read_rows(table):
         with open(table, newline="", encoding="utf-8") as file:
             return [[kind(row[name]) for name, kind in COLUMNS.items()] for row in csv.DictReader(file)]
     except (ValueError, KeyError, TypeError):
-        raise UserError(f"{table} is damaged: restore it, or delete it to begin anew") from None
+        raise UserError(f"{table} is damaged, or of an earlier version: restore it, or choose another --output") from None
 
 
 def train_and_score(network, flags, size, arguments, folder):

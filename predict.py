@@ -210,12 +210,12 @@ def submission_ids(paths):
 def least_probability(card):
     """The least probability that a submission gives any class: what n validation pictures, all right, say of the next one.
 
-    Kaggle scores log loss, in which one answer that is sure and wrong costs as much as a hundred right ones gain. Of a next
-    picture after n right ones, 1 / (n + 2) is the probability of being wrong (Laplace's rule of succession).
+    Kaggle scores log loss, which one answer that is certain and wrong would spoil. After n right ones, the next is wrong
+    with a probability of 1 / (n + 2) (Laplace's rule of succession): no answer can be surer.
     """
     try:
-        return 1 / (2 + sum(int(counts["validation"]) for counts in card["pictures"].values()))
-    except (KeyError, TypeError, ValueError, AttributeError):
+        return 1 / (2 + sum(max(counts["validation"], 1) for counts in card["pictures"].values()))
+    except (KeyError, TypeError, AttributeError):
         raise UserError("--submission: the run's card does not tell how many pictures it validated on", NO_DATA) from None
 
 

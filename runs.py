@@ -111,6 +111,7 @@ def read_card(run):
             and isinstance(card["settings"], dict)
             and isinstance(card["network"], str)
             and isinstance(card["finished"], bool)
+            and all(isinstance(card.get(name, {}), dict) for name in ("versions", "device"))
             and _is_positive(card.get("temperature", 1.0))
             and _is_positive(card.get("novelty", {"limit": 1.0})["limit"])
             and card.get("novelty", {}).get("features", "last") in ("last", "maps")

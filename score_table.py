@@ -33,7 +33,7 @@ def parse_arguments(argv):
 def main(argv=None):
     """Score each run, with its mirror images, too; returns the exit code."""
     arguments = parse_arguments(argv)
-    commit = arguments.commit or output_of("git", "-C", HERE, "rev-parse", "--short", "HEAD").strip()
+    commit = arguments.commit or output_of("git", "-C", HERE, "describe", "--always", "--dirty").strip()
     rows = read_rows(arguments.table)
     for run in map(find_run, arguments.runs):
         row = [arguments.training, read_card(run)["settings"]["seed"], commit, *score(run, arguments)]
@@ -58,6 +58,8 @@ def read_rows(table):
 def score(run, arguments):
     """The figures of one run, in the order of COLUMNS from the validation accuracy on."""
     card = read_card(run)
+    if not card.get("best"):
+        raise UserError(f"{run} has no epoch yet")
     command = [sys.executable, HERE / "evaluate.py", arguments.test_dir, "--model", run, "--format", "json"]
     ood = ["--ood-dir", *arguments.ood_dir] if arguments.ood_dir else []
     plain, tta = (json.loads(output_of(*command, *flags)) for flags in (ood, ["--tta"]))
@@ -78,7 +80,8 @@ def output_of(*command):
     say(" ".join(map(str, command)))
     finished = subprocess.run(list(map(str, command)), capture_output=True, text=True)
     if finished.returncode:
-        raise UserError((finished.stderr.strip().splitlines() or [f"{command[0]} failed"])[-1], finished.returncode)
+        *_, reason = [f"{command[0]} failed", *finished.stderr.strip().splitlines()]
+        raise UserError(reason.removeprefix("error: "), finished.returncode)
     return finished.stdout
 
 

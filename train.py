@@ -290,7 +290,11 @@ def device(settings):
 
 def say_what_differs(card):
     """Say in one line why a run that goes on here may not end with the same weights as where it began."""
-    began, now = ({**card.get("versions", {}), **card.get("device", {})}, {**versions(), **device(card["settings"])})
+    if "device" not in card:
+        say("note       it began with an earlier version of this project: do not expect the same weights, bit for bit")
+        return
+    began, now = card.get("versions", {}) | card["device"], versions() | device(card["settings"])
+    del now["python"]
     others = [f"{name} {began[name]}, not {value}" for name, value in now.items() if began.get(name, value) != value]
     if others:
         say(f"note       it began with {'; '.join(others)}: do not expect the same weights, bit for bit")

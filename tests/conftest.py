@@ -56,6 +56,7 @@ def run(script, *arguments, code=0, text="", process=False, **options):
     It is a process of its own if `process`, or if it needs one: for `options`, see start().
     """
     if process or options:
+        assert not text, "a process gets no text here"
         started = start(script, *arguments, **options)
         stdout, stderr = started.communicate(timeout=HANGING)
         finished = subprocess.CompletedProcess(started.args, started.returncode, stdout, stderr)
@@ -72,7 +73,7 @@ def scripts_in_this_process(monkeypatch):
     start_process = subprocess.run
 
     def run_here(command, *arguments, **options):
-        path = Path(command[1])
+        path = Path(command[1]) if len(command) > 1 else Path()
         if command[0] == sys.executable and path.parent == PROJECT:
             return call(path.stem, *command[2:])
         return start_process(command, *arguments, **options)

@@ -1,10 +1,12 @@
 """The benchmark runs, in its shortest form, so that it never rots."""
 
 import csv
+import subprocess
 from pathlib import Path
 
 from conftest import run
 
+import bench
 import cpu
 
 
@@ -22,3 +24,19 @@ def test_a_short_benchmark(pictures, scripts_in_this_process):
                  "predicting files", "first step of a second run"):  # fmt: skip
         assert any(row["what"].startswith(what) and float(row["median"]) > 0 for row in rows)
         assert what in finished.stdout
+
+
+def test_keras_is_measured_as_installed_and_with_onednn(monkeypatch):
+    """On a CPU on which TensorFlow leaves it off."""
+    monkeypatch.setattr(cpu, "has_onednn_as_installed", lambda: False)
+    switches = []
+
+    def noting(command, env, **options):
+        switches.append(env["TF_ENABLE_ONEDNN_OPTS"])
+        return subprocess.CompletedProcess(command, 0, "{}", "")
+
+    monkeypatch.setattr(subprocess, "run", noting)
+    arguments = bench.parse_arguments([])
+    for who in ("Keras fit", "Keras fit, oneDNN on"):
+        assert bench.measure("steps", who, arguments, "nowhere") == {}
+    assert switches == ["0", "1"]

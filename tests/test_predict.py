@@ -210,7 +210,7 @@ def test_odd_standard_streams(trained, photo):
     assert "größe.jpg" in answer.stdout.decode()
 
 
-@pytest.mark.parametrize("script", ["train", "predict", "evaluate", "export", "bench", "learning_curve"])
+@pytest.mark.parametrize("script", ["train", "predict", "evaluate", "export", "bench", "learning_curve", "score_table"])
 @pytest.mark.parametrize(("flag", "code"), [("--help", 0), ("--nonsense", 2)])
 def test_help_and_a_wrong_flag_answer_at_once(script, flag, code):
     environment = os.environ | {"PYTHONPROFILEIMPORTTIME": "1", "TF_CPP_MIN_LOG_LEVEL": "1"}
@@ -290,6 +290,7 @@ def test_pictures_of_other_things_are_told_from_those_of_the_classes(trained, pi
     assert result["noise"]["unknown"] == sum(novelty > 1 for novelty in odd)
     assert result[str(pictures)]["area_under_roc"] == pytest.approx(0.5)
     assert "of 6 pictures in noise would be called unknown" in run("evaluate", *arguments).stdout
+    assert "no folder nowhere" in error_of(run("evaluate", *arguments[:3], "--ood-dir", "nowhere", code=3))
     assert "--ood-dir" in error_of(run("evaluate", pictures, "--zero-shot", "mobilenet_v2", "--ood-dir", "noise", code=2))
 
 

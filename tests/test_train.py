@@ -494,9 +494,13 @@ def test_the_card_tells_of_the_cpu_and_a_run_on_another_says_that_it_differs(run
     said = run("train", "--resume", run_folder, "--epochs", 4).stderr
     assert f"it began with instruction set AVX, not {device['instruction set']}; bfloat16 None, not" in said
     assert "do not expect the same weights, bit for bit" in said
+    card = json.loads((run_folder / "model.json").read_text())
+    del card["device"]
+    (run_folder / "model.json").write_text(json.dumps(card))
+    assert "note       it began with an earlier version" in run("train", "--resume", run_folder).stderr
 
 
-def test_a_run_of_before_pooling_came_last_predicts_and_goes_on(run_folder, pictures):
+def test_a_run_of_before_pooling_came_last_predicts(run_folder, pictures):
     """Its layers had other numbers in the checkpoint."""
     photo = pictures / "dogs/dogs_1.jpg"
     expected = predictions(run_folder, photo)[str(photo)]["probabilities"]
