@@ -1,5 +1,6 @@
-"""What all tests share: drawn pictures, and the scripts, run as a user runs them."""
+"""What all tests share: drawn images, and the scripts, run as a user runs them."""
 
+import csv
 import importlib
 import io
 import json
@@ -7,6 +8,7 @@ import os
 import shutil
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -16,20 +18,24 @@ REAL_DATA = PROJECT.parent / "shared" / "data"
 HANGING = 1800  # seconds after which a process is taken to hang: far more than the slowest takes on the slowest machine
 sys.path.insert(0, str(PROJECT))
 
-import console  # noqa: E402
+from classifier import console  # noqa: E402
 
 # isort: split
 import cv2  # noqa: E402
 import numpy as np  # noqa: E402
 
-from draw_samples import draw  # noqa: E402
+from tools.draw_samples import draw  # noqa: E402
 
-needs_real_data = pytest.mark.skipif(not REAL_DATA.is_dir(), reason=f"no real pictures in {REAL_DATA}")
+DRAWING = cv2.resize(draw("dog", np.random.default_rng(5)), (90, 70), interpolation=cv2.INTER_AREA)
+needs_real_data = pytest.mark.skipif(not REAL_DATA.is_dir(), reason=f"no real images in {REAL_DATA}")
 
 
 def start(script, *arguments, **options):
     """Start a script as a user does; returns the process."""
-    command = [sys.executable, str(PROJECT / f"{script}.py"), *map(str, arguments)]
+    what = ["-m", script] if script.startswith("tools.") else [str(PROJECT / f"{script}.py")]
+    command = [sys.executable, *what, *map(str, arguments)]
+    if what[0] == "-m":
+        options["env"] = options.get("env", os.environ) | {"PYTHONPATH": str(PROJECT)}
     options = {"stdin": subprocess.DEVNULL, "stdout": subprocess.PIPE, "stderr": subprocess.PIPE} | options
     return subprocess.Popen(command, encoding="utf-8", errors="surrogateescape", **options)
 
@@ -73,9 +79,10 @@ def scripts_in_this_process(monkeypatch):
     start_process = subprocess.run
 
     def run_here(command, *arguments, **options):
-        path = Path(command[1]) if len(command) > 1 else Path()
-        if command[0] == sys.executable and path.parent == PROJECT:
-            return call(path.stem, *command[2:])
+        if command[:2] == [sys.executable, "-m"]:
+            return call(*command[2:])
+        if command[0] == sys.executable and Path(command[1]).parent == PROJECT:
+            return call(Path(command[1]).stem, *command[2:])
         return start_process(command, *arguments, **options)
 
     monkeypatch.setattr(subprocess, "run", run_here)
@@ -94,25 +101,60 @@ def predictions(model, *paths, code=0, **options):
     return {answer["path"]: answer for answer in answers}
 
 
-def save(path, picture):
+def history_of(run_folder):
+    with open(run_folder / "history.csv", newline="") as file:
+        rows = list(csv.DictReader(file))
+    return [{name: row[name] for name in ("epoch", "loss", "accuracy", "val_loss", "val_accuracy")} for row in rows]
+
+
+def newest_tensors(run_folder, phase="newest"):
+    """Every tensor of the newest checkpoint of a phase, weights and optimizer, by name."""
+    import tensorflow as tf
+
+    newest = max(run_folder.glob(f"checkpoints/{phase}/ckpt-*.index"), key=lambda path: int(path.stem.split("-")[1]))
+    reader = tf.train.load_checkpoint(str(newest.with_suffix("")))
+    names = [name for name in reader.get_variable_to_shape_map() if name.endswith("VARIABLE_VALUE")]
+    return {name: reader.get_tensor(name) for name in names}
+
+
+def assert_same_run(one, other, phase="newest"):
+    """Both runs ended with the same weights, bit for bit, and tell the same story."""
+    tensors, expected = newest_tensors(one, phase), newest_tensors(other, phase)
+    assert tensors.keys() == expected.keys()
+    assert sum(tensor.size for tensor in tensors.values()) > 100_000
+    for name in expected:
+        assert np.array_equal(tensors[name], expected[name]), name
+    assert history_of(one) == history_of(other)
+
+
+def wait_until(process, condition):
+    """Wait until the condition holds, while the process is running."""
+    end = time.monotonic() + HANGING
+    while not condition():
+        assert process.poll() is None, process.communicate()
+        assert time.monotonic() < end
+        time.sleep(0.002)
+
+
+def save(path, image):
     """Write an RGB (or grey) array; the suffix says in which format."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    bgr = picture[:, :, ::-1] if picture.ndim == 3 else picture
+    bgr = image[:, :, ::-1] if image.ndim == 3 else image
     path.write_bytes(cv2.imencode(path.suffix, bgr)[1].tobytes())
     return path
 
 
-def draw_pictures(folder, per_class=12, classes=("cats", "dogs"), size=48):
+def draw_images(folder, per_class=12, classes=("cats", "dogs"), size=48):
     """Class folders with small drawings in them; a class that is neither cats nor dogs is stripes."""
     for name in classes:
         for k in range(per_class):
             rng = np.random.default_rng([classes.index(name), k])
             if name in ("cats", "dogs"):
-                picture = cv2.resize(draw(name[:-1], rng), (size, size), interpolation=cv2.INTER_AREA)
+                image = cv2.resize(draw(name[:-1], rng), (size, size), interpolation=cv2.INTER_AREA)
             else:
                 stripes = np.arange(size)[:, None, None] // rng.integers(2, 6) % 2
-                picture = np.broadcast_to(stripes * rng.integers(60, 256, 3), (size, size, 3)).astype(np.uint8)
-            save(Path(folder, name, f"{name}_{k}.jpg"), picture)
+                image = np.broadcast_to(stripes * rng.integers(60, 256, 3), (size, size, 3)).astype(np.uint8)
+            save(Path(folder, name, f"{name}_{k}.jpg"), image)
     return Path(folder)
 
 
@@ -120,16 +162,16 @@ QUICK = ("--image-size", 32, "--epochs", 2, "--batch-size", 8)
 
 
 @pytest.fixture
-def pictures(tmp_path):
+def images(tmp_path):
     """A folder with two classes of twelve drawings."""
-    return draw_pictures(tmp_path / "pictures")
+    return draw_images(tmp_path / "images")
 
 
 @pytest.fixture(scope="session")
 def trained(tmp_path_factory):
-    """The folder of a run that nothing disturbed, made once, on what the fixture `pictures` draws. Not to be changed."""
+    """The folder of a run that nothing disturbed, made once, on what the fixture `images` draws. Not to be changed."""
     folder = tmp_path_factory.mktemp("trained")
-    finished = run("train", "--data-dir", draw_pictures(folder / "pictures"), "--output", folder / "runs", *QUICK)
+    finished = run("train", "--data-dir", draw_images(folder / "images"), "--output", folder / "runs", *QUICK)
     (folder / "runs/stderr.txt").write_text(finished.stderr)
     return folder / "runs" / "001"
 

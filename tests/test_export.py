@@ -8,35 +8,37 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import tensorflow as tf
 from conftest import PROJECT, QUICK, error_of, predictions, run
 
-import export
-import model
-from checkpoints import load_network
-from dataset import load_picture
-from export import logits_of
-from inference import load_litert
-from runs import locked, read_card
+from classifier import exporting
+from classifier.checkpoints import load_network
+from classifier.exporting import logits_of
+from classifier.files import locked
+from classifier.images import load_image
+from classifier.inference import load_litert
+from classifier.networks import compile_outputs
+from classifier.runs import read_metadata
 
 
-def test_litert_and_tensorflow_give_the_same_probabilities(trained, pictures):
-    by_litert = predictions(trained, pictures, "--runtime", "litert")
-    by_tensorflow = predictions(trained, pictures, "--runtime", "tensorflow")
+def test_litert_and_tensorflow_give_the_same_probabilities(trained, images):
+    by_litert = predictions(trained, images, "--runtime", "litert")
+    by_tensorflow = predictions(trained, images, "--runtime", "tensorflow")
     assert len(by_litert) == 24
     for path, answer in by_litert.items():
         assert answer["probabilities"] == pytest.approx(by_tensorflow[path]["probabilities"], abs=1e-5)
 
 
-def test_prediction_does_not_import_tensorflow(trained, pictures):
+def test_prediction_does_not_import_tensorflow(trained, images):
     script = "import sys, predict; predict.main(sys.argv[1:]); assert 'tensorflow' not in sys.modules"
-    command = [sys.executable, "-c", script, "--model", trained, pictures]
+    command = [sys.executable, "-c", script, "--model", trained, images]
     finished = subprocess.run(command, cwd=PROJECT, capture_output=True, text=True)
     assert finished.returncode == 0, finished.stderr
     assert len(finished.stdout.splitlines()) == 24
 
 
-def test_a_litert_file_that_is_damaged_or_stale_is_not_used(run_folder, pictures):
-    photo = pictures / "cats/cats_1.jpg"
+def test_a_litert_file_that_is_damaged_or_stale_is_not_used(run_folder, images):
+    photo = images / "cats/cats_1.jpg"
     expected = predictions(run_folder, photo)[str(photo)]["probabilities"]
     file = run_folder / "model.tflite"
     data = bytearray(file.read_bytes())
@@ -47,10 +49,10 @@ def test_a_litert_file_that_is_damaged_or_stale_is_not_used(run_folder, pictures
     assert predictions(run_folder, photo)[str(photo)]["probabilities"] == pytest.approx(expected, abs=1e-5)
     assert "--runtime tensorflow" in error_of(run("predict", "--model", run_folder, "--runtime", "litert", photo, code=1))
 
-    few = shutil.copytree(pictures, "few", ignore=lambda folder, names: [name for name in names if "_1" in name])
-    (Path(few) / "dogs/dogs_1.jpg").write_text("no picture")
+    few = shutil.copytree(images, "few", ignore=lambda folder, names: [name for name in names if "_1" in name])
+    (Path(few) / "dogs/dogs_1.jpg").write_text("no image")
     made = run("export", "--model", run_folder, "--data-dir", few)  # made anew, it is used again
-    assert "probabilities of 18 pictures" in made.stderr
+    assert "probabilities of 18 images" in made.stderr
     assert predictions(run_folder, photo, "--runtime", "litert")
     (best,) = (run_folder / "checkpoints/best").glob("*.index")
     newest, *_ = (run_folder / "checkpoints/newest").glob("*.index")
@@ -58,36 +60,36 @@ def test_a_litert_file_that_is_damaged_or_stale_is_not_used(run_folder, pictures
     assert "another checkpoint" in error_of(run("predict", "--model", run_folder, "--runtime", "litert", photo, code=1))
 
 
-def test_training_further_makes_the_litert_file_anew(run_folder, pictures):
+def test_training_further_makes_the_litert_file_anew(run_folder, images):
     first = (run_folder / "model.tflite").read_bytes()
     (run_folder / "model.onnx").write_text("of the weights before")
     further = run("train", "--resume", "--output", "runs", "--epochs", 8)
-    assert "  kept" in further.stdout
+    assert "  selected" in further.stdout
     assert "made from earlier weights: onnx" in further.stderr
     assert (run_folder / "model.tflite").read_bytes() != first
-    photo = pictures / "dogs/dogs_1.jpg"
+    photo = images / "dogs/dogs_1.jpg"
     one, other = (predictions("runs", photo, "--runtime", runtime)[str(photo)] for runtime in ("litert", "tensorflow"))
     assert one["probabilities"] == pytest.approx(other["probabilities"], abs=1e-5)
 
 
 @pytest.mark.parametrize("name", ["savedmodel", "litert", "litert-int8", "onnx"])
-def test_every_format_is_checked_and_kept(run_folder, pictures, name, monkeypatch):
+def test_every_format_is_checked_and_kept(run_folder, images, name, monkeypatch):
     if name == "onnx":
         with monkeypatch.context() as fault:
             fault.setitem(sys.modules, "tf2onnx", None)
             missing = run("export", "--model", run_folder, "--format", name, code=2)
-        assert "pip install -r requirements-export.txt" in error_of(missing)
+        assert "pip install -c requirements-optional.txt tf2onnx" in error_of(missing)
         pytest.importorskip("tf2onnx")
         pytest.importorskip("onnxruntime")
-    finished = run("export", "--model", run_folder, "--format", name, "--data-dir", pictures)
+    finished = run("export", "--model", run_folder, "--format", name, "--data-dir", images)
     assert finished.stdout == ""
     assert "differ by at most" in finished.stderr
     assert "accuracy" in finished.stderr
     assert not list(run_folder.glob("partial*"))
-    pixels = np.stack([load_picture(path, 32) for path in sorted(pictures.rglob("*.jpg"))])
-    expected = model.compile_outputs(load_network(run_folder, read_card(run_folder)))(pixels)
+    pixels = np.stack([load_image(path, 32) for path in sorted(images.rglob("*.jpg"))])
+    expected = compile_outputs(load_network(run_folder, read_metadata(run_folder)))(pixels)
     if name == "savedmodel":
-        saved = model.tf.saved_model.load(str(run_folder / "saved_model"))
+        saved = tf.saved_model.load(str(run_folder / "saved_model"))
         got = saved.serve(pixels).numpy()
     elif name == "onnx":
         import onnxruntime
@@ -98,22 +100,22 @@ def test_every_format_is_checked_and_kept(run_folder, pictures, name, monkeypatc
     np.testing.assert_allclose(got, expected, atol=0.2 if name == "litert-int8" else 1e-4)
 
 
-def test_export_with_damaged_settings_is_one_clear_line(run_folder, pictures):
+def test_export_with_damaged_settings_is_one_clear_line(run_folder, images):
     card = run_folder / "model.json"
     card.write_text(json.dumps(json.loads(card.read_text()) | {"settings": {}}))
     assert "settings in" in error_of(run("export", "--model", run_folder, code=3))
 
 
-def test_a_converter_that_fails_costs_nothing_but_its_file(pictures, monkeypatch):
-    monkeypatch.setitem(export.CONVERTERS, "litert", lambda *_: 1 / 0)
-    finished = run("train", "--data-dir", pictures, "--output", "runs", *QUICK)
+def test_a_converter_that_fails_costs_nothing_but_its_file(images, monkeypatch):
+    monkeypatch.setitem(exporting.CONVERTERS, "litert", lambda *_: 1 / 0)
+    finished = run("train", "--data-dir", images, "--output", "runs", *QUICK)
     assert "no LiteRT file for quick predictions: division by zero" in finished.stderr
-    assert predictions("runs", pictures / "cats/cats_1.jpg")
+    assert predictions("runs", images / "cats/cats_1.jpg")
 
 
 def test_export_waits_for_no_training(run_folder):
     with locked(run_folder):
-        assert "another process is at work" in error_of(run("export", "--model", run_folder, code=1))
+        assert "another process is working" in error_of(run("export", "--model", run_folder, code=1))
 
 
 def test_export_from_a_missing_folder(run_folder):

@@ -1,21 +1,23 @@
 """The network's mathematics: what is done for speed changes nothing but rounding."""
 
+import keras
 import numpy as np
 import pytest
+import tensorflow as tf
 
-from model import BatchNormalization, create_cnn, keras, tf
-from trainer import AdamW
+from classifier.optimizer import AdamW
+from model import BatchNormalization, create_cnn
 
 
 def plain_network(image_size, num_classes):
     """The default network as the tutorial writes it: bias before the pooling."""
     layers = keras.layers
-    x = pictures = keras.Input((image_size, image_size, 3), dtype="uint8")
+    x = images = keras.Input((image_size, image_size, 3), dtype="uint8")
     x = layers.Rescaling(1 / 127.5, offset=-1)(x)
     for filters in (32, 32, 64):
         x = layers.ReLU()(layers.MaxPooling2D(2)(layers.Conv2D(filters, 3, padding="same")(x)))
     x = layers.Dense(128, activation="relu")(layers.Flatten()(x))
-    return keras.Model(pictures, layers.Dense(num_classes)(x))
+    return keras.Model(images, layers.Dense(num_classes)(x))
 
 
 @pytest.fixture(scope="module")

@@ -14,14 +14,15 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from conftest import HANGING, PROJECT, QUICK, draw_pictures, error_of, predictions, run, save, start
+from conftest import HANGING, PROJECT, QUICK, draw_images, error_of, predictions, run, save, start
 
-from dataset import load_picture, read_train_sets
+from classifier.images import load_image
+from dataset import read_train_sets
 
 
 @pytest.fixture
-def photo(pictures):
-    return pictures / "cats" / "cats_3.jpg"
+def photo(images):
+    return images / "cats" / "cats_3.jpg"
 
 
 def test_text_names_the_classes_best_first(trained, photo):
@@ -33,11 +34,11 @@ def test_text_names_the_classes_best_first(trained, photo):
     assert "," not in run("predict", "--model", trained, "--top", 1, photo).stdout
 
 
-def test_csv_and_json_tell_the_same(trained, pictures):
-    table = run("predict", "--model", trained, "--format", "csv", pictures).stdout
+def test_csv_and_json_tell_the_same(trained, images):
+    table = run("predict", "--model", trained, "--format", "csv", images).stdout
     rows = list(csv.DictReader(io.StringIO(table)))
     assert table.splitlines()[0] == "path,class,probability,cats,dogs"
-    answers = predictions(trained, pictures)
+    answers = predictions(trained, images)
     assert [row["path"] for row in rows] == list(answers)
     assert len(rows) == 24
     for row in rows:
@@ -50,18 +51,18 @@ def test_csv_and_json_tell_the_same(trained, pictures):
         assert float(row["dogs"]) == pytest.approx(answer["probabilities"]["dogs"], rel=1e-5)
 
 
-def test_paths_on_standard_input(trained, pictures, photo):
-    answers = predictions(trained, "-", text=f"{photo}\n{pictures / 'dogs/dogs_1.jpg'}\n")
-    assert list(answers) == [str(photo), str(pictures / "dogs/dogs_1.jpg")]
+def test_paths_on_standard_input(trained, images, photo):
+    answers = predictions(trained, "-", text=f"{photo}\n{images / 'dogs/dogs_1.jpg'}\n")
+    assert list(answers) == [str(photo), str(images / "dogs/dogs_1.jpg")]
     assert "standard input" in error_of(run("predict", "--model", trained, "-", text="", code=3))
 
 
 def test_a_bad_file_does_not_stop_the_rest(trained, photo, tmp_path):
-    finished = run("predict", "--model", trained, "nowhere.jpg", photo, tmp_path / "pictures/cats", code=1)
+    finished = run("predict", "--model", trained, "nowhere.jpg", photo, tmp_path / "images/cats", code=1)
     assert error_of(finished) == "error: nowhere.jpg: No such file or directory"
     assert len(finished.stdout.splitlines()) == 13
     (tmp_path / "empty").mkdir()
-    assert "no pictures in empty" in error_of(run("predict", "--model", trained, "empty", code=3))
+    assert "no images in empty" in error_of(run("predict", "--model", trained, "empty", code=3))
     (tmp_path / "bad.jpg").write_bytes(b"")
     assert predictions(trained, "bad.jpg", code=1)["bad.jpg"] == {"path": "bad.jpg", "error": "empty file"}
 
@@ -130,10 +131,10 @@ def test_a_damaged_best_checkpoint_falls_back_to_the_newest_and_says_so(trained,
         assert "newest" in finished.stderr
 
 
-def test_submission_for_kaggle(trained, pictures, tmp_path):
+def test_submission_for_kaggle(trained, images, tmp_path):
     for k, name in enumerate(["cats/cats_1.jpg", "dogs/dogs_1.jpg", "dogs/dogs_2.jpg"]):
         (tmp_path / "test1").mkdir(exist_ok=True)
-        shutil.copy(pictures / name, tmp_path / "test1" / f"{9 + k}.jpg")
+        shutil.copy(images / name, tmp_path / "test1" / f"{9 + k}.jpg")
     answers = predictions(trained, "test1", "--submission", "submission.csv")
     rows = list(csv.DictReader((tmp_path / "submission.csv").read_text().splitlines()))
     assert [row["id"] for row in rows] == ["9", "10", "11"]
@@ -143,10 +144,10 @@ def test_submission_for_kaggle(trained, pictures, tmp_path):
     card = json.loads((trained / "model.json").read_text())
     (tmp_path / "sure/model.json").write_text(json.dumps(card | {"temperature": 1e-6}))  # certain of everything
     limits = run("predict", "--model", "sure", "test1", "--submission", "sure.csv", "--runtime", "tensorflow").stderr
-    assert "labels from 0.166667 to 0.833333" in limits  # of four validation pictures
+    assert "labels from 0.166667 to 0.833333" in limits  # of four validation images
     labels = {row["label"] for row in csv.DictReader((tmp_path / "sure.csv").read_text().splitlines())}
     assert labels <= {"0.166667", "0.833333"}
-    assert "numbered" in error_of(run("predict", "--model", trained, pictures, "--submission", "other.csv", code=2))
+    assert "numbered" in error_of(run("predict", "--model", trained, images, "--submission", "other.csv", code=2))
     assert "no folder no" in error_of(run("predict", "--model", trained, "test1", "--submission", "no/where.csv", code=2))
     (tmp_path / "link.csv").symlink_to("submission.csv")
     run("predict", "--model", trained, "test1/9.jpg", "--submission", "link.csv")
@@ -168,7 +169,7 @@ def test_a_class_called_unknown_is_told_from_no_class(trained, photo, tmp_path):
 
 
 def test_submission_needs_a_dog(tmp_path):
-    folder = draw_pictures(tmp_path / "pictures", 4, ("cats", "stripes"))
+    folder = draw_images(tmp_path / "images", 4, ("cats", "stripes"))
     run("train", "--data-dir", folder, "--output", "runs", *QUICK)
     shutil.copy(folder / "cats/cats_1.jpg", "1.jpg")
     assert "class dog" in error_of(run("predict", "--model", "runs", "1.jpg", "--submission", "other.csv", code=2))
@@ -184,11 +185,11 @@ def test_a_reader_that_has_seen_enough(trained, photo, tmp_path):
     assert process.wait(HANGING) == 1
 
 
-def test_a_progress_bar_on_a_terminal_leaves_results_alone(trained, pictures, tmp_path):
+def test_a_progress_bar_on_a_terminal_leaves_results_alone(trained, images, tmp_path):
     """Standard error is a terminal, standard output a file: every result is in the file, the bar is not."""
     terminal, other_end = pty.openpty()
     with open("out.txt", "w") as out:
-        process = start("predict", "--model", trained, pictures, stdout=out, stderr=other_end)
+        process = start("predict", "--model", trained, images, stdout=out, stderr=other_end)
     os.close(other_end)
     shown = b""
     with contextlib.suppress(OSError):  # the terminal is closed
@@ -210,7 +211,8 @@ def test_odd_standard_streams(trained, photo):
     assert "größe.jpg" in answer.stdout.decode()
 
 
-@pytest.mark.parametrize("script", ["train", "predict", "evaluate", "export", "bench", "learning_curve", "score_table"])
+@pytest.mark.parametrize("script", ["train", "predict", "evaluate", "export", "tools.benchmark", "tools.learning_curve",
+                                    "tools.score_table", "tools.readme_pictures"])
 @pytest.mark.parametrize(("flag", "code"), [("--help", 0), ("--nonsense", 2)])
 def test_help_and_a_wrong_flag_answer_at_once(script, flag, code):
     environment = os.environ | {"PYTHONPROFILEIMPORTTIME": "1", "TF_CPP_MIN_LOG_LEVEL": "1"}
@@ -223,9 +225,9 @@ def test_help_and_a_wrong_flag_answer_at_once(script, flag, code):
 # --- evaluate.py ------------------------------------------------------------------------------------------------------
 
 
-def test_evaluation_agrees_with_the_predictions(trained, pictures):
-    result = json.loads(run("evaluate", "--model", trained, "--format", "json", pictures).stdout)
-    answers = predictions(trained, pictures)
+def test_evaluation_agrees_with_the_predictions(trained, images):
+    result = json.loads(run("evaluate", "--model", trained, "--format", "json", images).stdout)
+    answers = predictions(trained, images)
     confusion, loss = np.zeros((2, 2), int), 0
     for path, answer in answers.items():
         true = "cats" if "/cats/" in path else "dogs"
@@ -241,14 +243,14 @@ def test_evaluation_agrees_with_the_predictions(trained, pictures):
     if confusion[:, 1].sum():
         assert result["per_class"]["dogs"]["precision"] == pytest.approx(confusion[1, 1] / confusion[:, 1].sum())
 
-    table = run("evaluate", "--model", trained, pictures).stdout
+    table = run("evaluate", "--model", trained, images).stdout
     assert f"accuracy {result['accuracy']:.2%}" in table
-    assert "24 pictures scored, 0 skipped" in table
+    assert "24 images scored, 0 skipped" in table
 
 
-def test_evaluation_of_the_validation_pictures_is_the_validation_accuracy(trained, tmp_path):
+def test_evaluation_of_the_validation_images_is_the_validation_accuracy(trained, tmp_path):
     """The way of training and the way of prediction come to the same figures."""
-    sets = read_train_sets(trained.parent.parent / "pictures", 32)
+    sets = read_train_sets(trained.parent.parent / "images", 32)
     for path, label in zip(sets.valid.paths, sets.valid.labels, strict=True):
         copy = tmp_path / "valid" / sets.classes[label] / path.name
         copy.parent.mkdir(parents=True, exist_ok=True)
@@ -262,63 +264,63 @@ def test_evaluation_of_the_validation_pictures_is_the_validation_accuracy(traine
     assert result["log_loss"] == pytest.approx(best["val_loss"], abs=1e-5)
 
 
-def test_a_demanded_accuracy(trained, pictures):
-    run("evaluate", "--model", trained, "--min-accuracy", 0, pictures)
-    right = json.loads(run("evaluate", "--model", trained, "--format", "json", pictures).stdout)["accuracy"]
+def test_a_demanded_accuracy(trained, images):
+    run("evaluate", "--model", trained, "--min-accuracy", 0, images)
+    right = json.loads(run("evaluate", "--model", trained, "--format", "json", images).stdout)["accuracy"]
     if right > 0.5:  # with the classes' names exchanged, it is wrong more often than right
-        (pictures / "cats").rename(pictures / "x")
-        (pictures / "dogs").rename(pictures / "cats")
-        (pictures / "x").rename(pictures / "dogs")
-    finished = run("evaluate", "--model", trained, "--min-accuracy", 0.51, pictures, code=4, process=True)
+        (images / "cats").rename(images / "x")
+        (images / "dogs").rename(images / "cats")
+        (images / "x").rename(images / "dogs")
+    finished = run("evaluate", "--model", trained, "--min-accuracy", 0.51, images, code=4, process=True)
     assert "below the demanded" in finished.stderr
     assert "accuracy" in finished.stdout, "the figures are printed all the same"
-    run("evaluate", "--min-accuracy", 90, pictures, code=2)
+    run("evaluate", "--min-accuracy", 90, images, code=2)
 
 
-def test_pictures_of_other_things_are_told_from_those_of_the_classes(trained, pictures, tmp_path):
+def test_images_of_other_things_are_told_from_those_of_the_classes(trained, images, tmp_path):
     for k in range(6):
         noise = np.random.default_rng(k).integers(0, 256, (48, 48, 3), dtype=np.uint8)
         save(tmp_path / f"noise/{k}.png", noise if k else np.zeros_like(noise))
     (tmp_path / "noise/bad.jpg").write_bytes(b"")
-    arguments = ("--model", trained, pictures, "--ood-dir", "noise", pictures)
+    arguments = ("--model", trained, images, "--ood-dir", "noise", images)
     result = json.loads(run("evaluate", *arguments, "--format", "json").stdout)["out_of_distribution"]
     ordinary, odd = ([answer["novelty"] for answer in predictions(trained, folder, code=code).values() if "class" in answer]
-                     for folder, code in ((pictures, 0), ("noise", 1)))  # fmt: skip
+                     for folder, code in ((images, 0), ("noise", 1)))  # fmt: skip
     pairs = [other > one for one in ordinary for other in odd]
     assert result["noise"]["area_under_roc"] == pytest.approx(np.mean(pairs), abs=0.01)
     assert (result["noise"]["scored"], result["noise"]["skipped"]) == (6, 1)
     assert result["noise"]["unknown"] == sum(novelty > 1 for novelty in odd)
-    assert result[str(pictures)]["area_under_roc"] == pytest.approx(0.5)
-    assert "of 6 pictures in noise would be called unknown" in run("evaluate", *arguments).stdout
+    assert result[str(images)]["area_under_roc"] == pytest.approx(0.5)
+    assert "of 6 images in noise would be predicted as unknown" in run("evaluate", *arguments).stdout
     assert "no folder nowhere" in error_of(run("evaluate", *arguments[:3], "--ood-dir", "nowhere", code=3))
-    assert "--ood-dir" in error_of(run("evaluate", pictures, "--zero-shot", "mobilenet_v2", "--ood-dir", "noise", code=2))
+    assert "--ood-dir" in error_of(run("evaluate", images, "--zero-shot", "mobilenet_v2", "--ood-dir", "noise", code=2))
 
 
-def test_evaluation_of_unusable_folders(trained, pictures):
+def test_evaluation_of_unusable_folders(trained, images):
     assert "no folder" in error_of(run("evaluate", "--model", trained, "nowhere", code=3))
-    draw_pictures(pictures, 2, ["birds"])
-    assert "'birds' is not one of the model's: cats, dogs" in error_of(run("evaluate", "--model", trained, pictures, code=3))
-    shutil.rmtree(pictures / "birds")
-    for path in pictures.rglob("*.jpg"):
+    draw_images(images, 2, ["birds"])
+    assert "'birds' is not one of the model's: cats, dogs" in error_of(run("evaluate", "--model", trained, images, code=3))
+    shutil.rmtree(images / "birds")
+    for path in images.rglob("*.jpg"):
         path.write_bytes(b"")
-    assert "none of the 24 pictures" in run("evaluate", "--model", trained, pictures, code=3).stderr
+    assert "none of the 24 images" in run("evaluate", "--model", trained, images, code=3).stderr
 
 
-def test_one_class_can_be_evaluated(trained, pictures):
-    shutil.rmtree(pictures / "dogs")
-    result = json.loads(run("evaluate", "--model", trained, "--format", "json", pictures).stdout)
+def test_one_class_can_be_evaluated(trained, images):
+    shutil.rmtree(images / "dogs")
+    result = json.loads(run("evaluate", "--model", trained, "--format", "json", images).stdout)
     assert result["scored"] == 12
     assert result["per_class"]["dogs"]["recall"] is None
 
 
 def test_the_drawings_can_be_drawn_again(tmp_path):
     """The committed samples are what draw_samples.py makes, and it overwrites nothing."""
-    command = [sys.executable, PROJECT / "draw_samples.py", "--output", "."]
-    subprocess.run([*command, "--per-class", "2", "--testing-per-class", "1"], check=True)
+    command = [sys.executable, "-m", "tools.draw_samples", "--output", tmp_path]
+    subprocess.run([*command, "--per-class", "2", "--testing-per-class", "1"], check=True, cwd=PROJECT)
     made = sorted(path.relative_to(tmp_path) for path in tmp_path.rglob("*.jpg"))
     assert len(made) == 6
     for path in made:
-        np.testing.assert_array_equal(load_picture(path, 64), load_picture(PROJECT / path, 64))
-    again = subprocess.run([*command, "--per-class", "2"], capture_output=True, text=True)
+        np.testing.assert_array_equal(load_image(path, 64), load_image(PROJECT / path, 64))
+    again = subprocess.run([*command, "--per-class", "2"], capture_output=True, text=True, cwd=PROJECT)
     assert again.returncode == 1
     assert "exist already" in again.stderr

@@ -2,15 +2,17 @@
 
 import os
 
+import keras
 import numpy as np
 import pytest
+import tensorflow as tf
 from conftest import error_of, run
 
-import model
-from console import UserError
-from dataset import find_pictures, load_picture
-from evaluate import evaluate
-from zero_shot import imagenet_classes, judge_by_imagenet
+from classifier.console import UserError
+from classifier.evaluation import evaluate
+from classifier.images import load_image
+from classifier.zero_shot import imagenet_classes, predictor_by_imagenet
+from dataset import find_images
 
 LABELS = [f"class_{i}" for i in range(1000)]
 LABELS[151], LABELS[207], LABELS[285], LABELS[504] = "Chihuahua", "golden_retriever", "Egyptian_cat", "coffee_mug"
@@ -18,28 +20,27 @@ LABELS[3], LABELS[292], LABELS[603] = "tiger_shark", "tiger", "horse_cart"
 
 
 def known_network():
-    """Probabilities that the brightness decides: a dark picture is 0.5 Chihuahua, 0.3 golden retriever and 0.2 mug."""
-    keras, tf = model.keras, model.tf
+    """Probabilities that the brightness decides: a dark image is 0.5 Chihuahua, 0.3 golden retriever and 0.2 mug."""
     dark, light = np.zeros((2, 1000), np.float32)
     dark[[151, 207, 504]] = 0.5, 0.3, 0.2
     light[[285, 151]] = 0.6, 0.4
-    pictures = keras.Input((8, 8, 3), dtype="uint8")
+    images = keras.Input((8, 8, 3), dtype="uint8")
     is_light = keras.layers.Lambda(lambda x: tf.cast(tf.reduce_mean(tf.cast(x, tf.float32), [1, 2, 3]) > 127, tf.float32))
     mix = keras.layers.Lambda(lambda a: a[:, None] * light + (1 - a[:, None]) * dark)
-    return keras.Model(pictures, mix(is_light(pictures)))
+    return keras.Model(images, mix(is_light(images)))
 
 
 def test_kinds_of_a_class_are_added_up():
-    judge = judge_by_imagenet(known_network(), LABELS, ["cats", "dog", "coffee mugs"])
+    predictor = predictor_by_imagenet(known_network(), LABELS, ["cats", "dog", "coffee mugs"])
     pixels = np.stack([np.zeros((8, 8, 3), np.uint8), np.full((8, 8, 3), 255, np.uint8)])
-    np.testing.assert_allclose(np.exp(judge(pixels)[0]), [[0, 0.8, 0.2], [0.6, 0.4, 0]], atol=1e-6)
-    assert judge(pixels[:0])[0].shape == (0, 3)
+    np.testing.assert_allclose(np.exp(predictor(pixels)[0]), [[0, 0.8, 0.2], [0.6, 0.4, 0]], atol=1e-6)
+    assert predictor(pixels[:0])[0].shape == (0, 3)
 
 
-def test_a_folder_is_scored_without_training(pictures):
-    found = find_pictures(pictures)
-    result = evaluate(judge_by_imagenet(known_network(), LABELS, found.classes), 8, found)
-    light = [load_picture(path, 8).mean() > 127 for path in found.paths]  # which the network takes for cats
+def test_a_folder_is_scored_without_training(images):
+    found = find_images(images)
+    result = evaluate(predictor_by_imagenet(known_network(), LABELS, found.classes), 8, found)
+    light = [load_image(path, 8).mean() > 127 for path in found.paths]  # which the network takes for cats
     assert result["scored"] == 24
     assert 0 < sum(light) < 24
     assert result["accuracy"] == np.mean([bright == (label == 0) for bright, label in zip(light, found.labels, strict=True)])
@@ -58,7 +59,7 @@ def test_which_classes_of_imagenet_are_meant():
             imagenet_classes(name, LABELS)
 
 
-def test_without_a_connection_it_says_where_the_file_belongs(pictures, tmp_path):
+def test_without_a_connection_it_says_where_the_file_belongs(images, tmp_path):
     nobody_listens = os.environ | {"HTTPS_PROXY": "http://127.0.0.1:9", "KERAS_HOME": str(tmp_path)}
-    finished = run("evaluate", pictures, "--zero-shot", "mobilenet_v2", code=1, env=nobody_listens)
+    finished = run("evaluate", images, "--zero-shot", "mobilenet_v2", code=1, env=nobody_listens)
     assert f"cannot download what {tmp_path / 'models'} lacks" in error_of(finished)

@@ -1,0 +1,126 @@
+"""The cache: rows that are computed once, decoded images or features, in memory-mapped files that later runs use too."""
+
+import contextlib
+import dataclasses
+import json
+import math
+import os
+import time
+from pathlib import Path
+
+import cv2
+import numpy as np
+
+from classifier.console import progress, say
+from classifier.files import digest_of, replacing
+from classifier.images import BadImageError, decode_image, read_file
+from classifier.parallel import prefetch
+
+DECODING_VERSION = 2  # raise it when decode_image() comes to give other pixels
+DAYS_UNUSED = 30
+
+
+def cached_rows(path, row_shape, dtype, make):
+    """(rows, index): the rows, (n, *row_shape), are a memory map of the file `path`.
+
+    Where that file is not there, or not whole, `make(write)` computes the rows, passes them to write() in arrays of any
+    number, and returns the index: all else that has to be known of them, as JSON has it, or None. The index is written
+    last: without it the file does not count. An index that is not to be kept has a "temporary" that is true.
+    Raises OSError where the file cannot be written.
+    """
+    index_path = path.with_suffix(".json")
+    try:
+        kept = json.loads(index_path.read_text())
+        rows = _map_rows(path, (kept["rows"], *row_shape), dtype)
+        for used in (path, index_path):
+            os.utime(used)
+        return rows, kept["index"]
+    except (OSError, ValueError, KeyError, TypeError):
+        pass
+    path.parent.mkdir(parents=True, exist_ok=True)
+    _remove_unused(path.parent)
+    with replacing(path) as partial, open(partial, "wb") as file:
+        # Not through the memory map: on a full disk that would be a crash, this is an error.
+        index = make(lambda array: file.write(np.ascontiguousarray(array, dtype)))
+        count = file.tell() // (math.prod(row_shape) * np.dtype(dtype).itemsize)
+    rows = _map_rows(path, (count, *row_shape), dtype)
+    if not (index and index.get("temporary")):
+        with replacing(index_path) as partial:
+            partial.write_text(json.dumps({"rows": count, "index": index}))
+    return rows, index
+
+
+def _map_rows(path, shape, dtype):
+    """Raises ValueError if the file does not hold just these rows."""
+    if os.path.getsize(path) != math.prod(shape) * np.dtype(dtype).itemsize:
+        raise ValueError(f"{path} is not whole")
+    return np.memmap(path, dtype, "r", shape=shape) if shape[0] else np.empty(shape, dtype)
+
+
+def _remove_unused(folder):
+    for path in folder.iterdir():
+        if time.time() - path.stat().st_mtime > DAYS_UNUSED * 24 * 3600:
+            path.unlink()
+
+
+@dataclasses.dataclass
+class Decoded:
+    """The result of decoding files: for each path the digest of its bytes, or None and the reason why it is skipped.
+
+    `images` are the usable ones in order, (n, image_size, image_size, 3) uint8 RGB; None where there is no cache.
+    """
+
+    digests: list[str | None]
+    reasons: list[str | None]
+    images: np.ndarray | None = None
+
+
+def decode_once(paths, image_size, folder=None):
+    """Decode every image, once for this run and later ones: they are kept in a folder. Returns Decoded.
+
+    The file is named after all that shapes its pixels: each image's path, size and time, the image size, OpenCV.
+    Where nothing can be written (or `folder` is None) all images are checked, but decoded again whenever they are needed.
+    """
+    make = lambda write: _decode_all(paths, image_size, write)  # noqa: E731
+    if folder is not None:
+        path = Path(folder, f"{_decoding_key(paths, image_size)}.pixels")
+        try:
+            images, index = cached_rows(path, (image_size, image_size, 3), np.uint8, make)
+            return Decoded(index["digests"], index["reasons"], images)
+        except OSError as error:
+            say(f"no cache ({error}): images are decoded whenever they are needed, which is slower")
+    index = make(lambda image: None)
+    return Decoded(index["digests"], index["reasons"])
+
+
+def _decoding_key(paths, image_size):
+    parts = [f"{DECODING_VERSION} {cv2.__version__} {image_size}".encode()]
+    for path in paths:
+        parts.append(os.fsencode(path.absolute()) + b"\0")
+        with contextlib.suppress(OSError):  # decoding it will say what is wrong
+            status = os.stat(path)
+            parts.append(b"%d %d\0" % (status.st_size, status.st_mtime_ns))
+    return digest_of(*parts, size=12)
+
+
+def _decode_all(paths, image_size, write):
+    """Decode all files in parallel, and pass the usable images to write(); returns the index of the cache."""
+
+    def attempt(path):
+        try:
+            data = read_file(path)
+            return digest_of(data), decode_image(path, data, image_size), None
+        except BadImageError as error:
+            return None, None, error
+
+    index = {"digests": [], "reasons": [], "temporary": False}
+    with progress("decoding images", len(paths)) as advance:
+        for digest, image, error in prefetch(attempt, paths, 3 * image_size**2):
+            index["digests"].append(digest)
+            index["reasons"].append(error and error.reason)
+            if error is None:
+                write(image)
+            elif not error.lasting:
+                index["temporary"] = True
+            advance()
+    return index

@@ -1,0 +1,141 @@
+"""Checkpoints: weights and all else of a training, saved as files, and the newest sound ones restored."""
+
+import re
+
+import keras
+import tensorflow as tf
+
+from classifier.console import NO_DATA, UserError, describe, say
+from classifier.files import remove, replacing
+from classifier.networks import create_network, with_features
+from classifier.out_of_distribution import OutOfDistributionScore
+from classifier.runs import checkpoints_in
+
+
+class Saver:
+    """Saves checkpoints of a training into its run folder, and restores the newest sound one.
+
+    `name` is that of the folder. `tracked` are the parts to restore, by name; of these, `network` has the weights that
+    predict.
+    """
+
+    def __init__(self, run, name, **tracked):
+        self._all = tf.train.Checkpoint(**tracked)
+        self._weights = tf.train.Checkpoint(network=tracked["network"])
+        self._newest = run / "checkpoints" / name
+        self._selected = run / "checkpoints" / "best"
+
+    def save(self, number):
+        """Save everything as the newest checkpoint, `number`; the one before it stays. Raises UserError if it fails."""
+        _write(self._all, self._newest, number, keep=2)
+
+    def save_selected(self, number):
+        """Save the weights as the selected checkpoint, of epoch `number`."""
+        _write(self._weights, self._selected, number, keep=1)
+
+    def restore(self):
+        """Restore the newest sound checkpoint; False if there is none yet."""
+        prefixes = checkpoints_in(self._newest)
+        return bool(prefixes) and bool(_restore_first_sound(self._all, prefixes))
+
+
+def _write(checkpoint, folder, number, keep):
+    """Write folder/ckpt-<number> and then delete all but the newest `keep`.
+
+    TensorFlow's CheckpointManager does this, too, but with a state file: damaged, that is one more way to lose a run.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        for leftover in folder.glob("partial-*"):  # of a process that was killed
+            remove(leftover)
+        with replacing(folder / f"ckpt-{number}") as partial:  # the index comes last: without it none counts
+            checkpoint.write(str(partial))
+        for old in checkpoints_in(folder)[keep:]:
+            for path in folder.glob(f"{old.name}.*"):
+                path.unlink()
+    except (tf.errors.OpError, OSError) as error:
+        reason = describe(error) if isinstance(error, OSError) else error.message.split("\n")[0]
+        raise UserError(f"cannot save a checkpoint in {folder} (the last good one is kept): {reason}") from None
+
+
+def _restore_first_sound(checkpoint, prefixes):
+    """Restore the first of `prefixes` that is sound and fits; reports the others. Returns it.
+
+    A checkpoint is a TensorFlow tensor bundle: reading it checks every tensor's checksum and never runs code.
+    """
+    for prefix in prefixes:
+        try:
+            _restore(checkpoint, str(prefix))
+            return prefix
+        except (tf.errors.OpError, OSError, IndexError, ValueError, AssertionError) as error:
+            problem = "does not fit the network" if isinstance(error, ValueError | AssertionError) else "is damaged"
+            say(f"warning: checkpoint {prefix} {problem}")
+    raise UserError(f"no sound checkpoint among {', '.join(map(str, prefixes))}", NO_DATA)
+
+
+def _restore(checkpoint, prefix):
+    """Restore one checkpoint; raises ValueError or AssertionError where it does not fit."""
+    try:
+        checkpoint.read(prefix).expect_partial().assert_existing_objects_matched()
+    except (ValueError, AssertionError):
+        parts = {name: part for name, part in vars(checkpoint).items() if not name.startswith("_")}
+        if "network" not in parts or parts["network"].name != "cnn":
+            raise
+        _restore_older_cnn(prefix, **parts)
+
+
+def _restore_older_cnn(prefix, network, trained=None, **others):
+    """Restore a cnn in which bias and ReLU still came after pooling: its layers have other numbers, in the same order.
+
+    The weights of `trained` are restored with the optimizer, which has them in the same order, too.
+    """
+    reader = tf.train.load_checkpoint(prefix)
+    found = [re.match(r"network/_operations/(\d+)/(_kernel|bias)/", key) for key in reader.get_variable_to_shape_map()]
+    found = sorted(filter(None, found), key=lambda match: (int(match[1]), match[2]))
+    if found or not others:  # else the optimizer has them: there is no averaging
+        network.set_weights([reader.get_tensor(match.string) for match in found])
+    if others:
+        tf.train.Checkpoint(**others).read(prefix).expect_partial().assert_existing_objects_matched()
+
+
+def load_selected(run, network):
+    """Load the selected weights of a run, or its newest where those cannot be read.
+
+    Raises UserError with exit code 3 for a folder that has no sound checkpoint.
+    """
+    folders = [run / "checkpoints" / name for name in ("best", "fine-tuning", "newest")]
+    prefixes = [prefix for folder in folders for prefix in checkpoints_in(folder)]
+    if not prefixes:
+        raise UserError(f"{run} has no checkpoint yet", NO_DATA)
+    used = _restore_first_sound(tf.train.Checkpoint(network=network), prefixes)
+    if used != prefixes[0]:
+        say(f"using checkpoint {used} instead")
+
+
+def save_ood(run, ood, number):
+    """Save the OutOfDistributionScore that belongs to the selected weights, of epoch `number`."""
+    _write(tf.train.Checkpoint(novelty=ood), run / "checkpoints" / "novelty", number, keep=1)
+
+
+def load_network(run, metadata, with_ood=False):
+    """Rebuild the network of a run with its selected weights; raises what load_selected() does.
+
+    (n, image_size, image_size, 3) uint8 RGB → (n, classes) logits, already divided by the temperature. With `with_ood`,
+    where the run has OOD scores, → (logits, (n,) OOD scores).
+    """
+    size, num_classes = metadata["image_size"], len(metadata["classes"])
+    network = create_network(metadata["network"], size, num_classes)
+    load_selected(run, network)
+    images = keras.Input((size, size, 3), dtype="uint8", name="pictures")
+    kind = metadata.get("novelty", {}).get("features", "last")
+    features, logits = with_features(network, kind)(images, training=False)
+    outputs = logits / metadata.get("temperature", 1.0)
+    if with_ood and "novelty" in metadata:
+        ood = OutOfDistributionScore(num_classes, name="novelty")
+        both = (outputs, ood(features))
+        try:
+            _restore_first_sound(tf.train.Checkpoint(novelty=ood), checkpoints_in(run / "checkpoints" / "novelty"))
+            outputs = both
+        except UserError as error:
+            say(f"warning: no image will be unknown: {error}")
+    return keras.Model(images, outputs, name=network.name)

@@ -1,0 +1,159 @@
+"""What every script has in common at the shell: flags, messages, tables, progress bars and exit codes."""
+
+import argparse
+import contextlib
+import faulthandler
+import os
+import shlex
+import shutil
+import signal
+import sys
+from pathlib import Path
+
+PROJECT = Path(__file__).resolve().parent.parent
+DONE, FAILED, USAGE, NO_DATA, BELOW_ACCURACY, INTERRUPTED, TERMINATED = 0, 1, 2, 3, 4, 130, 143
+
+
+class UserError(Exception):
+    """Something the user can mend. `str(error)` is one line that says what is wrong and what to do."""
+
+    def __init__(self, message, exit_code=FAILED):
+        super().__init__(message)
+        self.exit_code = exit_code
+
+
+def run(main):
+    """Run a script's `main()` as a program of its own and leave with its exit code."""
+    _prepare_streams()
+    _quieten_libraries()
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(TERMINATED))
+    sys.exit(exit_code_of(main))
+
+
+def exit_code_of(main, argv=None):
+    """Run a script's `main(argv)`; returns its exit code. An error that a user can cause becomes one line."""
+    try:
+        code = main(argv)
+        sys.stdout.flush()
+    except UserError as error:
+        say(f"error: {error}")
+        code = error.exit_code
+    except KeyboardInterrupt:
+        say("interrupted")
+        code = INTERRUPTED
+    except BrokenPipeError:  # the reader of our output, `head` perhaps, has seen enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        code = FAILED
+    except OSError as error:
+        say(f"error: {describe(error)}")
+        code = FAILED
+    return code
+
+
+def say(message):
+    """Print a line of log, not of results: to standard error."""
+    print(message, file=sys.stderr, flush=True)
+
+
+def describe(error):
+    """An OSError in words without its number: `No space left on device: runs/001/model.json`."""
+    name = f": {os.fsdecode(error.filename)}" if error.filename is not None else ""
+    return f"{error.strerror or error}{name}"
+
+
+def command(script, *arguments):
+    """A command to copy into the shell: it runs a script of this project with this Python."""
+    python = "python" if shutil.which("python") == sys.executable else Path(sys.executable)
+    return " ".join(shell_path(part) for part in (python, PROJECT / script, *arguments))
+
+
+def shell_path(part):
+    """A Path as short as it can be from here, or any other word as it is, quoted for the shell."""
+    if isinstance(part, Path):
+        part = part.absolute()
+        with contextlib.suppress(ValueError):  # Windows: it is on another drive
+            relative = os.path.relpath(part)
+            if not relative.startswith(".."):
+                part = f"./{relative}" if relative.startswith("-") else relative
+    return shlex.quote(str(part))
+
+
+def aligned(rows, align="<"):
+    """Rows of a table as text with aligned columns: "<" to the left, ">" to the right."""
+    widths = [max(len(str(cell)) for cell in column) for column in zip(*rows, strict=True)]
+    lines = ("  ".join(f"{cell!s:{align}{width}}" for cell, width in zip(row, widths, strict=True)) for row in rows)
+    return "\n".join(line.rstrip() for line in lines)
+
+
+def _prepare_streams():
+    """Make standard output and error usable whatever they are: closed, or of an encoding that lacks a letter."""
+    for name in ("stdout", "stderr"):
+        if getattr(sys, name) is None:
+            setattr(sys, name, open(os.devnull, "w"))  # noqa: SIM115
+    sys.stdout.reconfigure(encoding="utf-8", errors="surrogateescape")  # a file name leaves as it came
+    sys.stderr.reconfigure(encoding="utf-8", errors="backslashreplace")
+
+
+def _quieten_libraries():
+    """Keep the chatter of C libraries out of what the user sees.
+
+    libjpeg (on odd files), libpng and TensorFlow (when it starts) write to file descriptor 2 and cannot be asked not to.
+    So Python's own standard error moves to a copy of it. Whoever sets TF_CPP_MIN_LOG_LEVEL to 0 or 1 hears everything.
+    """
+    if os.environ.get("TF_CPP_MIN_LOG_LEVEL") in ("0", "1"):
+        return
+    os.environ["TF_CPP_MIN_LOG_LEVEL"] = "3"
+    with contextlib.suppress(OSError):  # standard error is closed
+        sys.stderr.flush()
+        sys.stderr = open(os.dup(2), "w", buffering=1, encoding="utf-8", errors="backslashreplace")  # noqa: SIM115
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 2)
+        faulthandler.enable(sys.stderr)  # a crash inside a library must not be silent
+
+
+@contextlib.contextmanager
+def progress(description, total):
+    """Yield `advance(count=1)` for a progress bar on a terminal; elsewhere it does nothing."""
+    if not sys.stderr.isatty():
+        yield lambda count=1: None
+        return
+    from rich.console import Console
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+    columns = TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn()
+    # Results that go to the same terminal are printed above the bar; those that go to a file are none of its business.
+    with Progress(
+        *columns, console=Console(file=sys.stderr), transient=True, redirect_stdout=sys.stdout.isatty()
+    ) as bars:
+        task = bars.add_task(description, total=total)
+        yield lambda count=1: bars.advance(task, count)
+
+
+def number(kind, low=None, high=None, above=None, below=None):
+    """An argparse type: an int or a float (`kind`) within the given bounds."""
+
+    def parse(text):
+        try:
+            value = kind(text)
+        except ValueError:
+            noun = "a whole number" if kind is int else "a number"
+            raise argparse.ArgumentTypeError(f"{text!r} is not {noun}") from None
+        inside = (
+            (low is None or value >= low)
+            and (high is None or value <= high)
+            and (above is None or value > above)
+            and (below is None or value < below)
+        )
+        if not inside or value != value:
+            bounds = {"at least": low, "at most": high, "above": above, "below": below}
+            wanted = " and ".join(f"{word} {bound}" for word, bound in bounds.items() if bound is not None)
+            raise argparse.ArgumentTypeError(f"{text} is not {wanted}")
+        return value
+
+    return parse
+
+
+def switch(text):
+    """An argparse type: True or False."""
+    if text not in ("True", "False"):
+        raise argparse.ArgumentTypeError(f"{text!r} is neither True nor False")
+    return text == "True"

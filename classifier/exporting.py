@@ -1,0 +1,127 @@
+"""Exports of a trained network to other formats, each checked against the original."""
+
+import contextlib
+import io
+import warnings
+
+import numpy as np
+import tensorflow as tf
+
+from classifier.checkpoints import load_network
+from classifier.console import NO_DATA, UserError, say
+from classifier.files import file_digest, replacing
+from classifier.images import decode_batches
+from classifier.inference import litert_problem, load_litert
+from classifier.metrics import log_softmax
+from classifier.networks import compile_outputs
+from classifier.runs import EXPORTS, missing_packages, network_digest, write_metadata
+
+TOLERANCE = 1e-4  # of a probability; int8 is judged by its accuracy
+MOST_IMAGES = 1000
+
+
+def export_for_prediction(run, metadata, valid):
+    """Write the LiteRT file of a run, with which predict.py starts in 0.2 s; without it the predictions are the same.
+
+    `valid` is the DataSet to check it with. A failure is reported, no more: the network is trained and saved.
+    """
+    if missing_packages("litert"):
+        say("no LiteRT file for quick predictions: pip install ai-edge-litert, then run export.py")
+    elif litert_problem(run, metadata):
+        stale = [name for name, (file, _) in EXPORTS.items() if name != "litert" and (run / file).exists()]
+        if stale:
+            say(f"warning: made from earlier weights: {', '.join(stale)}; run export.py again")
+        try:
+            export(run, metadata, "litert", valid.paths, valid.labels)
+        except Exception as error:  # whatever a converter may raise
+            say(f"warning: no LiteRT file for quick predictions: {str(error) or type(error).__name__}")
+
+
+def export(run, metadata, name, paths, labels):
+    """Convert a run's network, compare the predictions for some of the images, report how they differ; keep what agrees.
+
+    Raises UserError if they differ too much, or if no image can be read.
+    """
+    chosen = np.random.default_rng(0).permutation(len(paths))[:MOST_IMAGES]
+    paths, labels = [paths[i] for i in chosen], np.asarray(labels)[chosen]
+    network = load_network(run, metadata, with_ood=name == "litert")
+    target = run / EXPORTS[name][0]
+    with replacing(target) as partial:
+        with contextlib.redirect_stdout(io.StringIO()), warnings.catch_warnings():  # converters print a lot
+            warnings.simplefilter("ignore")
+            converted = CONVERTERS[name](network, paths, partial)
+        difference = compare(name, compile_outputs(network), converted, paths, labels, metadata["image_size"])
+        if name != "litert-int8" and difference > TOLERANCE:
+            raise UserError(f"that is more than {TOLERANCE}: {target} is not kept")
+    if name == "litert":
+        metadata["litert"] = {"network": network_digest(run, metadata), "file": file_digest(target)}
+        write_metadata(run, metadata)
+
+
+def compare(name, original, converted, paths, labels, image_size):
+    """Report the accuracy of both networks on these images; returns the largest difference of a probability."""
+    usable, probabilities = [], []
+    for _, reasons, images in decode_batches(paths, image_size):
+        usable += [reason is None for reason in reasons]
+        if len(images):
+            probabilities.append([np.exp(log_softmax(logits_of(outputs(images)))) for outputs in (original, converted)])
+    if not probabilities:
+        raise UserError("none of the images to check with can be read: give others with --data-dir", NO_DATA)
+    expected, got = map(np.concatenate, zip(*probabilities, strict=True))
+    difference = np.abs(expected - got).max()
+    before, after = ((scores.argmax(axis=1) == labels[usable]).mean() for scores in (expected, got))
+    say(f"{name}: probabilities of {len(expected)} images differ by at most {difference:.2g}; "
+        f"accuracy {before:.2%} before, {after:.2%} after")  # fmt: skip
+    return difference
+
+
+def logits_of(outputs):
+    """The logits alone, of a network with or without OOD scores."""
+    return outputs[0] if isinstance(outputs, tuple) else outputs
+
+
+# Each converter writes a network to `path` and returns `outputs(images)` of the written file. `paths` are those of images.
+
+
+def convert_litert(network, paths, path):
+    """Float32 LiteRT."""
+    path.write_bytes(tf.lite.TFLiteConverter.from_keras_model(network).convert())
+    return load_litert(path)[0]
+
+
+def convert_litert_int8(network, paths, path):
+    """LiteRT with weights and feature maps in 8 bits, their ranges measured on some images; a quarter of the size."""
+    converter = tf.lite.TFLiteConverter.from_keras_model(network)
+    converter.optimizations = [tf.lite.Optimize.DEFAULT]
+    converter.representative_dataset = lambda: (
+        [image[None]] for _, _, images in decode_batches(paths[:200], network.input_shape[1]) for image in images
+    )
+    path.write_bytes(converter.convert())
+    return load_litert(path)[0]
+
+
+def convert_onnx(network, paths, path):
+    """ONNX, run by onnxruntime."""
+    import onnxruntime
+    import tf2onnx
+
+    signature = [tf.TensorSpec((None, *network.input_shape[1:]), tf.uint8, name="pictures")]
+    graph = tf.function(lambda images: network(images, training=False), input_signature=signature)
+    tf2onnx.convert.from_function(graph, input_signature=signature, opset=17, output_path=str(path))
+    session = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
+    return lambda images: session.run(None, {"pictures": images})[0]
+
+
+def convert_savedmodel(network, paths, path):
+    """TensorFlow's SavedModel; its signature is called `serve`."""
+    network.export(str(path), verbose=False)
+    saved = tf.saved_model.load(str(path))
+    return lambda images: saved.serve(images).numpy()
+
+
+CONVERTERS = {
+    "litert": convert_litert,
+    "litert-int8": convert_litert_int8,
+    "onnx": convert_onnx,
+    "savedmodel": convert_savedmodel,
+}

@@ -1,0 +1,60 @@
+"""The history of a training: a row for each epoch, in history.csv, and which epoch's weights are selected."""
+
+import csv
+import math
+
+from classifier.console import NO_DATA, UserError
+from classifier.files import csv_text, write_text
+
+COLUMNS = ["epoch", "loss", "accuracy", "val_loss", "val_accuracy", "seconds", "pictures_per_second"]
+
+
+class History:
+    """The rows of a run's history.csv: dictionaries with the keys COLUMNS, one for each epoch."""
+
+    def __init__(self, run, epochs, validation_size):
+        """Read the rows of the first `epochs`. `validation_size` images count in the validation accuracy.
+
+        Raises UserError if the file does not have these rows.
+        """
+        self._path, self._validation_size = run / "history.csv", validation_size
+        self.rows = self._read()[:epochs]
+        if [row["epoch"] for row in self.rows] != list(range(1, epochs + 1)):
+            raise UserError(f"{self._path} does not have a row for each of {epochs} epochs: start a new run", NO_DATA)
+
+    def _read(self):
+        if not self._path.exists():
+            return []
+        try:
+            with open(self._path, newline="", encoding="utf-8") as file:
+                rows = list(csv.DictReader(file))
+            return [{name: float(row[name]) for name in COLUMNS} | {"epoch": int(row["epoch"])} for row in rows]
+        except (ValueError, KeyError, TypeError):
+            raise UserError(f"{self._path} is damaged: restore it, or start a new run", NO_DATA) from None
+
+    def append(self, row):
+        """Add the row of an epoch and save the file."""
+        self.rows.append({name: row["epoch"] if name == "epoch" else round(float(row[name]), 6) for name in COLUMNS})
+        write_text(self._path, csv_text(COLUMNS, [list(row.values()) for row in self.rows]))
+
+    def selected(self):
+        """The row whose weights predict: the last one that is as good as the highest accuracy, except for chance.
+
+        As good is an accuracy within the 95 % confidence interval of the highest: two standard errors, with two correct and
+        two incorrect predictions added, so that 40 of 40 is not certainty (Agresti and Coull, "Approximate Is Better than
+        'Exact'", 1998). The highest of many epochs is partly luck, and a later one has learnt more.
+        """
+        if not self.rows:
+            return None
+        count = self._validation_size + 4
+        accuracy = (self._highest()["val_accuracy"] * self._validation_size + 2) / count
+        lowest = accuracy - 2 * math.sqrt(accuracy * (1 - accuracy) / count)
+        return [row for row in self.rows if row["val_accuracy"] >= lowest][-1]
+
+    def _highest(self):
+        """The first row with the highest validation accuracy."""
+        return max(self.rows, key=lambda row: row["val_accuracy"])
+
+    def out_of_patience(self, patience, first):
+        """True if `patience` epochs after epoch `first` have passed without a higher validation accuracy; 0 is endless."""
+        return bool(self.rows) and 0 < patience <= len(self.rows) - max(self._highest()["epoch"], first)

@@ -1,0 +1,153 @@
+"""Inference: a run as a function from images to predictions, through LiteRT, which starts in 0.2 s, or TensorFlow."""
+
+import os
+import sys
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import numpy as np
+
+from classifier import console, cpu
+from classifier.console import NO_DATA, UserError, say
+from classifier.files import file_digest
+from classifier.images import decode_batches
+from classifier.metrics import log_softmax
+from classifier.runs import LITERT, METADATA, network_digest
+from dataset import walk_images
+
+LITERT_BATCH = 8  # the feature maps of more images do not fit into the CPU's cache
+
+
+class Prediction(NamedTuple):
+    """What the network predicts for one file."""
+
+    path: str
+    scores: Sequence[float] | None  # (classes,) float64 log-probabilities; None where the file cannot be used
+    reason: str | None  # why it cannot be used
+    ood_score: float = 0.0  # relative to the threshold: above 1, the image is unlike all training images
+
+
+def predict(predictor, image_size, paths, tta=False):
+    """Yield a Prediction for each of `paths`, in order, and report files that cannot be used.
+
+    `predictor`: see load_predictor(). With `tta`, test-time augmentation, probabilities are the mean of those for the image
+    and for its mirror image.
+    """
+    with console.progress("predicting", len(paths)) as advance:
+        for batch, reasons, images in decode_batches(paths, image_size):
+            logits, ood_scores = predictor(images)
+            scores = log_softmax(logits)
+            if tta:
+                mirrored, _ = predictor(np.ascontiguousarray(images[:, :, ::-1]))
+                scores = np.logaddexp(scores, log_softmax(mirrored)) - np.log(2)
+            results = zip(scores, map(float, ood_scores), strict=True)
+            for path, reason in zip(batch, reasons, strict=True):
+                row, ood_score = (None, 0.0) if reason else next(results)
+                if reason:
+                    say(f"error: {path}: {reason}")
+                yield Prediction(path, row, reason, ood_score)
+            advance(len(batch))
+
+
+def list_images(arguments):
+    """The paths that the arguments name: files as they are, folders searched, - read from standard input."""
+    paths = []
+    for argument in arguments:
+        if argument == "-":
+            lines = sys.stdin.buffer.read().split(b"\n") if sys.stdin else []
+            paths += [os.fsdecode(line.removesuffix(b"\r")) for line in lines if line.strip()]
+        elif os.path.isdir(argument):
+            images, _ = walk_images(argument)
+            if not images:
+                raise UserError(f"no images in {argument}", NO_DATA)
+            paths += [os.path.join(argument, image) for image in images]
+        else:
+            paths.append(argument)
+    if not paths:
+        raise UserError("no paths on standard input", NO_DATA)
+    return paths
+
+
+def load_predictor(run, metadata, runtime="auto"):
+    """`predictor(images)` of a run: (n, image_size, image_size, 3) uint8 RGB → ((n, classes), (n,)).
+
+    These are float32 logits, and the OOD score of each image divided by the threshold in the metadata: above 1 the image is
+    unlike the training images. It is 0 for a run that has no threshold.
+
+    `runtime` is "auto", "litert" or "tensorflow". "auto" uses the LiteRT file if its package is installed and the file is
+    whole and was made from the run's present weights; "litert" raises UserError where that is not so.
+    """
+    if runtime != "tensorflow":
+        problem = litert_problem(run, metadata)
+        if problem is None:
+            outputs, shape = load_litert(run / LITERT)
+            if shape != (metadata["image_size"], len(metadata["classes"])):
+                raise UserError(f"{run / LITERT} does not fit {run / METADATA}: restore them, or use another run", NO_DATA)
+            return _with_threshold(outputs, metadata)
+        if runtime == "litert":
+            raise UserError(f"{problem}: use --runtime tensorflow")
+    from classifier.checkpoints import load_network
+    from classifier.networks import compile_outputs
+
+    return _with_threshold(compile_outputs(load_network(run, metadata, with_ood=True)), metadata)
+
+
+def _with_threshold(outputs, metadata):
+    threshold = metadata["novelty"]["limit"] if "novelty" in metadata else None
+
+    def predictor(images):
+        result = outputs(images)
+        if threshold is None or not isinstance(result, tuple):
+            return result, np.zeros(len(images), np.float32)
+        logits, ood_scores = result
+        return logits, ood_scores / threshold
+
+    return predictor
+
+
+def litert_problem(run, metadata):
+    """Why the LiteRT file of a run cannot be used, in a few words; None if it can."""
+    try:
+        import ai_edge_litert  # noqa: F401
+    except ImportError:
+        return "the package ai-edge-litert is not installed"
+    made = metadata.get("litert")
+    if not isinstance(made, dict) or not (run / LITERT).exists():
+        return f"{run} has no LiteRT file"
+    if made.get("network") != network_digest(run, metadata):
+        return f"{run / LITERT} was made from another checkpoint"
+    if made.get("file") != file_digest(run / LITERT):
+        say(f"warning: {run / LITERT} is damaged")
+        return f"{run / LITERT} is damaged"
+    return None
+
+
+def load_litert(path):
+    """A LiteRT file as (outputs, (image_size, num_classes)).
+
+    `outputs(images)` takes (n, image_size, image_size, 3) uint8 RGB, for any n, and returns (n, num_classes) float32 logits,
+    or a tuple of these and (n,) float32 OOD scores if the file has both.
+    """
+    from ai_edge_litert.interpreter import Interpreter
+
+    interpreter = Interpreter(str(path), num_threads=cpu.cores())
+    (inputs,) = interpreter.get_input_details()
+    details = sorted(interpreter.get_output_details(), key=lambda output: -len(output["shape"]))  # the logits first
+    shape = inputs["shape"]
+
+    def run(part):
+        if len(part) != shape[0]:
+            shape[0] = len(part)
+            interpreter.resize_tensor_input(inputs["index"], shape)
+        interpreter.allocate_tensors()
+        interpreter.set_tensor(inputs["index"], part)
+        interpreter.invoke()
+        return [interpreter.get_tensor(output["index"]) for output in details]
+
+    def outputs(images):
+        empty = [np.empty((0, *output["shape"][1:]), np.float32) for output in details]
+        parts = [run(images[start : start + LITERT_BATCH]) for start in range(0, len(images), LITERT_BATCH)]
+        whole = tuple(np.concatenate(arrays) for arrays in zip(empty, *parts, strict=True))
+        return whole if len(whole) > 1 else whole[0]
+
+    return outputs, (int(shape[1]), int(details[0]["shape"][-1]))

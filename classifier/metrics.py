@@ -1,0 +1,47 @@
+"""Metrics: how good predictions are, from logits or probabilities and labels."""
+
+import numpy as np
+
+
+def log_softmax(logits):
+    """Logarithm of the softmax over the last axis, in float64, without overflow; exp() of it are the probabilities."""
+    logits = np.asarray(logits, np.float64)
+    shifted = logits - logits.max(axis=-1, keepdims=True)
+    return shifted - np.log(np.exp(shifted).sum(axis=-1, keepdims=True))
+
+
+def calibration_error(confidences, correct, bins=15):
+    """Expected calibration error: the difference between confidence, (n,) from 0 to 1, and accuracy, (n,) bool.
+
+    Mean over bins of equal width of |accuracy - mean confidence|, weighted by the number of images in each (Guo et al.,
+    "On Calibration of Modern Neural Networks", 2017).
+    """
+    confidences, correct = np.asarray(confidences, float), np.asarray(correct, float)
+    return float(np.abs(_sums_in_bins(confidences, correct - confidences, bins)).sum() / len(correct))
+
+
+def chance_error(confidences, bins=15):
+    """The calibration_error() that chance alone would show if the confidences, (n,) from 0 to 1, were exactly right.
+
+    The number of correct predictions in a bin then varies around the sum of its confidences, nearly normally, and the mean
+    of |N(0, σ²)| is σ √(2/π).
+    """
+    confidences = np.asarray(confidences, float)
+    variances = _sums_in_bins(confidences, confidences * (1 - confidences), bins)
+    return float(np.sqrt(2 / np.pi * np.maximum(variances, 0)).sum() / len(confidences))
+
+
+def _sums_in_bins(confidences, values, bins):
+    places = np.minimum((confidences * bins).astype(int), bins - 1)
+    return np.bincount(places, values, bins)
+
+
+def area_under_roc(negatives, positives):
+    """Area under the ROC curve: the fraction of all pairs in which the positive has the higher score.
+
+    Both are the scores of at least one image, (n,) floats; pairs of equal scores count half. ½ is chance, 1 perfect (Hanley
+    and McNeil, "The Meaning and Use of the Area under a Receiver Operating Characteristic (ROC) Curve", 1982).
+    """
+    negatives = np.sort(negatives)
+    lower, not_higher = (np.searchsorted(negatives, positives, side) for side in ("left", "right"))
+    return float((lower + not_higher).mean() / 2 / len(negatives))

@@ -1,0 +1,115 @@
+"""Networks by name, their outputs as fast functions, and their features."""
+
+import contextlib
+import dataclasses
+from pathlib import Path
+
+import cv2
+import keras
+import numpy as np
+import tensorflow as tf
+
+from classifier.cache import DECODING_VERSION, cached_rows
+from classifier.console import NO_DATA, UserError, describe, progress, say
+from classifier.files import digest_of
+from classifier.images import inference_batch_size
+from classifier.pretrained import create_pretrained_network, with_middle_maps
+from classifier.settings import PRETRAINED_NETWORKS
+from dataset import DataSet
+from model import create_cnn, create_resnet
+
+NETWORKS = {"cnn": create_cnn, "resnet": create_resnet}
+# The layers whose maps tell images of one kind from another: see with_features().
+FEATURE_MAPS = {"conv1_pool", "conv2_pool", "conv3_pool", "stem_relu", "stage1_block2_relu", "stage2_block2_relu"}
+FEATURES_VERSION = 2  # raise it when a pretrained network comes to give other features
+
+keras.config.set_floatx("float32")  # whatever the user's ~/.keras/keras.json says
+keras.config.set_image_data_format("channels_last")
+tf.get_logger().setLevel("ERROR")  # it would print a page about each checkpoint that does not fit
+
+
+def create_network(name, image_size, num_classes, dropout=0.0):
+    """A network by name: (n, image_size, image_size, 3) uint8 RGB → (n, num_classes) logits.
+
+    Raises UserError for a name that this version does not have.
+    """
+    if name in PRETRAINED_NETWORKS:
+        return create_pretrained_network(name, image_size, num_classes, dropout)
+    if name not in NETWORKS:
+        known = ", ".join([*NETWORKS, *PRETRAINED_NETWORKS])
+        raise UserError(f"this version has no network {name!r}, only {known}", NO_DATA)
+    return NETWORKS[name](image_size, num_classes, dropout)
+
+
+def compile_outputs(network):
+    """A fast function from images to logits: (n, image_size, image_size, 3) uint8 → (n, classes) float32 arrays.
+
+    Of a part of a network, or one with several outputs, likewise from its input to its outputs.
+    """
+    signature = tf.TensorSpec(network.input_shape, network.inputs[0].dtype)
+    graph = tf.function(lambda images: network(images, training=False), input_signature=[signature])
+
+    def outputs(images):
+        if len(images) == 0:  # TensorFlow's convolutions refuse an empty batch
+            return tf.nest.map_structure(lambda output: np.empty((0, *output.shape[1:]), np.float32), network.output)
+        with enough_memory():
+            return tf.nest.map_structure(lambda output: output.numpy(), graph(tf.constant(images)))
+
+    return outputs
+
+
+@contextlib.contextmanager
+def enough_memory():
+    """Turn the errors of a machine with too little memory into a line with advice."""
+    try:
+        yield
+    except (MemoryError, tf.errors.ResourceExhaustedError):
+        raise UserError("not enough memory: train with a smaller --batch-size or --image-size") from None
+
+
+def with_features(network, kind):
+    """A network with two outputs: features, (n, features), for out-of-distribution scores, and its logits.
+
+    Features of kind "last" are the input of the last layer: best for a frozen pretrained network, which knows a thousand
+    classes. Layers that were trained on the user's classes tell little else apart. So features of kind "maps" are the means
+    of the feature maps in FEATURE_MAPS, or of those in the middle of a pretrained network.
+    """
+    if kind == "last":
+        return keras.Model(network.input, (network.layers[-1].input, network.output))
+    if network.name in PRETRAINED_NETWORKS:
+        return with_middle_maps(network)
+    means = [keras.layers.GlobalAveragePooling2D()(layer.output) for layer in network.layers if layer.name in FEATURE_MAPS]
+    return keras.Model(network.input, (keras.layers.Concatenate()(means), network.output))
+
+
+def extract_features(sets, feature_extractor, cache_dir):
+    """TrainSets of features, (k, features) float32, instead of images: each image goes through the network once.
+
+    They are kept in the folder `cache_dir` for later runs; where it cannot be written, in memory.
+    """
+    compute, sides = compile_outputs(feature_extractor), (sets.train, sets.valid)
+    num_images, num_features = sum(map(len, sides)), feature_extractor.output_shape[1]
+    versions = FEATURES_VERSION, DECODING_VERSION, keras.__version__, cv2.__version__
+    key = f"{sets.fingerprint} {feature_extractor.input_shape} {versions}".encode()
+    path = Path(cache_dir, f"{digest_of(key, *feature_extractor.get_weights(), size=12)}.features")
+
+    def make(write):
+        with progress("extracting features", num_images) as advance:
+            for side in sides:
+                for images, _ in side.batches(inference_batch_size(feature_extractor.input_shape[1])):
+                    write(compute(images))
+                    advance(len(images))
+
+    try:
+        features, _ = cached_rows(path, (num_features,), np.float32, make)
+    except OSError as error:
+        say(f"no cache of features ({describe(error)}): they stay in memory")
+        parts = []
+        make(parts.append)
+        features = np.concatenate(parts)
+    positions = np.split(np.arange(num_images), [len(sets.train)])
+    train, valid = (
+        DataSet(side.paths, side.labels, lambda rows, part=part: features[part[rows]], 4 * num_features)
+        for side, part in zip(sides, positions, strict=True)
+    )
+    return dataclasses.replace(sets, train=train, valid=valid)

@@ -1,0 +1,50 @@
+"""Out-of-distribution (OOD) scores: how unlike all training images an image is, by the distance of its features."""
+
+import keras
+import numpy as np
+import tensorflow as tf
+
+
+class OutOfDistributionScore(keras.layers.Layer):
+    """The distance of features from the nearest class, in standard deviations: (n, features) → (n,).
+
+    It is the Mahalanobis distance to the nearest mean of a class, with one covariance for all classes (Lee et al., "A
+    Simple Unified Framework for Detecting Out-of-Distribution Samples and Adversarial Attacks", 2018), divided by the
+    square root of the number of features.
+    """
+
+    def __init__(self, num_classes, **options):
+        super().__init__(trainable=False, **options)
+        self.num_classes = num_classes
+
+    def build(self, input_shape):
+        size = input_shape[-1]
+        self.whitening = self.add_weight(name="whitening", shape=(size, size), initializer="zeros")
+        self.centres = self.add_weight(name="centres", shape=(self.num_classes, size), initializer="zeros")
+
+    def call(self, features):
+        differences = tf.matmul(features, self.whitening)[:, None] - self.centres  # (n, classes, features)
+        return tf.sqrt(tf.reduce_min(tf.reduce_mean(tf.square(differences), axis=2), axis=1))
+
+    def fit(self, features, labels):
+        """Fit to the features of training images of all classes, (n, features), and their labels, (n,)."""
+        means = np.stack([features[labels == label].mean(axis=0) for label in range(self.num_classes)])
+        centred = features - means[labels]
+        deviations = centred.std(axis=0)
+        scale = np.maximum(deviations, 0.01 * deviations.mean() + 1e-6)  # or a constant feature would dominate
+        centred /= scale
+        variances, directions = np.linalg.eigh(centred.T @ centred / len(centred))
+        whitening = directions / np.sqrt(variances + 0.01) / scale[:, None]  # likewise a constant direction
+        self.build(features.shape)
+        self.set_weights([whitening, means @ whitening])
+
+
+def usual_threshold(scores):
+    """A threshold that few images like these, whose OOD scores are given, (n,), exceed: three σ above the median.
+
+    σ is that of the logarithm, estimated from the median of the deviations, so that outliers have no influence.
+    """
+    logarithms = np.log(np.maximum(scores, 1e-6))
+    median = np.median(logarithms)
+    sigma = 1.4826 * np.median(np.abs(logarithms - median))  # of a normal distribution
+    return float(np.exp(median + max(3 * sigma, np.log(1.5))))

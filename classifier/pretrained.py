@@ -1,0 +1,145 @@
+"""Pretrained networks: keras.applications by name, with preprocessing before them, weights, and a new head."""
+
+import contextlib
+import os
+import sys
+from pathlib import Path
+
+import keras
+import numpy as np
+
+from classifier.console import NO_DATA, USAGE, UserError
+from classifier.settings import PRETRAINED_NETWORKS
+
+
+def create_pretrained_network(name, image_size, num_classes, dropout=0.0):
+    """A network of keras.applications, the layer "backbone", with its own preprocessing before it and a new head after it.
+
+    (n, image_size, image_size, 3) uint8 RGB → (n, num_classes) logits. Its weights are random: see load_weights().
+    """
+    constructor = PRETRAINED_NETWORKS[name].split(".")[1]
+    try:
+        backbone = getattr(keras.applications, constructor)(
+            include_top=False, weights=None, input_shape=(image_size, image_size, 3), pooling="avg"
+        )
+        backbone.name = "backbone"  # not by an argument: some of them look up their sizes by their name
+        images = keras.Input((image_size, image_size, 3), dtype="uint8", name="pictures")
+        features = backbone(normalize(name, images))
+    except ValueError as error:
+        raise UserError(f"--image-size {image_size} does not fit {name}: {str(error).splitlines()[0]}") from None
+    head = keras.layers.Dropout(dropout, name="drop")(features)
+    logits = keras.layers.Dense(num_classes, kernel_initializer="zeros", name="fc")(head)
+    return keras.Model(images, logits, name=name)
+
+
+def normalize(name, images):
+    """The input of a backbone: (n, side, side, 3) uint8 RGB → the same in float32.
+
+    It is the result of preprocess(), except for the first EfficientNets. These have a layer that normalizes with statistics
+    from the file of weights, but only if Keras loads that file while it builds them. So their input is normalized here, and
+    load_weights() resets the statistics.
+    """
+    pixels = preprocess(name, images)
+    if PRETRAINED_NETWORKS[name].startswith("efficientnet."):
+        mean, deviation = np.array([0.485, 0.456, 0.406]), np.array([0.229, 0.224, 0.225])  # of ImageNet's RGB from 0 to 1
+        pixels = (pixels - 255 * mean) / deviation
+    return pixels
+
+
+def preprocess(name, images):
+    """The preprocessing of keras.applications for a network: (n, side, side, 3) uint8 RGB → the same in float32."""
+    module = PRETRAINED_NETWORKS[name].split(".")[0]
+    return getattr(keras.applications, module).preprocess_input(keras.ops.cast(images, "float32"))
+
+
+def with_middle_maps(network):
+    """A pretrained network with two outputs: the means of feature maps, (n, maps), and the logits.
+
+    These maps are in the middle of the backbone: the last ones of about twice the side of its final maps.
+    """
+    backbone = network.get_layer("backbone")
+    maps = [layer.output for layer in backbone.layers if len(layer.output.shape) == 4]
+    middle = [tensor for tensor in maps if tensor.shape[1] > 1.5 * maps[-1].shape[1]][-1]
+    means = keras.layers.GlobalAveragePooling2D()(middle)
+    both = keras.Model(backbone.input, (means, backbone.output), name="backbone_with_maps")
+    means, features = both(normalize(network.name, network.input))
+    return keras.Model(network.input, (means, network.get_layer("fc")(features)))
+
+
+def split_at_features(network):
+    """The two parts of a pretrained network: the feature extractor, images → features, and the head, features → logits."""
+    features = network.get_layer("drop").input
+    inputs = keras.Input(features.shape[1:], name="features")
+    return (
+        keras.Model(network.input, features, name="feature_extractor"),
+        keras.Model(inputs, network.get_layer("fc")(network.get_layer("drop")(inputs)), name="head"),
+    )
+
+
+def unfreeze(network, layers):
+    """Unfreeze the last layers of the backbone and freeze the others: `layers` is the first one's name, or a number.
+
+    Batch normalization stays frozen, which in Keras means inference mode, too: it keeps the statistics that the backbone
+    was trained with. Raises UserError for an unknown name.
+    """
+    backbone = network.get_layer("backbone")
+    names = [layer.name for layer in backbone.layers]
+    if layers.isdecimal():
+        first = max(len(names) - int(layers), 0)
+    elif layers in names:
+        first = names.index(layers)
+    else:
+        last = ", ".join(names[-12:])
+        raise UserError(f"--fine-tune: {network.name} has no layer {layers!r}; its last ones are {last}", USAGE)
+    for i, layer in enumerate(backbone.layers):
+        layer.trainable = i >= first and not isinstance(layer, keras.layers.BatchNormalization)
+
+
+def normalize_by_recent_steps(network):
+    """Average the statistics of batch normalization over about ten steps, for a backbone with random weights.
+
+    keras.applications averages over up to a thousand steps, as is right for ImageNet. A shorter run would end with
+    statistics from its beginning.
+    """
+    for layer in network.get_layer("backbone").layers:
+        if isinstance(layer, keras.layers.BatchNormalization):
+            layer.momentum = 0.9
+
+
+def load_weights(network, weights):
+    """Load the weights of a backbone: "imagenet" (Keras downloads them once), "none" (keeps random ones), or a .h5 file.
+
+    Keras refuses a file that links to other files of this machine (safe_get_h5_group and safe_get_h5_dataset in
+    keras/src/saving/saving_lib.py). Raises UserError for such a file, for one that does not fit, and without a connection.
+    """
+    if weights == "none":
+        return
+    backbone = network.get_layer("backbone")
+    if weights == "imagenet":
+        constructor = getattr(keras.applications, PRETRAINED_NETWORKS[network.name].split(".")[1])
+        try:
+            # The weights are the same for every size, but Keras has them for few sizes.
+            with contextlib.redirect_stdout(sys.stderr):  # Keras reports its download there
+                pretrained = constructor(include_top=False, weights="imagenet", input_shape=(224, 224, 3), pooling="avg")
+        except Exception as error:  # get_file() raises a bare Exception
+            raise UserError(no_download(error)) from None
+        backbone.set_weights(pretrained.get_weights())
+    else:
+        try:
+            backbone.load_weights(weights)
+        except OSError as error:
+            raise UserError(f"cannot read the weights {weights}: {error}", NO_DATA) from None
+        except (ValueError, KeyError) as error:
+            reason = " ".join(list(filter(None, str(error).splitlines()))[:2])
+            raise UserError(f"{weights} does not fit {network.name}: {reason}", NO_DATA) from None
+    for layer in backbone.layers:
+        if isinstance(layer, keras.layers.Normalization) and layer.weights:  # see normalize()
+            layer.set_weights([np.zeros(3), np.ones(3), np.zeros(())])
+            layer.finalize_state()
+
+
+def no_download(error):
+    """The message where Keras cannot download a file: what to do."""
+    home = Path(os.environ.get("KERAS_HOME") or Path.home() / ".keras") / "models"
+    reason = str(error).splitlines()[0]
+    return f"cannot download what {home} lacks ({reason}): put that file there, or train with --weights FILE"

@@ -1,0 +1,127 @@
+"""Run folders: all that a training leaves, and all that prediction needs.
+
+    runs/001/model.json                  run metadata: network, classes, settings, counts, results
+    runs/001/history.csv                 a row for each epoch
+    runs/001/skipped.csv                 the files that could not be used, and why
+    runs/001/checkpoints/newest/ckpt-*   weights, optimizer and position, to resume from
+    runs/001/checkpoints/fine-tuning/…   the same, of fine-tuning
+    runs/001/checkpoints/best/ckpt-*     the selected weights, which predict
+    runs/001/checkpoints/novelty/ckpt-*  the statistics for out-of-distribution scores
+    runs/001/model.tflite                the selected weights for LiteRT, which predicts without TensorFlow
+"""
+
+import contextlib
+import importlib.util
+import itertools
+import json
+import math
+import re
+from pathlib import Path
+
+from classifier.console import NO_DATA, UserError, describe, say
+from classifier.files import digest_of, write_text
+from classifier.settings import MAX_IMAGE_SIZE, MIN_IMAGE_SIZE
+
+METADATA = "model.json"
+LITERT = "model.tflite"
+EXPORTS = {  # format: file, and the packages that it needs
+    "litert": (LITERT, ["ai_edge_litert"]),
+    "litert-int8": ("model_int8.tflite", ["ai_edge_litert"]),
+    "onnx": ("model.onnx", ["tf2onnx", "onnxruntime"]),
+    "savedmodel": ("saved_model", []),
+}
+
+
+def new_run(output):
+    """Make the next free folder output/001, output/002, … and return it. Raises UserError if that fails."""
+    try:
+        output.mkdir(parents=True, exist_ok=True)
+        for number in itertools.count(1 + max((int(path.name) for path in runs_in(output)), default=0)):
+            with contextlib.suppress(FileExistsError):  # another training may have been quicker
+                run = output / f"{number:03d}"
+                run.mkdir()
+                return run
+    except OSError as error:
+        raise UserError(f"cannot make a run folder ({describe(error)}): choose another --output") from None
+
+
+def runs_in(output):
+    """The numbered run folders in `output`, the newest first."""
+    runs = [path for path in output.glob("[0-9]*") if path.name.isdecimal() and path.is_dir()]
+    return sorted(runs, key=lambda path: int(path.name), reverse=True)
+
+
+def find_run(path, finished=True):
+    """`path` itself if it is a run folder, else the newest run in it: the newest finished one, if `finished`.
+
+    A run whose metadata cannot be read is skipped and reported.
+    """
+    if not path.is_dir():
+        raise UserError(f"there is no run folder {path}: train first, or give another", NO_DATA)
+    if (path / METADATA).exists() or not runs_in(path):
+        return path.absolute()
+    for run in runs_in(path):
+        try:
+            if read_metadata(run)["finished"] or not finished:
+                return run.absolute()
+        except UserError as error:
+            say(f"skipped: {error}")
+    kind = "finished run" if finished else "run"
+    raise UserError(f"no {kind} in {path}: train first, or name one, such as {runs_in(path)[0]}", NO_DATA)
+
+
+def checkpoints_in(folder):
+    """Path prefixes of the checkpoints in a folder, the newest first."""
+    numbers = [re.fullmatch(r"ckpt-(\d+)\.index", path.name) for path in folder.glob("ckpt-*.index")]
+    return [folder / f"ckpt-{n}" for n in sorted((int(match[1]) for match in numbers if match), reverse=True)]
+
+
+def write_metadata(run, metadata):
+    """Write the metadata, whole or not at all."""
+    write_text(run / METADATA, json.dumps(metadata, indent=2) + "\n")
+
+
+def read_metadata(run):
+    """The metadata of a run, a dictionary. Raises UserError if there is none, or it is damaged."""
+    try:
+        metadata = json.loads((run / METADATA).read_text(encoding="utf-8"))
+        classes, size = metadata["classes"], metadata["image_size"]
+        sound = (
+            isinstance(classes, list)
+            and len({name.encode(errors="surrogateescape") for name in classes}) == len(classes) >= 2
+            and type(size) is int
+            and MIN_IMAGE_SIZE <= size <= MAX_IMAGE_SIZE
+            and isinstance(metadata["settings"], dict)
+            and isinstance(metadata["network"], str)
+            and isinstance(metadata["finished"], bool)
+            and all(isinstance(metadata.get(name, {}), dict) for name in ("versions", "device"))
+            and _is_positive(metadata.get("temperature", 1.0))
+            and _is_positive(metadata.get("novelty", {"limit": 1.0})["limit"])
+            and metadata.get("novelty", {}).get("features", "last") in ("last", "maps")
+        )
+    except OSError as error:
+        raise UserError(f"{run} is not a run folder of this project: {describe(error)}", NO_DATA) from None
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
+        sound = False
+    if not sound:
+        raise UserError(f"{run / METADATA} is damaged: restore it, or use another run", NO_DATA)
+    return metadata
+
+
+def _is_positive(number):
+    return isinstance(number, float) and 0 < number < math.inf
+
+
+def network_digest(run, metadata):
+    """Identifies all that the predictions of a run depend on: selected weights, OOD statistics, and the temperature.
+
+    A checkpoint's index has a checksum of every tensor, so the index is enough.
+    """
+    folders = (run / "checkpoints" / name for name in ("best", "novelty"))
+    indexes = [f"{prefix}.index" for folder in folders for prefix in checkpoints_in(folder)[:1]]
+    return digest_of(str(metadata.get("temperature")).encode(), *(Path(path).read_bytes() for path in indexes))
+
+
+def missing_packages(name):
+    """The packages that an export needs and that are not installed."""
+    return [package for package in EXPORTS[name][1] if importlib.util.find_spec(package) is None]

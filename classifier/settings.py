@@ -1,0 +1,151 @@
+"""The settings of a training: types, defaults, flags, and the recipe of each network. TensorFlow is not needed."""
+
+import argparse
+import dataclasses
+from collections.abc import Callable
+from pathlib import Path
+
+from classifier.console import NO_DATA, PROJECT, USAGE, UserError, number, switch
+
+MIN_IMAGE_SIZE, MAX_IMAGE_SIZE = 8, 2048  # the cnn halves an image three times
+PRETRAINED_NETWORKS = {  # name: module and class in keras.applications
+    "convnext_tiny": "convnext.ConvNeXtTiny", "convnext_small": "convnext.ConvNeXtSmall",
+    "convnext_base": "convnext.ConvNeXtBase", "convnext_large": "convnext.ConvNeXtLarge",
+    "convnext_xlarge": "convnext.ConvNeXtXLarge",
+    "densenet121": "densenet.DenseNet121", "densenet169": "densenet.DenseNet169", "densenet201": "densenet.DenseNet201",
+    **{f"efficientnet_b{n}": f"efficientnet.EfficientNetB{n}" for n in range(8)},
+    **{f"efficientnet_v2_b{n}": f"efficientnet_v2.EfficientNetV2B{n}" for n in range(4)},
+    **{f"efficientnet_v2_{n.lower()}": f"efficientnet_v2.EfficientNetV2{n}" for n in "SML"},
+    "inception_resnet_v2": "inception_resnet_v2.InceptionResNetV2", "inception_v3": "inception_v3.InceptionV3",
+    "mobilenet": "mobilenet.MobileNet", "mobilenet_v2": "mobilenet_v2.MobileNetV2",
+    "mobilenet_v3_small": "mobilenet_v3.MobileNetV3Small", "mobilenet_v3_large": "mobilenet_v3.MobileNetV3Large",
+    "nasnet_mobile": "nasnet.NASNetMobile", "nasnet_large": "nasnet.NASNetLarge",
+    **{f"resnet{n}": f"resnet.ResNet{n}" for n in (50, 101, 152)},
+    **{f"resnet{n}_v2": f"resnet_v2.ResNet{n}V2" for n in (50, 101, 152)},
+    "vgg16": "vgg16.VGG16", "vgg19": "vgg19.VGG19", "xception": "xception.Xception",
+}  # fmt: skip
+RESNET = {"start_size": 64, "batch_size": 64, "lr": 3e-3, "weight_decay": 0.05, "dropout": 0.1,
+          "label_smoothing": 0.05}  # fmt: skip
+PRETRAINED = {"image_size": 224, "label_smoothing": 0.0}
+RECIPES = {"cnn": {}, "resnet": RESNET, **dict.fromkeys(PRETRAINED_NETWORKS, PRETRAINED)}  # network: its own defaults
+
+
+@dataclasses.dataclass(frozen=True)
+class Setting:
+    """A setting of a training, and its flag on the command line."""
+
+    kind: Callable  # text → value
+    default: object
+    group: str  # of flags in --help
+    metavar: str | None
+    help: str
+    choices: tuple | None = None
+
+
+SETTINGS = {
+    "data_dir": Setting(Path, PROJECT / "training_data", "images", "FOLDER",
+        "class folders, or images named like cat.1.jpg"),
+    "limit_per_class": Setting(number(int, 2), None, "images", "N", "use only the first N images of each class"),
+    "validation_split": Setting(number(float, above=0, below=1), 0.2, "images", "P",
+        "fraction of each class that is used for validation"),
+    "image_size": Setting(number(int, MIN_IMAGE_SIZE, MAX_IMAGE_SIZE), 128, "images", "PX",
+        "side of the square that every image is resized to"),
+    "start_size": Setting(number(int, MIN_IMAGE_SIZE, MAX_IMAGE_SIZE), None, "images", "PX",
+        "side of the augmented images in the first epoch, which grows to --image-size"),
+    "augment": Setting(switch, True, "images", None, "train without augmentation"),
+    "network": Setting(str, "cnn", "network", "NAME",
+        f"cnn (default), resnet, or a pretrained one of keras.applications: {', '.join(PRETRAINED_NETWORKS)}",
+        tuple(RECIPES)),
+    "weights": Setting(str, "imagenet", "network", "SOURCE",
+        "of a pretrained network: imagenet, none, or a .h5 file of Keras"),
+    "fine_tune": Setting(str, None, "network", "LAYERS",
+        "after the head, train the pretrained layers from the one of this name on, or this many of the last ones"),
+    "fine_tune_epochs": Setting(number(int, 1), 5, "network", "N", "epochs of fine-tuning"),
+    "fine_tune_lr": Setting(number(float, above=0), 1e-4, "network", "RATE", "highest learning rate of fine-tuning"),
+    "dropout": Setting(number(float, 0, below=1), 0.3, "network", "P", "fraction of the features that a step drops"),
+    "epochs": Setting(number(int, 1), 20, "training", "N", "passes over all training images"),
+    "batch_size": Setting(number(int, 1), 32, "training", "N", "images in a step"),
+    "lr": Setting(number(float, above=0), 1e-3, "training", "RATE",
+        "highest learning rate of AdamW: warm-up, then cosine decay to 0"),
+    "weight_decay": Setting(number(float, 0), 0.02, "training", "RATE", "weight decay of AdamW"),
+    "label_smoothing": Setting(number(float, 0, below=1), 0.1, "training", "P",
+        "fraction of each label that is spread over all classes"),
+    "ema": Setting(number(float, 0, below=1), 0.99, "training", "P",
+        "decay of the weight averaging (EMA); the averaged weights predict; 0: no averaging"),
+    "class_weights": Setting(switch, False, "training", None,
+        "give small classes the same weight as large ones, in the validation figures too"),
+    "mixed_precision": Setting(switch, True, "training", None,
+        "compute training steps in float32 even where the CPU has bfloat16, in which the cnn's take 0.6 times as long"),
+    "patience": Setting(number(int, 0), 0, "training", "N", "stop after N epochs without a better one; 0: never"),
+    "seed": Setting(number(int, 0, 2**32 - 1), 0, "training", "N",
+        "of the initial weights, the order of the images and their augmentation"),
+    "save_minutes": Setting(number(float, 0), 5.0, "runs", "MINUTES", "save at least this often within an epoch"),
+}  # fmt: skip
+DEFAULTS = {name: setting.default for name, setting in SETTINGS.items()}
+CHANGEABLE_ON_RESUME = {"data_dir", "patience", "save_minutes"}
+FINE_TUNING = {"fine_tune", "fine_tune_epochs", "fine_tune_lr"}
+
+
+def add_flags(parser):
+    """Add a flag for each setting to an ArgumentParser, in groups; returns {group: argparse's group}.
+
+    A setting that is on by default has a flag --no-… to turn it off.
+    """
+    groups = {}
+    for name, setting in SETTINGS.items():
+        group = groups.get(setting.group) or groups.setdefault(setting.group, parser.add_argument_group(setting.group))
+        flag = name.replace("_", "-")
+        if setting.kind is switch:
+            action = "store_false" if setting.default else "store_true"
+            group.add_argument(f"--{'no-' if setting.default else ''}{flag}", dest=name, action=action, help=setting.help)
+        else:
+            shown = setting.help if name == "network" else setting.help + _defaults_of(name)
+            group.add_argument(f"--{flag}", type=setting.kind, metavar=setting.metavar, choices=setting.choices, help=shown)
+    return groups
+
+
+def _defaults_of(name):
+    """The default of a setting for --help, and those of the networks that have another."""
+    default = DEFAULTS[name]
+    if default is None:
+        return ""
+    recipes = {"resnet": RESNET, "pretrained ones": PRETRAINED}
+    others = [f"{recipe[name]} for {network}" for network, recipe in recipes.items() if name in recipe]
+    return f" (default: {', '.join([str(default.name if isinstance(default, Path) else default), *others])})"
+
+
+def check_settings(settings):
+    """Raise UserError for settings that do not fit the network."""
+    network = settings["network"]
+    pretrained = network in PRETRAINED_NETWORKS
+    if settings["start_size"] and network != "resnet":
+        raise UserError(f"--start-size is for resnet: {network} takes images of one size", USAGE)
+    if not pretrained and settings["weights"] != DEFAULTS["weights"]:
+        raise UserError(f"--weights is for pretrained networks: {network} is not one", USAGE)
+    if settings["fine_tune"] and (not pretrained or settings["weights"] == "none"):
+        raise UserError("--fine-tune is for pretrained networks, with their weights", USAGE)
+    for name in FINE_TUNING:
+        if not settings["fine_tune"] and settings[name] != DEFAULTS[name]:
+            raise UserError(f"--{name.replace('_', '-')} is for --fine-tune: say which layers", USAGE)
+
+
+def settings_to_resume(run, metadata, given):
+    """The settings in the metadata of a run, with those given that may change. Raises UserError for any other."""
+    settings = DEFAULTS | metadata["settings"]
+    for name, setting in SETTINGS.items():
+        if settings[name] is not None or setting.default is not None:
+            try:
+                settings[name] = setting.kind(str(settings[name]))
+            except argparse.ArgumentTypeError as error:
+                raise UserError(f"{run / 'model.json'} is damaged: {name} {error}", NO_DATA) from None
+    fine_tuned = metadata.get("epochs", 0) > settings["epochs"]
+    changeable = CHANGEABLE_ON_RESUME | ({"fine_tune_epochs"} if fine_tuned else {"epochs", *FINE_TUNING})
+    for name, value in given.items():
+        if name not in changeable and value != settings[name]:
+            setting = name.replace("_", "-")
+            raise UserError(f"{run} began with {setting} {settings[name]}: that cannot change on --resume", USAGE)
+    changed = settings | given
+    wanted = changed["epochs"] + (changed["fine_tune_epochs"] if fine_tuned else 0)
+    if wanted < metadata.get("epochs", 0):
+        raise UserError(f"{run} has done {metadata['epochs']} epochs already: the number cannot be lower", USAGE)
+    return changed

@@ -1,0 +1,249 @@
+"""The state of a training: all that a checkpoint holds, so that a run is resumed as if it had never stopped."""
+
+import contextlib
+import dataclasses
+import functools
+import math
+import signal
+import sys
+import time
+
+import keras
+import numpy as np
+import tensorflow as tf
+
+from classifier import console
+from classifier.augmentation import augment
+from classifier.checkpoints import Saver, load_selected
+from classifier.console import NO_DATA, UserError, command, say
+from classifier.distributed import create_strategy
+from classifier.history import History
+from classifier.networks import compile_outputs, create_network, extract_features
+from classifier.optimizer import AdamW, bfloat16, learning_rate_schedule, steps_in_bfloat16
+from classifier.pretrained import load_weights, normalize_by_recent_steps, split_at_features, unfreeze
+from classifier.runs import checkpoints_in
+from classifier.settings import PRETRAINED_NETWORKS
+from classifier.signals import StopRequest
+
+
+@dataclasses.dataclass
+class Phase:
+    """Some epochs of a run that train the same part of the network."""
+
+    name: str  # of the folder of its checkpoints
+    first: int  # epochs done before it
+    last: int  # epochs done after it
+    lr: float
+    on_features: bool = False  # trains the head on the features of a frozen pretrained network
+    unfrozen: str | None = None  # which pretrained layers are trained: those from this one on, or this many of the last ones
+
+
+def phases_of(settings):
+    """The phases of a run with these settings."""
+    epochs, more = settings["epochs"], settings["fine_tune_epochs"]
+    if settings["network"] not in PRETRAINED_NETWORKS or settings["weights"] == "none":
+        return [Phase("newest", 0, epochs, settings["lr"])]
+    phases = [Phase("newest", 0, epochs, settings["lr"], on_features=True)]
+    if settings["fine_tune"]:
+        phases.append(Phase("fine-tuning", epochs, epochs + more, settings["fine_tune_lr"], unfrozen=settings["fine_tune"]))
+    return phases
+
+
+def phases_to_do(run, metadata):
+    """The phases of a run from the newest one that has a checkpoint on. Raises UserError if checkpoints are missing."""
+    phases = phases_of(metadata["settings"])
+    begun = [phase for phase in phases if checkpoints_in(run / "checkpoints" / phase.name)]
+    if any(phase not in begun and phase.first < metadata.get("epochs", 0) for phase in phases):
+        raise UserError(f"the checkpoints of {run} are gone: start a new run", NO_DATA)
+    return phases[max(len(begun) - 1, 0) :]
+
+
+class Networks:
+    """The networks of a phase and their optimizer, on all devices."""
+
+    def __init__(self, metadata, num_classes, phase, steps):
+        settings = metadata["settings"]
+        self.strategy = create_strategy()
+        with self.strategy.scope():
+            create = functools.partial(create_network, metadata["network"], settings["image_size"], num_classes)
+            self.whole = create(settings["dropout"])
+            self.whole_average = create() if settings["ema"] else self.whole
+            if phase.unfrozen:
+                unfreeze(self.whole, phase.unfrozen)
+            if settings["weights"] == "none":
+                normalize_by_recent_steps(self.whole)
+            # The parts that take a batch: of images, or of features.
+            self.feature_extractor, self.trained, self.average = None, self.whole, self.whole_average
+            if phase.on_features:
+                self.feature_extractor, self.trained = split_at_features(self.whole)
+                self.average = split_at_features(self.whole_average)[1]
+            schedule = learning_rate_schedule(phase.lr, (phase.last - phase.first) * steps)
+            self.optimizer = AdamW(schedule, settings["weight_decay"])
+            self.optimizer.build(self.trained.trainable_variables)
+        self.logits = compile_outputs(self.average)  # of the averaged weights, which predict
+
+    def count_parameters(self):
+        """How many parameters are trained, and how many the network has."""
+        return sum(math.prod(weight.shape) for weight in self.trained.trainable_weights), self.whole.count_params()
+
+
+class Training:
+    """One phase of a training: its networks, its position in the epochs, and its checkpoints."""
+
+    def __init__(self, run, metadata, sets, phase):
+        """Begin the phase, or restore its newest checkpoint if there is one. Raises UserError for a run that is damaged."""
+        self.run, self.sets, self.settings, self.phase = run, sets, metadata["settings"], phase
+        self.batch_size = min(self.settings["batch_size"], len(sets.train))
+        if self.batch_size < self.settings["batch_size"]:
+            say(f"--batch-size {self.settings['batch_size']} is more than all training images: {self.batch_size} is used")
+        self.steps = math.ceil(len(sets.train) / self.batch_size)
+        keras.utils.clear_session()  # or layers without a name get another one in each phase
+        keras.utils.set_random_seed(self.settings["seed"])
+        tf.config.experimental.enable_op_determinism()  # the same run again gives the same weights, bit for bit
+        self.networks = Networks(metadata, len(sets.classes), phase, self.steps)
+        self._epoch = tf.Variable(phase.first, dtype=tf.int64)  # epochs done
+        self.step = tf.Variable(0, dtype=tf.int64)  # steps done in this epoch
+        self.sums = tf.Variable([0.0, 0.0], dtype=tf.float64)  # of losses and of correct predictions in this epoch
+        self._saver = Saver(
+            run, phase.name, trained=self.networks.whole, network=self.networks.whole_average,
+            optimizer=self.networks.optimizer, epoch=self._epoch, step=self.step, sums=self.sums,
+            seeds=[state.value for state in self.networks.whole.variables if "seed" in state.path],  # of dropout
+        )  # fmt: skip
+        self._stop, self._last_save = StopRequest(), time.monotonic()
+        if not self._saver.restore():
+            self._load_initial_weights(metadata)
+            if phase.first:  # its first epoch may overwrite the selected weights, with which the phase begins
+                self._save()
+        train, valid = (balanced_weights(side.labels, len(sets.classes)) for side in (sets.train, sets.valid))
+        balanced = self.settings["class_weights"]
+        self.class_weights, self.valid_weights = (train, valid) if balanced else (None, np.ones(len(sets.classes)))
+        # As many images of equal weight would be as informative (Kish's effective sample size).
+        effective_size = len(sets.valid) ** 2 / (self.valid_weights[sets.valid.labels] ** 2).sum()
+        self.history = History(run, self.epoch, effective_size)
+        if phase.on_features:
+            self.sets = extract_features(sets, self.networks.feature_extractor, run.parent / ".cache")
+
+    def _load_initial_weights(self, metadata):
+        if self.phase.first:
+            load_selected(self.run, self.networks.whole)
+        elif metadata["network"] in PRETRAINED_NETWORKS:
+            load_weights(self.networks.whole, self.settings["weights"])
+        self.networks.whole_average.set_weights(self.networks.whole.get_weights())
+
+    @property
+    def epoch(self):
+        """How many epochs are done."""
+        return int(self._epoch)
+
+    @property
+    def is_over(self):
+        """True if all epochs of the phase are done."""
+        return self.epoch >= self.phase.last
+
+    def image_size(self):
+        """Side of this epoch's training images: it grows from --start-size to --image-size while the rate is high."""
+        start, end = (self.settings[name] for name in ("start_size", "image_size"))
+        size = np.interp(self.epoch, [0, 0.75 * self.settings["epochs"]], [min(start or end, end), end])
+        return end if size == end else int(size) // 8 * 8
+
+    @property
+    def in_bfloat16(self):
+        """True if this phase's steps are computed in bfloat16; for a head alone it would not be faster."""
+        return steps_in_bfloat16(self.settings) and not self.phase.on_features
+
+    def precision(self):
+        """A context for this phase's steps."""
+        return bfloat16() if self.in_bfloat16 else contextlib.nullcontext()
+
+    def batches(self):
+        """Yield the batches that are left of this epoch, (images, labels); each is counted as done when the next is wanted.
+
+        Saves a checkpoint every --save-minutes. Leaves if a signal came, after saving one.
+        """
+        first = int(self.step)
+        augmented = self.settings["augment"] and not self.phase.on_features
+        view = functools.partial(augment, size=self.image_size()) if augmented else None
+        with console.progress(f"epoch {self.epoch + 1}/{self.phase.last}", self.steps) as advance:
+            advance(first)
+            for batch in self.sets.train.batches(self.batch_size, self.settings["seed"], self.epoch, first, view):
+                yield batch
+                self.step.assign_add(1)
+                advance()
+                self._save_if_due()
+
+    def validation_batches(self):
+        """Yield the batches of all validation images, (images, labels); see batches()."""
+        with console.progress("validation", len(self.sets.valid)) as advance:
+            for images, labels in self.sets.valid.batches(self.batch_size):
+                yield images, labels
+                advance(len(labels))
+                self._save_if_due()
+
+    def check_loss(self, loss):
+        """Raise UserError with advice for a loss that is not finite."""
+        if not math.isfinite(loss):
+            flag = "--fine-tune-lr" if self.phase.unfrozen else "--lr"
+            again = "--resume" if self.phase.unfrozen and self.epoch == self.phase.first else "start a new training"
+            advice = f"{again}, with a lower {flag} than {self.phase.lr}"
+            raise UserError(f"the loss is not a number any more in epoch {self.epoch + 1}: {advice}")
+
+    def finish_epoch(self, row):
+        """Save the history with this row, the weights if they are selected now, and a checkpoint; True if they are.
+
+        In this order: a run that is killed in between does the epoch again, with the same result.
+        """
+        self.history.append(row)
+        is_selected = self.history.selected() is self.history.rows[-1]
+        if is_selected:
+            self._saver.save_selected(row["epoch"])
+        self.begin_epoch()
+        self._save()
+        return is_selected
+
+    def begin_epoch(self):
+        """Go to the first step of the next epoch."""
+        self._epoch.assign_add(1)
+        self.step.assign(0)
+        self.sums.assign([0.0, 0.0])
+
+    def results(self):
+        """What the metadata records of the training so far."""
+        return {"epochs": self.epoch, "best": self.history.selected()}
+
+    def stops_early(self):
+        """True if no epoch of this phase was better than the ones before for --patience epochs."""
+        return self.history.out_of_patience(self.settings["patience"], self.phase.first)
+
+    def listening_to_signals(self):
+        """A context in which a signal to stop waits for the end of a step."""
+        return self._stop.listening()
+
+    def leave_if_asked(self):
+        """Leave if a signal came; everything must be saved before."""
+        if self._stop.signum:
+            where = f"in epoch {self.epoch + 1}, after {self.step.numpy()} of {self.steps} steps"
+            say(f"stopped {where if self.step.numpy() else f'after epoch {self.epoch}'}; to resume:")
+            say(f"  {command('train.py', '--resume', self.run)}")
+            sys.exit(console.INTERRUPTED if self._stop.signum == signal.SIGINT else console.TERMINATED)
+
+    def _save_if_due(self):
+        if self._stop.signum or time.monotonic() - self._last_save > 60 * self.settings["save_minutes"]:
+            self.check_loss(self.sums.numpy()[0])
+            self._save()
+        self.leave_if_asked()
+
+    def _save(self):
+        self._saver.save(number=self.epoch * (self.steps + 1) + int(self.step))
+        self._last_save = time.monotonic()
+
+
+def balanced_weights(labels, num_classes):
+    """A weight for each class, (num_classes,) float32, for all classes to count the same; 1 on average over images."""
+    counts = np.bincount(labels, minlength=num_classes)
+    return (len(labels) / (num_classes * counts)).astype(np.float32)
+
+
+def check_layer(settings, num_classes):
+    """Raise UserError, before any training, if the network has no layer of the name that --fine-tune gives."""
+    if settings["fine_tune"]:
+        unfreeze(create_network(settings["network"], settings["image_size"], num_classes), settings["fine_tune"])

@@ -1,0 +1,60 @@
+"""What train.py prints: the header, a line for each epoch, and the end."""
+
+import collections
+
+from classifier.console import command, say, shell_path
+from classifier.metadata import count_images, device, versions
+
+
+def say_header(run, metadata, sets):
+    """Say what is about to be trained, on what, and with what."""
+    computing = device(metadata["settings"])
+    on_or_off = (f"{name} {'on' if computing[name] else 'off'}" for name in ("oneDNN", "bfloat16"))
+    cores = f"{computing['cores']} cores"
+    parts = [*computing["gpus"], "CPU", computing["cpu"], cores, computing["instruction set"], *on_or_off]
+    counts = ", ".join(f"{name} {n['training']} + {n['validation']}" for name, n in count_images(sets).items())
+    say("versions   " + ", ".join(f"{name} {version}" for name, version in versions().items()))
+    say("device     " + ", ".join(filter(None, parts)))
+    say(f"images     {counts} (training + validation)")
+    if sets.skipped:
+        reasons = collections.Counter(reason for _, reason in sets.skipped)
+        summary = ", ".join(f"{count} {reason}" for reason, count in reasons.most_common())
+        say(f"skipped    {len(sets.skipped)}: {summary}; all in {shell_path(run / 'skipped.csv')}")
+    say(f"run        {shell_path(run)}")
+
+
+def say_phase(metadata, training):
+    """Say what is trained now."""
+    trained, total = training.networks.count_parameters()
+    parts = f"{trained:,} of {total:,} parameters are trained" if trained < total else f"{total:,} parameters"
+    resumed = f", resumed after epoch {training.epoch}" if training.epoch else ""
+    precision = ", steps in bfloat16" if training.in_bfloat16 else ""
+    say(f"network    {metadata['network']}, {metadata['image_size']} px, {parts}{precision}{resumed}")
+
+
+def epoch_line(row, epochs, selected):
+    """A row of the history as a line for people."""
+    return (
+        f"epoch {row['epoch']:{len(str(epochs))}}/{epochs}"
+        f"  loss {row['loss']:.4f}  accuracy {row['accuracy']:6.1%}"
+        f"  validation loss {row['val_loss']:.4f}  accuracy {row['val_accuracy']:6.1%}"
+        f"  {row['seconds']:.1f} s  {row['pictures_per_second']:.0f} images/s{'  selected' if selected else ''}"
+    )
+
+
+def print_closing(run, training, sets, predicted):
+    """Print the result, where it is, and what to do next. `predicted`: see calibration.calibrate()."""
+    row = training.history.selected()
+    if (predicted > 0).sum() == 1:
+        say(f"warning: the network predicts {sets.classes[predicted.argmax()]!r} for every validation image: try more"
+            " --epochs, another --lr, or --class-weights if some classes have fewer images than others")  # fmt: skip
+    if not training.is_over:
+        patience = training.settings["patience"]
+        print(f"stopped early: no better epoch in the last {patience} (to train on: --resume --patience 0)")
+    if row:
+        largest = max(n["validation"] for n in count_images(sets).values()) / len(sets.valid)
+        majority = 1 / len(sets.classes) if training.settings["class_weights"] else largest
+        print(f"selected: epoch {row['epoch']}, validation accuracy {row['val_accuracy']:.1%}, loss {row['val_loss']:.4f}"
+              f" (always predicting the largest class: {majority:.1%})")  # fmt: skip
+    print(f"saved in {shell_path(run)}; now run:")
+    print(f"  {command('predict.py', '--model', run, sets.valid.paths[0])}")

@@ -1,0 +1,272 @@
+"""What becomes of every kind of image and every kind of bad file, in training and in prediction."""
+
+import csv
+import itertools
+import json
+import os
+import shutil
+import struct
+import subprocess
+import sys
+import zlib
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pytest
+from conftest import DRAWING, PROJECT, QUICK, REAL_DATA, needs_real_data, predictions, run, save
+
+from classifier.console import UserError
+from classifier.images import load_image
+from dataset import read_train_sets
+
+
+def encoded(suffix, image=DRAWING, *parameters):
+    return cv2.imencode(suffix, image[:, :, ::-1] if image.ndim == 3 else image, parameters)[1].tobytes()
+
+
+def png_chunk(kind, data):
+    return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
+
+
+def bomb_png(side=60_000):
+    """A file of a few hundred bytes that says it holds 3.6 billion pixels."""
+    header = struct.pack(">IIBBBBB", side, side, 8, 2, 0, 0, 0)
+    chunks = png_chunk(b"IHDR", header), png_chunk(b"IDAT", zlib.compress(bytes(1000))), png_chunk(b"IEND", b"")
+    return b"\x89PNG\r\n\x1a\n" + b"".join(chunks)
+
+
+BAD_FILES = {
+    "empty.jpg": (b"", "empty file"),
+    "text.jpg": (b"this is not an image", "not an image of a known kind"),
+    "renamed.jpg": (encoded(".gif"), "a GIF renamed .jpg"),
+    "bomb.png": (bomb_png(), "too large"),
+    "half.jpg": (encoded(".jpg")[:1500], "damaged, truncated or unsupported JPEG"),
+    "end_missing.jpg": (encoded(".jpg")[:-2], "damaged, truncated or unsupported JPEG"),
+    "half.png": (encoded(".png")[:2000], "damaged, truncated or unsupported PNG"),
+    "half.bmp": (encoded(".bmp")[:2000], "damaged, truncated or unsupported BMP"),
+    "half.gif": (encoded(".gif")[:2000], "damaged, truncated or unsupported GIF"),
+    "half.webp": (encoded(".webp")[:1000], "damaged, truncated or unsupported WebP"),
+    "half.tiff": (encoded(".tiff")[:2000], "damaged, truncated or unsupported TIFF"),
+}
+
+
+@pytest.mark.parametrize("module", ["classifier.augmentation", "tools.draw_samples", "dataset"])
+def test_opencv_knows_our_limit_whichever_module_imports_it(module, tmp_path):
+    (tmp_path / "bomb.png").write_bytes(bomb_png(side=20_000))  # OpenCV's own limit is a billion pixels
+    script = f"import {module}, cv2, numpy; cv2.imdecode(numpy.fromfile('{tmp_path}/bomb.png', 'u1'), 1)"
+    finished = subprocess.run([sys.executable, "-c", script], cwd=PROJECT, capture_output=True, text=True)
+    assert "CV_IO_MAX_IMAGE_PIXELS" in finished.stderr
+
+
+@pytest.fixture
+def bad_files(tmp_path):
+    """A folder with a file of every bad kind."""
+    folder = tmp_path / "bad"
+    folder.mkdir()
+    for name, (data, _) in BAD_FILES.items():
+        (folder / name).write_bytes(data)
+    os.mkfifo(folder / "pipe.jpg")  # reading it would never end
+    (folder / "gone.jpg").symlink_to("nowhere")
+    return folder
+
+
+REASONS = {name: reason for name, (_, reason) in BAD_FILES.items()} | {"pipe.jpg": "not a file", "gone.jpg": "No such file"}
+
+
+def test_training_skips_bad_files_and_names_each_with_its_reason(images, bad_files, tmp_path):
+    for path in bad_files.iterdir():
+        shutil.move(path, images / "cats" / path.name)
+    before = {path: path.lstat().st_mtime_ns for path in images.rglob("*")}
+    finished = run("train", "--data-dir", images, "--output", "runs", *QUICK)
+    assert f"skipped    {len(REASONS)}: " in finished.stderr
+    assert "6 damaged, truncated or unsupported" not in finished.stderr  # each kind is counted by itself
+    assert "2 damaged, truncated or unsupported JPEG" in finished.stderr
+    assert "cats 10 + 2" in finished.stderr
+    with open(tmp_path / "runs/001/skipped.csv", newline="") as file:
+        rows = {os.path.basename(row["path"]): row["reason"] for row in csv.DictReader(file)}
+    assert rows.keys() == REASONS.keys()
+    assert all(rows[name].startswith(reason) for name, reason in REASONS.items())
+    assert {path: path.lstat().st_mtime_ns for path in images.rglob("*")} == before  # nothing of the user's is touched
+
+
+def test_prediction_names_bad_files_and_goes_on(trained, bad_files):
+    save(bad_files / "good.jpg", DRAWING)
+    answers = predictions(trained, bad_files, code=1)
+    assert answers.pop(str(bad_files / "good.jpg"))["class"] in ("cats", "dogs")
+    assert {os.path.basename(path) for path in answers} == REASONS.keys()
+    for path, answer in answers.items():
+        assert answer["error"].startswith(REASONS[os.path.basename(path)])
+
+
+def test_evaluation_skips_bad_files_and_counts_them(trained, images, bad_files):
+    for path in bad_files.iterdir():
+        shutil.move(path, images / "dogs" / path.name)
+    result = json.loads(run("evaluate", "--model", trained, "--format", "json", images).stdout)
+    assert (result["scored"], result["skipped"]) == (24, len(REASONS))
+
+
+def test_native_libraries_keep_quiet(trained, tmp_path):
+    """libjpeg and libpng write warnings straight to file descriptor 2; the user sees our line and nothing else."""
+    damaged = bytearray(encoded(".png"))
+    damaged[1000] ^= 255
+    (tmp_path / "damaged.png").write_bytes(damaged)
+    stray = encoded(".jpg")
+    (tmp_path / "stray.jpg").write_bytes(stray[:-2] + bytes(50) + stray[-2:])
+    finished = run("predict", "--model", trained, "damaged.png", "stray.jpg", code=1, process=True)
+    assert finished.stderr.splitlines() == ["error: damaged.png: damaged, truncated or unsupported PNG"]
+
+
+def test_a_damaged_image_shows_nothing_of_the_one_before(tmp_path):
+    """OpenCV 4.10 filled the damaged part of a JPEG with pixels of whatever it had decoded before."""
+    data = encoded(".jpg")
+    path = tmp_path / "damaged.jpg"
+    path.write_bytes(data[: len(data) // 2] + b"\xff\xd9")  # half of the image, and an end as if it were whole
+    others = [save(tmp_path / f"{value}.png", np.full((70, 90, 3), value, np.uint8)) for value in (0, 255)]
+    seen = []
+    for other in others:
+        load_image(other, 64)
+        seen.append(load_image(path, 64))
+    np.testing.assert_array_equal(*seen)
+
+
+# --- Kinds of images ------------------------------------------------------------------------------------------------
+
+
+def with_alpha(image):
+    return np.dstack([image, np.full(image.shape[:2], 128, np.uint8)])
+
+
+def exif(orientation):
+    """An Exif segment for a JPEG that says which side is up."""
+    tiff = b"II*\0" + struct.pack("<IHHHIHHI", 8, 1, 0x112, 3, 1, orientation, 0, 0)
+    return b"\xff\xe1" + struct.pack(">H", len(tiff) + 8) + b"Exif\0\0" + tiff
+
+
+def palette_png(image):
+    """The image in 216 colours as a palette PNG, and those pixels."""
+    levels = (image.astype(int) + 25) // 51
+    indexes = (levels * [36, 6, 1]).sum(axis=2).astype(np.uint8)
+    colours = bytes(51 * level for rgb in itertools.product(range(6), repeat=3) for level in rgb)
+    height, width = indexes.shape
+    rows = b"".join(b"\0" + row.tobytes() for row in indexes)
+    chunks = [(b"IHDR", struct.pack(">IIBBBBB", width, height, 8, 3, 0, 0, 0)), (b"PLTE", colours),
+              (b"IDAT", zlib.compress(rows)), (b"IEND", b"")]  # fmt: skip
+    return b"\x89PNG\r\n\x1a\n" + b"".join(png_chunk(*chunk) for chunk in chunks), (levels * 51).astype(np.uint8)
+
+
+def ordinary_images():
+    """{name: (bytes, the RGB pixels that should be seen)}."""
+    grey = cv2.cvtColor(DRAWING, cv2.COLOR_RGB2GRAY)
+    as_grey = np.dstack([grey] * 3)
+    palette, palette_pixels = palette_png(DRAWING)
+    bgra = with_alpha(DRAWING[:, :, ::-1])
+    return {
+        "grey.png": (encoded(".png", grey), as_grey),
+        "sixteen.png": (encoded(".png", DRAWING.astype(np.uint16) * 257), DRAWING),
+        "sixteen.tiff": (encoded(".tiff", DRAWING.astype(np.uint16) * 257), DRAWING),
+        "grey16.png": (encoded(".png", grey.astype(np.uint16) * 257), as_grey),
+        "palette.png": (palette, palette_pixels),
+        "alpha.png": (cv2.imencode(".png", bgra)[1].tobytes(), DRAWING),
+        "colour.bmp": (encoded(".bmp"), DRAWING),
+        "colour.tif": (encoded(".tiff"), DRAWING),
+        "UPPER.PNG": (encoded(".png"), DRAWING),
+        "lossless.webp": (encoded(".webp", DRAWING, cv2.IMWRITE_WEBP_QUALITY, 101), DRAWING),
+    }
+
+
+@pytest.mark.parametrize("name", ordinary_images())
+def test_ordinary_images_come_out_as_the_same_rgb(tmp_path, name):
+    data, pixels = ordinary_images()[name]
+    (tmp_path / name).write_bytes(data)
+    expected = cv2.resize(pixels, (32, 32), interpolation=cv2.INTER_AREA)
+    np.testing.assert_array_equal(load_image(tmp_path / name, 32), expected)
+
+
+def test_a_jpeg_without_a_jfif_marker_is_sound(tmp_path):
+    jpeg = encoded(".jpg")
+    (tmp_path / "with.jpg").write_bytes(jpeg)
+    (tmp_path / "without.jpg").write_bytes(jpeg[:2] + jpeg[20:])
+    np.testing.assert_array_equal(*(load_image(tmp_path / name, 32) for name in ("with.jpg", "without.jpg")))
+
+
+def test_red_is_red(tmp_path):
+    """RGB, not OpenCV's own BGR."""
+    red = np.zeros((20, 20, 3), np.uint8)
+    red[:, :, 0] = 255
+    np.testing.assert_array_equal(load_image(save(tmp_path / "red.png", red), 8)[0, 0], [255, 0, 0])
+
+
+def test_cmyk():
+    """tests/cmyk.jpg is red, green, blue and white in four quarters, saved as an inverted (Adobe) CMYK JPEG."""
+    pixels = load_image(Path(__file__).parent / "cmyk.jpg", 32)
+    quarters = [pixels[y, x] for y in (4, 28) for x in (4, 28)]
+    np.testing.assert_allclose(quarters, [[255, 0, 0], [0, 255, 0], [0, 0, 255], [255, 255, 255]], atol=6)
+
+
+@pytest.mark.parametrize("orientation", range(1, 9))
+def test_exif_orientation_is_applied(tmp_path, orientation):
+    flips = {1: lambda p: p, 2: np.fliplr, 3: lambda p: np.rot90(p, 2), 4: np.flipud,
+             5: lambda p: p.transpose(1, 0, 2), 6: lambda p: np.rot90(p, 1), 7: lambda p: np.rot90(p, 2).transpose(1, 0, 2),
+             8: lambda p: np.rot90(p, 3)}  # fmt: skip
+    jpeg = encoded(".jpg", np.ascontiguousarray(flips[orientation](DRAWING)), cv2.IMWRITE_JPEG_QUALITY, 100)
+    (tmp_path / "turned.jpg").write_bytes(jpeg[:2] + exif(orientation) + jpeg[2:])
+    upright = cv2.resize(DRAWING, (32, 32), interpolation=cv2.INTER_AREA)
+    difference = np.abs(load_image(tmp_path / "turned.jpg", 32).astype(int) - upright)
+    assert difference.mean() < 3
+
+
+@pytest.mark.parametrize("size", [(64, 90), (300, 128), (513, 700), (1100, 1030)])
+def test_a_large_jpeg_decoded_at_reduced_size_looks_the_same(tmp_path, size):
+    large = cv2.GaussianBlur(cv2.resize(DRAWING, size), (0, 0), 2)
+    jpeg = encoded(".jpg", large, cv2.IMWRITE_JPEG_QUALITY, 95)
+    (tmp_path / "large.jpg").write_bytes(jpeg[:2] + exif(6) + b"\xff" + jpeg[2:])  # a padded marker, too
+    upright = np.rot90(cv2.imdecode(np.frombuffer(jpeg, np.uint8), cv2.IMREAD_COLOR_RGB), 3)
+    expected = cv2.resize(upright, (64, 64), interpolation=cv2.INTER_AREA)
+    assert np.abs(load_image(tmp_path / "large.jpg", 64).astype(int) - expected).mean() < 2.5
+    (tmp_path / "large.jpg").write_bytes(jpeg[: len(jpeg) // 2])
+    with pytest.raises(UserError, match="truncated"):
+        load_image(tmp_path / "large.jpg", 64)
+
+
+def test_training_sees_what_prediction_sees(tmp_path):
+    """The same pixels on both ways, for every kind of image."""
+    for name, (data, _) in ordinary_images().items():
+        for kind in ("cats", "dogs"):
+            path = tmp_path / "images" / kind / name
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_bytes(data)
+    sets = read_train_sets(tmp_path / "images", 32, cache_dir=tmp_path / "cache")
+    for data_set in (sets.train, sets.valid):
+        pixels = np.concatenate([pixels for pixels, _ in data_set.batches(4)])
+        for path, seen in zip(data_set.paths, pixels, strict=True):
+            np.testing.assert_array_equal(seen, load_image(path, 32))
+
+
+# --- Real files -------------------------------------------------------------------------------------------------------
+
+
+@needs_real_data
+@pytest.mark.parametrize("folder", ["bad_images", "pngsuite"])
+def test_real_bad_files_go_through(trained, folder):
+    paths = sorted(str(path) for path in (REAL_DATA / folder).rglob("*") if path.is_file())
+    answers = predictions(trained, "-", code=1, text="\n".join(paths))
+    assert answers.keys() == set(paths)
+    good = [path for path, answer in answers.items() if "class" in answer]
+    assert 0 < len(good) < len(paths)
+    if folder == "pngsuite":  # by its own rule: x… are corrupt, all others are sound
+        bad = {os.path.basename(path) for path in set(paths) - set(good) if path.endswith(".png")}
+        assert all(name.startswith("x") for name in bad), bad
+        corrupt = {os.path.basename(path) for path in paths if os.path.basename(path).startswith("x")}
+        assert corrupt == bad
+
+
+@needs_real_data
+@pytest.mark.parametrize("scene", ["Landscape", "Portrait"])
+def test_real_exif_variants_give_the_same_prediction(trained, scene):
+    answers = predictions(trained, *sorted((REAL_DATA / "exif_orientation").glob(f"{scene}_*.jpg")))
+    assert len(answers) == 9
+    assert len({answer["class"] for answer in answers.values()}) == 1
+    first = next(iter(answers.values()))["probabilities"]
+    for answer in answers.values():
+        assert answer["probabilities"] == pytest.approx(first, abs=0.02)

@@ -1,0 +1,42 @@
+"""The structure: imports point one way."""
+
+import ast
+import graphlib
+
+from conftest import PROJECT
+
+NOUNS = {"dataset", "model"}
+
+
+def imports_of(path):
+    """Names of the project's modules that a file imports, in any of its functions."""
+    found = set()
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.ImportFrom):
+            found |= {node.module, *(f"{node.module}.{alias.name}" for alias in node.names)}
+        elif isinstance(node, ast.Import):
+            found |= {alias.name for alias in node.names}
+    return found
+
+
+def test_imports_point_one_way():
+    files = [*PROJECT.glob("*.py"), *PROJECT.glob("classifier/*.py"), *PROJECT.glob("tools/*.py")]
+    modules = {".".join(path.relative_to(PROJECT).with_suffix("").parts): path for path in files}
+    graph = {name: imports_of(path) & modules.keys() for name, path in modules.items()}
+    scripts = {name for name in modules if "." not in name} - NOUNS
+    assert scripts >= {"train", "predict", "evaluate", "export"}
+    assert not graph["model"], "model.py is for all to read: it needs nothing of ours"
+    for name, imported in graph.items():
+        if not name.startswith("tools."):
+            assert not imported & scripts, f"{name} imports a script"
+            assert not any(other.startswith("tools.") for other in imported), f"{name} imports a tool"
+    order = list(graphlib.TopologicalSorter(graph).static_order())  # raises CycleError for a circle
+    assert order.index("dataset") < order.index("classifier.networks") < order.index("train")
+
+
+def test_files_are_short():
+    for path in [*PROJECT.glob("*.py"), *PROJECT.glob("classifier/*.py"), *PROJECT.glob("tools/*.py")]:
+        assert len(path.read_text().splitlines()) <= (300 if path.parent == PROJECT else 350), path
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.FunctionDef):
+                assert node.end_lineno - node.lineno < 50, f"{path}: {node.name}()"

@@ -1,0 +1,131 @@
+"""Measure training and prediction against Keras and PyTorch on this machine: python -m tools.benchmark
+
+The same network on the same files with the same batch size. Every measurement is a process of its own. They take turns,
+round by round, so that a machine whose speed changes slows all of them alike.
+"""
+
+import argparse
+import importlib.util
+import json
+import os
+import re
+import statistics
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
+from classifier import console, cpu
+from classifier.console import DONE, PROJECT, UserError, number, say
+from classifier.files import csv_text, write_text
+from tools.contenders import LIMIT, MEASUREMENTS, ONEDNN, OURS
+
+
+def parse_arguments(argv):
+    """The command line as a namespace."""
+    parser = argparse.ArgumentParser(
+        description="Measure training and prediction against Keras and PyTorch on this machine.",
+        epilog="PyTorch takes part if it is installed: pip install -c requirements-optional.txt torch torchvision",
+    )
+    add = parser.add_argument
+    add("--data-dir", type=Path, default=PROJECT / "training_data", metavar="FOLDER", help="default: training_data")
+    add("--batch-sizes", type=number(int, 1), nargs="+", default=[16, 32, 64], metavar="N",
+        help="for steps on a batch in memory; from files it is 32 (default: 16 32 64)")  # fmt: skip
+    add("--rounds", type=number(int, 1), default=5, metavar="N", help="how often each is measured (default: 5)")
+    add("--steps", type=number(int, 1), default=40, metavar="N", help="steps on a batch in memory (default: 40)")
+    add("--epochs", type=number(int, 2), default=4, metavar="N", help="epochs from files (default: 4)")
+    add("--output", type=Path, default=PROJECT / "results", metavar="FOLDER", help="where the table goes (default: results)")
+    add("--measure", nargs=2, help=argparse.SUPPRESS)  # one measurement, in a process of its own
+    return parser.parse_args(argv)
+
+
+def main(argv=None):
+    """Measure everything in turn, print the table and write it as CSV; returns the exit code."""
+    arguments = parse_arguments(argv)
+    if arguments.measure:
+        kind, who = arguments.measure
+        print(json.dumps(MEASUREMENTS[kind][who](arguments)))
+        return DONE
+    absent = [] if importlib.util.find_spec("torchvision") else ["PyTorch"]
+    absent += [] if cpu.has_bfloat16() else ["bfloat16"]
+    absent += [ONEDNN] if cpu.has_onednn_as_installed() else []  # it would be the same again
+    figures = {}  # {what: {who: [a figure a round]}}
+    with tempfile.TemporaryDirectory() as folder:
+        images = link_images(arguments.data_dir, Path(folder))
+        for turn in range(arguments.rounds):
+            for kind, contenders in MEASUREMENTS.items():
+                for who in contenders:
+                    if not any(word in who for word in absent):
+                        say(f"round {turn + 1} of {arguments.rounds}: {kind}, {who}")
+                        for what, figure in measure(kind, who, arguments, folder).items():
+                            figures.setdefault(what, {}).setdefault(who, []).append(figure)
+    header, rows = summarize(figures)
+    limited = " (limited)" if os.environ.get("ONEDNN_MAX_CPU_ISA") else ""
+    machine = [cpu.name(), f"{cpu.instruction_set()}{limited}", cpu.cores()]
+    print("CPU: {}, {}, {} cores".format(*machine), console.aligned([header, *rows]), sep="\n")
+    arguments.output.mkdir(parents=True, exist_ok=True)
+    name, instructions = (re.sub(r"[^A-Za-z0-9_]+", "-", part).strip("-") for part in machine[:2])
+    path = arguments.output / f"bench-{name}-{instructions}-{machine[2]}cores-{versions()}-{images}images.csv"
+    write_text(path, csv_text([*header, "CPU", "instruction set", "cores"], ([*row, *machine] for row in rows)))
+    say(f"written to {path}")
+    return DONE
+
+
+def link_images(data_dir, folder):
+    """Class folders of links to the images, a layout that all three can read; returns how many there are."""
+    from dataset import find_images
+
+    found = find_images(data_dir)
+    for i, (path, label) in enumerate(zip(found.paths, found.labels, strict=True)):
+        link = folder / found.classes[label] / f"{i}_{path.name}"  # subfolders may have the same names
+        link.parent.mkdir(exist_ok=True)
+        link.symlink_to(path.absolute())
+    return len(found.paths)
+
+
+def measure(kind, who, arguments, folder):
+    """Run one measurement in a process of its own: {what: figure}."""
+    options = {"--steps": arguments.steps, "--epochs": arguments.epochs, "--data-dir": folder}
+    flags = ["--batch-sizes", *map(str, arguments.batch_sizes), *(str(part) for pair in options.items() for part in pair)]
+    command = [sys.executable, "-m", "tools.benchmark", "--measure", kind, who, *flags]
+    environment = dict(os.environ)
+    if who.startswith("Keras"):
+        environment["TF_ENABLE_ONEDNN_OPTS"] = "1" if who.endswith(ONEDNN) or cpu.has_onednn_as_installed() else "0"
+    finished = subprocess.run(command, capture_output=True, text=True, env=environment, cwd=PROJECT)
+    if finished.returncode:
+        raise UserError(f"{kind}, {who} failed:\n{finished.stderr}")
+    return json.loads(finished.stdout.splitlines()[-1])
+
+
+def summarize(figures):
+    """(header, rows): every figure's median, least and greatest, its share of the limit, and the ratio of ours to it."""
+    header = ["what", "who", "median", "least", "greatest", "runs", "of the limit", "ours / this"]
+    (limit,) = (statistics.median(values) for values in figures[LIMIT].values())
+    rows = []
+    for what, by_who in figures.items():
+        for who, values in by_who.items():
+            median = statistics.median(values)
+            shown = [f"{value:.1f}" for value in (median, min(values), max(values))]
+            is_speed = what.endswith("images/s")
+            share = f"{median / limit:.0%}" if is_speed and what.startswith("step") else ""
+            comparable = is_speed and who != OURS and OURS in by_who
+            ratio = f"{statistics.median(by_who[OURS]) / median:.2f}" if comparable else ""
+            rows.append([what, who, *shown, len(values), share, ratio])
+    return header, rows
+
+
+def versions():
+    """The packages' versions, for a file's name."""
+    from importlib.metadata import PackageNotFoundError, version
+
+    parts = []
+    for package in ("tensorflow", "keras", "torch"):
+        try:
+            parts.append(package + version(package).split("+")[0])
+        except PackageNotFoundError:
+            continue
+    return "-".join(parts)
+
+
+if __name__ == "__main__":
+    console.run(main)
