@@ -2,14 +2,13 @@
 
 import contextlib
 import statistics
-import subprocess
-import sys
 import tempfile
 import time
 from pathlib import Path
 
 from classifier import cpu
-from classifier.console import DONE, FAILED, PROJECT, UserError
+from classifier.console import DONE, FAILED
+from tools.scripts import run_script
 
 # The packages to be measured are imported inside the functions: each process imports only those that it needs.
 
@@ -279,17 +278,10 @@ def our_predictions(arguments):
     from dataset import find_images
 
     with tempfile.TemporaryDirectory() as folder:
-        brief = ["--limit-per-class", "20", "--epochs", "1", "--image-size", str(IMAGE_SIZE), "--output", folder]
-        python(PROJECT / "train.py", *brief)
-        seconds = timed(lambda: python(PROJECT / "predict.py", "--model", folder, "--format", "csv", arguments.data_dir))
+        run_script("train.py", "--limit-per-class", 20, "--epochs", 1, "--image-size", IMAGE_SIZE, "--output", folder)
+        flags = ("--model", folder, "--format", "csv", arguments.data_dir)
+        seconds = timed(lambda: run_script("predict.py", *flags, codes=(DONE, FAILED)))  # some images may be unreadable
     return {PREDICTING: len(find_images(arguments.data_dir).paths) / seconds}
-
-
-def python(*arguments):
-    """Run a script in a process of its own; it goes on after an image that cannot be read."""
-    finished = subprocess.run([sys.executable, *map(str, arguments)], capture_output=True, text=True)
-    if finished.returncode not in (DONE, FAILED):
-        raise UserError(finished.stderr)
 
 
 def keras_predictions(arguments):

@@ -7,8 +7,6 @@ import importlib.util
 import json
 import os
 import statistics
-import subprocess
-import sys
 import tempfile
 import time
 from pathlib import Path
@@ -17,6 +15,7 @@ from classifier import console
 from classifier.console import DONE, NO_DATA, PROJECT, USAGE, UserError, number, say
 from classifier.files import csv_text, digest_of, write_text
 from classifier.settings import DEFAULTS, PRETRAINED_NETWORKS, RECIPES
+from tools.scripts import run_script
 
 COLUMNS = {  # name: kind
     "network": str, "pictures per class": int, "seed": int, "image size": int, "pictures": str, "accuracy": float,
@@ -124,14 +123,6 @@ def train_and_score(network, flags, size, arguments, folder):
     minutes = (time.monotonic() - started) / 60
     scores = json.loads(run_script("evaluate.py", arguments.test_dir, "--model", folder, "--format", "json"))
     return [round(scores["accuracy"], 5), round(scores["log_loss"], 5), round(minutes, 2)]
-
-
-def run_script(script, *arguments):
-    """Run a script of this project; returns its standard output. Raises UserError with its last line if it fails."""
-    finished = subprocess.run([sys.executable, PROJECT / script, *map(str, arguments)], capture_output=True, text=True)
-    if finished.returncode:
-        raise UserError(f"{script} failed: {finished.stderr.strip().splitlines()[-1]}", finished.returncode)
-    return finished.stdout
 
 
 def points_of(rows):

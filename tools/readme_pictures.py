@@ -4,14 +4,12 @@ import argparse
 import collections
 import importlib.util
 import json
-import subprocess
-import sys
 from pathlib import Path
 
 from classifier import console
-from classifier.console import DONE, USAGE, UserError, say
+from classifier.console import DONE, PROJECT, USAGE, UserError, say
+from tools.scripts import run_script
 
-PROJECT = Path(__file__).resolve().parent.parent
 ROWS, COLUMNS = 3, 6
 MARKS = {"correct": ("✓", "#1a7f37"), "incorrect": ("✗", "#c4161c"), "unknown": ("?", "#5a5a5a")}  # mark, colour
 
@@ -31,13 +29,9 @@ def main(argv=None):
 
 def predict(folder, model=None):
     """What predict.py says of each image in a folder, as {verdict: [dictionaries]}; raises UserError if it fails."""
-    command = [sys.executable, PROJECT / "predict.py", folder, "--format", "json", *(["--model", model] if model else [])]
-    finished = subprocess.run(list(map(str, command)), capture_output=True, text=True)
-    if finished.returncode:
-        *_, reason = ["no reason given", *finished.stderr.strip().splitlines()]
-        raise UserError(f"predict.py failed: {reason.removeprefix('error: ')}", finished.returncode)
+    model_flags = ["--model", model] if model else []
     by_verdict = collections.defaultdict(list)
-    for prediction in json.loads(finished.stdout):
+    for prediction in json.loads(run_script("predict.py", folder, "--format", "json", *model_flags)):
         label, predicted = Path(prediction["path"]).parent.name, prediction["class"]
         known = predicted in prediction["probabilities"]
         by_verdict["unknown" if not known else "correct" if predicted == label else "incorrect"].append(prediction)

@@ -4,13 +4,13 @@ import argparse
 import csv
 import json
 import subprocess
-import sys
 from pathlib import Path
 
 from classifier import console
-from classifier.console import DONE, PROJECT, UserError, say
+from classifier.console import DONE, PROJECT, UserError
 from classifier.files import csv_text, write_text
 from classifier.runs import find_run, read_metadata
+from tools.scripts import run_script
 
 COLUMNS = ["training", "seed", "commit", "validation accuracy", "temperature", "test images", "accuracy", "log loss",
            "calibration error", "by chance", "called unknown", "OOD AUROC", "accuracy --tta", "log loss --tta",
@@ -33,7 +33,7 @@ def parse_arguments(argv):
 def main(argv=None):
     """Score each run, with its mirror images, too; returns the exit code."""
     arguments = parse_arguments(argv)
-    commit = arguments.commit or output_of("git", "-C", PROJECT, "describe", "--always", "--dirty").strip()
+    commit = arguments.commit or described()
     rows = read_rows(arguments.table)
     for run in map(find_run, arguments.runs):
         row = [arguments.training, read_metadata(run)["settings"]["seed"], commit, *score(run, arguments)]
@@ -42,6 +42,12 @@ def main(argv=None):
         write_text(arguments.table, csv_text(COLUMNS, [row.values() for row in rows]))
         print(", ".join(f"{name} {value}" for name, value in row.items()))
     return DONE
+
+
+def described():
+    """The commit that is checked out, marked if there are changes."""
+    command = ["git", "-C", PROJECT, "describe", "--always", "--dirty"]
+    return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
 
 
 def read_rows(table):
@@ -60,9 +66,9 @@ def score(run, arguments):
     metadata = read_metadata(run)
     if not metadata.get("best"):
         raise UserError(f"{run} has no epoch yet")
-    command = [sys.executable, PROJECT / "evaluate.py", arguments.test_dir, "--model", run, "--format", "json"]
+    flags = (arguments.test_dir, "--model", run, "--format", "json")
     ood = ["--ood-dir", *arguments.ood_dir] if arguments.ood_dir else []
-    plain, tta = (json.loads(output_of(*command, *flags)) for flags in (ood, ["--tta"]))
+    plain, tta = (json.loads(run_script("evaluate.py", *flags, *more)) for more in (ood, ["--tta"]))
     # Of all folders' images together, as if they were in one.
     others = plain["out_of_distribution"].values()
     counted = sum(folder["scored"] for folder in others)
@@ -73,16 +79,6 @@ def score(run, arguments):
         *(f"{plain[name]:.4f}" for name in (*figures, "chance_error")), plain["unknown"],
         "" if auroc is None else f"{auroc:.4f}", *(f"{tta[name]:.4f}" for name in figures),
     ]  # fmt: skip
-
-
-def output_of(*command):
-    """Standard output of a command; raises UserError with the last line of its errors if it fails."""
-    say(" ".join(map(str, command)))
-    finished = subprocess.run(list(map(str, command)), capture_output=True, text=True)
-    if finished.returncode:
-        *_, reason = [f"{command[0]} failed", *finished.stderr.strip().splitlines()]
-        raise UserError(reason.removeprefix("error: "), finished.returncode)
-    return finished.stdout
 
 
 if __name__ == "__main__":
