@@ -97,6 +97,8 @@ def train_in(run, metadata, sets):
     for phase in phases:  # one; two if pretrained layers are fine-tuned after the head
         with enough_memory():
             training = Training(run, metadata, sets, phase)
+            training.restore()
+            training.extract_features()
         say_phase(metadata, training)
         train_step = train_step_of(training)
         with enough_memory(), training.listening_to_signals():

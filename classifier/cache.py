@@ -23,14 +23,15 @@ DAYS_UNUSED = 30
 def cached_rows(path, row_shape, dtype, make):
     """(rows, index): the rows, (n, *row_shape), are a memory map of the file `path`.
 
-    Where that file is not there, or not whole, `make(write)` computes the rows, passes them to write() in arrays of any
-    number, and returns the index: all else that has to be known of them, as JSON has it, or None. The index is written
-    last: without it the file does not count. An index that is not to be kept has a "temporary" that is true.
-    Raises OSError where the file cannot be written.
+    If that file is missing or not whole, `make(write)` computes the rows, passes them to write() in arrays of any number,
+    and returns the index: all else that is known of them, something for JSON. The index is written last, with a digest:
+    without it the file does not count. If the index has a true "temporary", it is not kept.
+    Raises OSError if the file cannot be written.
     """
     index_path = path.with_suffix(".json")
     try:
-        kept = json.loads(index_path.read_text())
+        digest, text = index_path.read_text().split("\n", 1)
+        kept = json.loads(text) if digest == digest_of(text.encode()) else {}
         rows = _map_rows(path, (kept["rows"], *row_shape), dtype)
         for used in (path, index_path):
             os.utime(used)
@@ -45,19 +46,21 @@ def cached_rows(path, row_shape, dtype, make):
         count = file.tell() // (math.prod(row_shape) * np.dtype(dtype).itemsize)
     rows = _map_rows(path, (count, *row_shape), dtype)
     if not (index and index.get("temporary")):
+        text = json.dumps({"rows": count, "index": index})
         with replacing(index_path) as partial:
-            partial.write_text(json.dumps({"rows": count, "index": index}))
+            partial.write_text(f"{digest_of(text.encode())}\n{text}")
     return rows, index
 
 
 def _map_rows(path, shape, dtype):
-    """Raises ValueError if the file does not hold just these rows."""
+    """A memory map of a file. Raises ValueError if the file has another size."""
     if os.path.getsize(path) != math.prod(shape) * np.dtype(dtype).itemsize:
         raise ValueError(f"{path} is not whole")
     return np.memmap(path, dtype, "r", shape=shape) if shape[0] else np.empty(shape, dtype)
 
 
 def _remove_unused(folder):
+    """Remove the files that no run has used for DAYS_UNUSED."""
     for path in folder.iterdir():
         if time.time() - path.stat().st_mtime > DAYS_UNUSED * 24 * 3600:
             path.unlink()

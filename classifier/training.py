@@ -58,6 +58,13 @@ def phases_to_do(run, metadata):
     return phases[max(len(begun) - 1, 0) :]
 
 
+def make_repeatable(seed):
+    """Make the same training give the same weights again, bit for bit."""
+    keras.utils.clear_session()  # or layers without a name get another one in each phase
+    keras.utils.set_random_seed(seed)
+    tf.config.experimental.enable_op_determinism()
+
+
 class Networks:
     """The networks of a phase and their optimizer, on all devices."""
 
@@ -88,18 +95,15 @@ class Networks:
 
 
 class Training:
-    """One phase of a training: its networks, its position in the epochs, and its checkpoints."""
+    """One phase of a training: its networks, its position in the epochs, and its checkpoints. Call restore() first."""
 
     def __init__(self, run, metadata, sets, phase):
-        """Begin the phase, or restore its newest checkpoint if there is one. Raises UserError for a run that is damaged."""
         self.run, self.sets, self.settings, self.phase = run, sets, metadata["settings"], phase
         self.batch_size = min(self.settings["batch_size"], len(sets.train))
         if self.batch_size < self.settings["batch_size"]:
             say(f"--batch-size {self.settings['batch_size']} is more than all training images: {self.batch_size} is used")
         self.steps = math.ceil(len(sets.train) / self.batch_size)
-        keras.utils.clear_session()  # or layers without a name get another one in each phase
-        keras.utils.set_random_seed(self.settings["seed"])
-        tf.config.experimental.enable_op_determinism()  # the same run again gives the same weights, bit for bit
+        make_repeatable(self.settings["seed"])
         self.networks = Networks(metadata, len(sets.classes), phase, self.steps)
         self._epoch = tf.Variable(phase.first, dtype=tf.int64)  # epochs done
         self.step = tf.Variable(0, dtype=tf.int64)  # steps done in this epoch
@@ -110,25 +114,31 @@ class Training:
             seeds=[state.value for state in self.networks.whole.variables if "seed" in state.path],  # of dropout
         )  # fmt: skip
         self._stop, self._last_save = StopRequest(), time.monotonic()
-        if not self._saver.restore():
-            self._load_initial_weights(metadata)
-            if phase.first:  # its first epoch may overwrite the selected weights, with which the phase begins
-                self._save()
         train, valid = (balanced_weights(side.labels, len(sets.classes)) for side in (sets.train, sets.valid))
         balanced = self.settings["class_weights"]
         self.class_weights, self.valid_weights = (train, valid) if balanced else (None, np.ones(len(sets.classes)))
-        # As many images of equal weight would be as informative (Kish's effective sample size).
-        effective_size = len(sets.valid) ** 2 / (self.valid_weights[sets.valid.labels] ** 2).sum()
-        self.history = History(run, self.epoch, effective_size)
-        if phase.on_features:
-            self.sets = extract_features(sets, self.networks.feature_extractor, run.parent / ".cache")
 
-    def _load_initial_weights(self, metadata):
-        if self.phase.first:
-            load_selected(self.run, self.networks.whole)
-        elif metadata["network"] in PRETRAINED_NETWORKS:
-            load_weights(self.networks.whole, self.settings["weights"])
-        self.networks.whole_average.set_weights(self.networks.whole.get_weights())
+    def restore(self):
+        """Restore the newest checkpoint and the history, or load the weights that the phase begins with.
+
+        Raises UserError for a run that is damaged, or weights that cannot be loaded.
+        """
+        if not self._saver.restore():
+            if self.phase.first:
+                load_selected(self.run, self.networks.whole)
+            elif self.settings["network"] in PRETRAINED_NETWORKS:
+                load_weights(self.networks.whole, self.settings["weights"])
+            self.networks.whole_average.set_weights(self.networks.whole.get_weights())
+            if self.phase.first:  # its first epoch may overwrite the selected weights, with which the phase begins
+                self._save()
+        # As many images of equal weight would be as informative (Kish's effective sample size).
+        effective_size = len(self.sets.valid) ** 2 / (self.valid_weights[self.sets.valid.labels] ** 2).sum()
+        self.history = History(self.run, self.epoch, effective_size)
+
+    def extract_features(self):
+        """From now on train and validate on features, if the phase trains only the head."""
+        if self.phase.on_features:
+            self.sets = extract_features(self.sets, self.networks.feature_extractor, self.run.parent / ".cache")
 
     @property
     def epoch(self):

@@ -194,7 +194,9 @@ def our_training(folder, sets, defaults=False):
     plain = {"augment": False, "dropout": 0.0, "weight_decay": 0.0, "label_smoothing": 0.0, "ema": 0.0,
              "mixed_precision": False}  # fmt: skip
     settings = DEFAULTS | {"image_size": IMAGE_SIZE, "batch_size": BATCH_SIZE} | ({} if defaults else plain)
-    return Training(Path(folder), {"settings": settings, "network": "cnn"}, sets, *phases_of(settings))
+    training = Training(Path(folder), {"settings": settings, "network": "cnn"}, sets, *phases_of(settings))
+    training.restore()
+    return training
 
 
 def our_epochs(arguments, defaults=False):
