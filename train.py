@@ -48,7 +48,7 @@ def train(settings, output, run=None):
     """Train a network with these settings (see DEFAULTS), in a new run folder in `output`, or resume `run`.
 
     Returns the history, a list of dictionaries, one for each epoch (see history.py). Raises UserError for what a user can
-    mend. A signal to stop saves a checkpoint and raises SystemExit.
+    correct. A signal to stop saves a checkpoint and raises SystemExit.
     """
     from classifier.metadata import begin_run
     from classifier.training import check_layer

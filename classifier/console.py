@@ -15,7 +15,7 @@ DONE, FAILED, USAGE, NO_DATA, BELOW_ACCURACY, INTERRUPTED, TERMINATED = 0, 1, 2,
 
 
 class UserError(Exception):
-    """Something the user can mend. `str(error)` is one line that says what is wrong and what to do."""
+    """An error that the user can correct. `str(error)` is one line: what is wrong, and what to do."""
 
     def __init__(self, message, exit_code=FAILED):
         super().__init__(message)
@@ -86,19 +86,20 @@ def aligned(rows, align="<"):
 
 
 def _prepare_streams():
-    """Make standard output and error usable whatever they are: closed, or of an encoding that lacks a letter."""
+    """Make standard output and error usable even if they are closed, or if their encoding lacks characters."""
     for name in ("stdout", "stderr"):
         if getattr(sys, name) is None:
             setattr(sys, name, open(os.devnull, "w"))  # noqa: SIM115
-    sys.stdout.reconfigure(encoding="utf-8", errors="surrogateescape")  # a file name leaves as it came
+    sys.stdout.reconfigure(encoding="utf-8", errors="surrogateescape")  # file names stay as they are
     sys.stderr.reconfigure(encoding="utf-8", errors="backslashreplace")
 
 
 def _quieten_libraries():
-    """Keep the chatter of C libraries out of what the user sees.
+    """Hide the messages of C libraries from the user.
 
-    libjpeg (on odd files), libpng and TensorFlow (when it starts) write to file descriptor 2 and cannot be asked not to.
-    So Python's own standard error moves to a copy of it. Whoever sets TF_CPP_MIN_LOG_LEVEL to 0 or 1 hears everything.
+    libjpeg (about odd files), libpng and TensorFlow (when it starts) write to file descriptor 2, and have no option that
+    turns this off. So Python's standard error becomes a copy of it, and the original is closed. If TF_CPP_MIN_LOG_LEVEL is 0
+    or 1, nothing is hidden.
     """
     if os.environ.get("TF_CPP_MIN_LOG_LEVEL") in ("0", "1"):
         return

@@ -33,7 +33,7 @@ def export_for_prediction(run, metadata, valid):
             say(f"warning: made from earlier weights: {', '.join(stale)}; run export.py again")
         try:
             export(run, metadata, "litert", valid.paths, valid.labels)
-        except Exception as error:  # whatever a converter may raise
+        except Exception as error:  # converters raise exceptions of many kinds
             say(f"warning: no LiteRT file for quick predictions: {str(error) or type(error).__name__}")
 
 
@@ -47,12 +47,12 @@ def export(run, metadata, name, paths, labels):
     network = load_network(run, metadata, with_ood=name == "litert")
     target = run / EXPORTS[name][0]
     with replacing(target) as partial:
-        with contextlib.redirect_stdout(io.StringIO()), warnings.catch_warnings():  # converters print a lot
+        with contextlib.redirect_stdout(io.StringIO()), warnings.catch_warnings():  # converters print much
             warnings.simplefilter("ignore")
             converted = CONVERTERS[name](network, paths, partial)
         difference = compare(name, compile_outputs(network), converted, paths, labels, metadata["image_size"])
         if name != "litert-int8" and difference > TOLERANCE:
-            raise UserError(f"that is more than {TOLERANCE}: {target} is not kept")
+            raise UserError(f"{target.name} is not kept: its probabilities differ by more than {TOLERANCE}")
     if name == "litert":
         metadata["litert"] = {"network": network_digest(run, metadata), "file": file_digest(target)}
         write_metadata(run, metadata)
@@ -113,7 +113,7 @@ def convert_onnx(network, paths, path):
 
 
 def convert_savedmodel(network, paths, path):
-    """TensorFlow's SavedModel; its signature is called `serve`."""
+    """TensorFlow's SavedModel; its signature is `serve`."""
     network.export(str(path), verbose=False)
     saved = tf.saved_model.load(str(path))
     return lambda images: saved.serve(images).numpy()

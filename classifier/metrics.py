@@ -21,7 +21,7 @@ def calibration_error(confidences, correct, bins=15):
 
 
 def chance_error(confidences, bins=15):
-    """The calibration_error() that chance alone would show if the confidences, (n,) from 0 to 1, were exactly right.
+    """The calibration_error() that chance alone would show with perfect confidences, (n,) from 0 to 1.
 
     The number of correct predictions in a bin then varies around the sum of its confidences, nearly normally, and the mean
     of |N(0, σ²)| is σ √(2/π).

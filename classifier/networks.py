@@ -23,7 +23,7 @@ NETWORKS = {"cnn": create_cnn, "resnet": create_resnet}
 FEATURE_MAPS = {"conv1_pool", "conv2_pool", "conv3_pool", "stem_relu", "stage1_block2_relu", "stage2_block2_relu"}
 FEATURES_VERSION = 2  # raise it when a pretrained network comes to give other features
 
-keras.config.set_floatx("float32")  # whatever the user's ~/.keras/keras.json says
+keras.config.set_floatx("float32")  # not the settings of ~/.keras/keras.json
 keras.config.set_image_data_format("channels_last")
 tf.get_logger().setLevel("ERROR")  # it would print a page about each checkpoint that does not fit
 

@@ -48,7 +48,7 @@ def steps_in_bfloat16(settings):
 
 @contextlib.contextmanager
 def bfloat16():
-    """Compute the convolutions and matrix products of graphs called meanwhile in bfloat16.
+    """A context in which graphs compute their convolutions and matrix products in bfloat16.
 
     Weights, their averages and losses stay float32: mixed precision (Micikevicius et al., "Mixed Precision Training", 2018;
     bfloat16 has float32's range and needs no loss scaling: Kalamkar et al., "A Study of BFLOAT16 for Deep Learning

@@ -1,4 +1,4 @@
-"""Work done in threads, a little ahead of whoever reads its results."""
+"""Work in threads, done a little before its results are needed."""
 
 import collections
 import concurrent.futures
@@ -10,10 +10,10 @@ PREFETCHED_BYTES = 1 << 29  # of results, at most, on a machine of however many 
 
 
 def prefetch(function, items, result_bytes):
-    """Yield `function(item)` for each item, in order, computed in threads ahead of the reader.
+    """Yield `function(item)` for each item, in order, computed in threads ahead of time.
 
-    Up to four results for each core are ready or being computed; fewer, but at least two, where these, each of
-    `result_bytes`, would take more than PREFETCHED_BYTES. An exception of `function` reaches the reader at its item's turn.
+    Up to four results for each core are ready or being computed; fewer, but at least two, if these, each of `result_bytes`,
+    would take more than PREFETCHED_BYTES. An exception of `function` is raised at the turn of its item.
     """
     workers = cpu.cores()
     most = max(2, min(4 * workers, PREFETCHED_BYTES // result_bytes))

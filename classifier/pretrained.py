@@ -98,7 +98,7 @@ def unfreeze(network, layers):
 def normalize_by_recent_steps(network):
     """Average the statistics of batch normalization over about ten steps, for a backbone with random weights.
 
-    keras.applications averages over up to a thousand steps, as is right for ImageNet. A shorter run would end with
+    keras.applications averages over up to a thousand steps, which suits ImageNet. A shorter run would end with
     statistics from its beginning.
     """
     for layer in network.get_layer("backbone").layers:

@@ -8,6 +8,8 @@
     runs/001/checkpoints/best/ckpt-*     the selected weights, which predict
     runs/001/checkpoints/novelty/ckpt-*  the statistics for out-of-distribution scores
     runs/001/model.tflite                the selected weights for LiteRT, which predicts without TensorFlow
+
+The names `best`, `novelty` and `pictures` are older than the words of this code. They stay, so that older runs can be read.
 """
 
 import contextlib
