@@ -141,6 +141,7 @@ def _group_by_class(folder, images):
         for name in sorted(os.listdir(folder)):
             if os.path.isdir(folder / name) and name not in by_class and not name.startswith((".", "__MACOSX")):
                 say(f"ignored: folder {folder / name}, which holds no image")
+        _warn_of_classes_below(folder, by_class)
         stray, why = flat, "lie beside the class folders"
     else:
         labelled = [path for path in flat if path.name.count(".") >= 2]
@@ -154,6 +155,14 @@ def _group_by_class(folder, images):
     if stray:
         say(f"ignored: {len(stray)} images in {folder} that {why} ({stray[0]}{' …' if len(stray) > 1 else ''})")
     return by_class
+
+
+def _warn_of_classes_below(folder, by_class):
+    """Warn if the class folders have the same folders in them, as train/ and test/ have: these may be the classes."""
+    below = [{path.parts[1] for path in paths if len(path.parts) > 2} for paths in by_class.values()]
+    if len(below) > 1 and below[0] and all(names == below[0] for names in below):
+        say(f"warning: the folders {', '.join(sorted(by_class))} all contain {', '.join(sorted(below[0]))}: if these are the"
+            f" classes, give {folder / max(by_class, key=lambda name: len(by_class[name]))}, for example")  # fmt: skip
 
 
 def _refuse_names_that_differ_by_case(folder, names):
