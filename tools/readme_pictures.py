@@ -2,13 +2,12 @@
 
 import argparse
 import collections
-import importlib.util
 import json
 from pathlib import Path
 
 from classifier import console
-from classifier.console import DONE, PROJECT, USAGE, UserError, say
-from tools.scripts import run_script
+from classifier.console import DONE, PROJECT, say
+from tools.scripts import new_figure, run_script
 
 ROWS, COLUMNS = 3, 6
 MARKS = {"correct": ("✓", "#1a7f37"), "incorrect": ("✗", "#c4161c"), "unknown": ("?", "#5a5a5a")}  # mark, colour
@@ -19,16 +18,14 @@ def main(argv=None):
     parser = argparse.ArgumentParser(description="Draw results/contact_sheet.png: test images with their predictions.")
     parser.add_argument("--model", type=Path, metavar="RUN_FOLDER", help="default: the newest finished run")
     arguments = parser.parse_args(argv)
-    if importlib.util.find_spec("matplotlib") is None:
-        raise UserError("readme_pictures needs matplotlib: pip install -c requirements-optional.txt matplotlib", USAGE)
     path = PROJECT / "results" / "contact_sheet.png"
-    draw(predict(PROJECT / "testing_data", arguments.model), path)
+    draw(new_figure(9, 5.6), predict(PROJECT / "testing_data", arguments.model), path)
     say(f"written to {path}")
     return DONE
 
 
 def predict(folder, model=None):
-    """What predict.py says of each image in a folder, as {verdict: [dictionaries]}; raises UserError if it fails."""
+    """The output of predict.py for the images in a folder, as {verdict: [dictionaries]}. Raises UserError if it fails."""
     model_flags = ["--model", model] if model else []
     by_verdict = collections.defaultdict(list)
     for prediction in json.loads(run_script("predict.py", folder, "--format", "json", *model_flags)):
@@ -47,30 +44,25 @@ def choose(by_verdict, count):
     return sorted(chosen, key=lambda item: item[1]["path"])
 
 
-def draw(by_verdict, path):
-    """Draw some of the images in rows, with the predicted class and its confidence under each, and how many there are."""
-    import matplotlib
-
-    matplotlib.use("Agg")
-    import matplotlib.pyplot as plt
+def draw(figure, by_verdict, path):
+    """Draw some of the images, each above its predicted class and confidence, and how many there are of each verdict."""
+    from matplotlib.image import imread
     from PIL import Image  # comes with matplotlib
 
-    figure, grid = plt.subplots(ROWS, COLUMNS, figsize=(9, 5.6), layout="constrained", facecolor="white")
+    grid = figure.subplots(ROWS, COLUMNS)
     for axes in grid.flat:
         axes.set_axis_off()
     for axes, (verdict, prediction) in zip(grid.flat, choose(by_verdict, grid.size), strict=False):  # there may be fewer
         mark, colour = MARKS[verdict]
         name = "unknown" if verdict == "unknown" else f"{prediction['class']} {prediction['probability']:.1%}"
-        axes.imshow(plt.imread(prediction["path"]))
+        axes.imshow(imread(prediction["path"]))
         axes.set_anchor("S")
         axes.text(0.5, -0.04, f"{mark} {name}", color=colour, transform=axes.transAxes, ha="center", va="top",
                   weight="normal" if verdict == "correct" else "bold")  # fmt: skip
     counts = ", ".join(f"{len(by_verdict[verdict])} {verdict} {mark}" for verdict, (mark, _) in MARKS.items())
     figure.suptitle(f"All {sum(map(len, by_verdict.values()))} test images: {counts}", fontsize=11)
     figure.savefig(path, dpi=100)
-    with Image.open(path) as drawn:
-        small = drawn.convert("RGB").quantize(256)  # a palette: a quarter of the bytes
-    small.save(path, optimize=True)
+    Image.open(path).convert("RGB").quantize(256).save(path, optimize=True)  # a palette takes a quarter of the bytes
 
 
 if __name__ == "__main__":

@@ -1,15 +1,17 @@
-"""The scripts, run by tools as a user runs them."""
+"""What the tools share: running scripts as a user runs them, reading tables, and drawing figures."""
 
+import csv
+import importlib.util
 import subprocess
 import sys
 
-from classifier.console import DONE, PROJECT, UserError
+from classifier.console import DONE, PROJECT, USAGE, UserError
 
 
 def run_script(script, *arguments, codes=(DONE,)):
     """Run a script in a process of its own; returns its standard output.
 
-    Raises UserError with the last line of its errors if its exit code is none of `codes`.
+    Raises UserError with the last line of its standard error if its exit code is none of `codes`.
     """
     command = [sys.executable, str(PROJECT / script), *map(str, arguments)]
     finished = subprocess.run(command, capture_output=True, text=True)
@@ -17,3 +19,29 @@ def run_script(script, *arguments, codes=(DONE,)):
         *_, reason = ["no reason given", *finished.stderr.strip().splitlines()]
         raise UserError(f"{script} failed: {reason.removeprefix('error: ')}", finished.returncode)
     return finished.stdout
+
+
+def read_table(path, columns, flag):
+    """The rows of a CSV file, as lists; [] if there is no file. `columns` are its columns, {name: type}.
+
+    Raises UserError, which names the `flag` for another path, if the file has other columns or is damaged.
+    """
+    if not path.exists():
+        return []
+    try:
+        with open(path, newline="", encoding="utf-8") as file:
+            header, *rows = filter(None, csv.reader(file))  # without empty lines
+        if header != list(columns):
+            raise ValueError(header)
+        return [[kind(cell) for kind, cell in zip(columns.values(), row, strict=True)] for row in rows]
+    except (ValueError, csv.Error):
+        raise UserError(f"{path} is another table, or it is damaged: restore it, or choose another {flag}") from None
+
+
+def new_figure(width, height):
+    """An empty figure of matplotlib, inches wide and high. Raises UserError if matplotlib is not installed."""
+    if importlib.util.find_spec("matplotlib") is None:
+        raise UserError("the figure needs matplotlib: pip install -c requirements-optional.txt matplotlib", USAGE)
+    from matplotlib.figure import Figure
+
+    return Figure(figsize=(width, height), layout="constrained")
