@@ -52,13 +52,10 @@ def main(argv=None):
     predictor = load_predictor(run, metadata, arguments.runtime)
     predictions = predict(predictor, metadata["image_size"], paths, arguments.tta)
     if arguments.submission:
-        from classifier.submission import Submission
+        from classifier.submission import write_at_the_end
 
-        submission = Submission(arguments.submission, paths, metadata)
-        predictions = list(predictions)
+        predictions = write_at_the_end(arguments.submission, predictions, paths, metadata)
     failed = PRINTERS[arguments.format](predictions, metadata["classes"], arguments.top, arguments.min_confidence)
-    if arguments.submission:
-        submission.write(predictions)
     return FAILED if failed else DONE
 
 

@@ -22,7 +22,6 @@ def parse_arguments(argv):
     parser = argparse.ArgumentParser(
         description="Train a classifier on folders of images.",
         argument_default=argparse.SUPPRESS,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
         epilog="exit codes: 0 done, 1 failed, 2 wrong usage, 3 no usable data, 130 interrupted, 143 terminated",
     )
     runs = add_flags(parser)["runs"]

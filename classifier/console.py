@@ -1,8 +1,9 @@
-"""What every script has in common at the shell: flags, messages, tables, progress bars and exit codes."""
+"""What every script has in common at the shell: flags, messages, tables, progress bars, signals and exit codes."""
 
 import argparse
 import contextlib
 import faulthandler
+import operator
 import os
 import shlex
 import shutil
@@ -48,6 +49,28 @@ def exit_code_of(main, argv=None):
         say(f"error: {describe(error)}")
         code = FAILED
     return code
+
+
+class StopRequest:
+    """A request to stop, by SIGINT (Ctrl-C) or SIGTERM: `signum` is its number, None before there is one."""
+
+    signum = None
+
+    @contextlib.contextmanager
+    def listening(self):
+        """A context in which a signal is noted and does not stop the program; a second one stops it at once."""
+
+        def note(signum, _):
+            if self.signum:
+                sys.exit(128 + signum)
+            self.signum = signum
+
+        before = {signum: signal.signal(signum, note) for signum in (signal.SIGINT, signal.SIGTERM)}
+        try:
+            yield
+        finally:
+            for signum, handler in before.items():
+                signal.signal(signum, handler)
 
 
 def say(message):
@@ -121,16 +144,18 @@ def progress(description, total):
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
     columns = TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn()
-    # Results that go to the same terminal are printed above the bar; those that go to a file are none of its business.
-    with Progress(
-        *columns, console=Console(file=sys.stderr), transient=True, redirect_stdout=sys.stdout.isatty()
-    ) as bars:
+    # Results on the same terminal are printed above the bar; it does not touch those that go to a file.
+    bars = Progress(*columns, console=Console(file=sys.stderr), transient=True, redirect_stdout=sys.stdout.isatty())
+    with bars:
         task = bars.add_task(description, total=total)
         yield lambda count=1: bars.advance(task, count)
 
 
 def number(kind, low=None, high=None, above=None, below=None):
     """An argparse type: an int or a float (`kind`) within the given bounds."""
+    bounds = {"at least": (operator.ge, low), "at most": (operator.le, high), "above": (operator.gt, above),
+              "below": (operator.lt, below)}  # fmt: skip
+    bounds = {word: (holds, bound) for word, (holds, bound) in bounds.items() if bound is not None}
 
     def parse(text):
         try:
@@ -138,15 +163,8 @@ def number(kind, low=None, high=None, above=None, below=None):
         except ValueError:
             noun = "a whole number" if kind is int else "a number"
             raise argparse.ArgumentTypeError(f"{text!r} is not {noun}") from None
-        inside = (
-            (low is None or value >= low)
-            and (high is None or value <= high)
-            and (above is None or value > above)
-            and (below is None or value < below)
-        )
-        if not inside or value != value:
-            bounds = {"at least": low, "at most": high, "above": above, "below": below}
-            wanted = " and ".join(f"{word} {bound}" for word, bound in bounds.items() if bound is not None)
+        if not all(holds(value, bound) for holds, bound in bounds.values()):  # NaN is within no bounds
+            wanted = " and ".join(f"{word} {bound}" for word, (_, bound) in bounds.items())
             raise argparse.ArgumentTypeError(f"{text} is not {wanted}")
         return value
 

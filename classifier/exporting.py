@@ -9,7 +9,7 @@ import tensorflow as tf
 
 from classifier.checkpoints import load_network
 from classifier.console import NO_DATA, UserError, say
-from classifier.files import file_digest, replacing
+from classifier.files import digest_of, replacing
 from classifier.images import decode_batches
 from classifier.inference import litert_problem, load_litert
 from classifier.metrics import log_softmax
@@ -54,7 +54,7 @@ def export(run, metadata, name, paths, labels):
         if name != "litert-int8" and difference > TOLERANCE:
             raise UserError(f"{target.name} is not kept: its probabilities differ by more than {TOLERANCE}")
     if name == "litert":
-        metadata["litert"] = {"network": network_digest(run, metadata), "file": file_digest(target)}
+        metadata["litert"] = {"network": network_digest(run, metadata), "file": digest_of(target.read_bytes())}
         write_metadata(run, metadata)
 
 

@@ -71,14 +71,6 @@ def digest_of(*parts, size=16):
     return digest.hexdigest()
 
 
-def file_digest(path):
-    """The digest of a file's content, None if there is no such file."""
-    try:
-        return digest_of(path.read_bytes())
-    except OSError:
-        return None
-
-
 @contextlib.contextmanager
 def locked(folder):
     """Keep other processes from changing a folder meanwhile. Raises UserError if one is doing that."""

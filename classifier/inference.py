@@ -9,7 +9,7 @@ import numpy as np
 
 from classifier import console, cpu
 from classifier.console import NO_DATA, UserError, say
-from classifier.files import file_digest
+from classifier.files import digest_of
 from classifier.images import decode_batches
 from classifier.metrics import log_softmax
 from classifier.runs import LITERT, METADATA, network_digest
@@ -116,7 +116,7 @@ def litert_problem(run, metadata):
         return f"{run} has no LiteRT file"
     if made.get("network") != network_digest(run, metadata):
         return f"{run / LITERT} was made from another checkpoint"
-    if made.get("file") != file_digest(run / LITERT):
+    if made.get("file") != digest_of((run / LITERT).read_bytes()):
         say(f"warning: {run / LITERT} is damaged")
         return f"{run / LITERT} is damaged"
     return None

@@ -9,10 +9,8 @@ from classifier.console import NO_DATA, PROJECT, USAGE, UserError, number, switc
 
 MIN_IMAGE_SIZE, MAX_IMAGE_SIZE = 8, 2048  # the cnn halves an image three times
 PRETRAINED_NETWORKS = {  # name: module and class in keras.applications
-    "convnext_tiny": "convnext.ConvNeXtTiny", "convnext_small": "convnext.ConvNeXtSmall",
-    "convnext_base": "convnext.ConvNeXtBase", "convnext_large": "convnext.ConvNeXtLarge",
-    "convnext_xlarge": "convnext.ConvNeXtXLarge",
-    "densenet121": "densenet.DenseNet121", "densenet169": "densenet.DenseNet169", "densenet201": "densenet.DenseNet201",
+    **{f"convnext_{n.lower()}": f"convnext.ConvNeXt{n}" for n in ("Tiny", "Small", "Base", "Large", "XLarge")},
+    **{f"densenet{n}": f"densenet.DenseNet{n}" for n in (121, 169, 201)},
     **{f"efficientnet_b{n}": f"efficientnet.EfficientNetB{n}" for n in range(8)},
     **{f"efficientnet_v2_b{n}": f"efficientnet_v2.EfficientNetV2B{n}" for n in range(4)},
     **{f"efficientnet_v2_{n.lower()}": f"efficientnet_v2.EfficientNetV2{n}" for n in "SML"},

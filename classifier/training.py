@@ -15,7 +15,7 @@ import tensorflow as tf
 from classifier import console
 from classifier.augmentation import augment
 from classifier.checkpoints import Saver, load_selected
-from classifier.console import NO_DATA, UserError, command, say
+from classifier.console import NO_DATA, StopRequest, UserError, command, say
 from classifier.distributed import create_strategy
 from classifier.history import History
 from classifier.networks import compile_outputs, create_network, extract_features
@@ -23,7 +23,6 @@ from classifier.optimizer import AdamW, bfloat16, learning_rate_schedule, steps_
 from classifier.pretrained import load_weights, normalize_by_recent_steps, split_at_features, unfreeze
 from classifier.runs import checkpoints_in
 from classifier.settings import PRETRAINED_NETWORKS
-from classifier.signals import StopRequest
 
 
 @dataclasses.dataclass
