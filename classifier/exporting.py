@@ -1,6 +1,7 @@
 """Exports of a trained network to other formats, each checked against the original."""
 
 import contextlib
+import functools
 import io
 import warnings
 
@@ -83,19 +84,14 @@ def logits_of(outputs):
 # Each converter writes a network to `path` and returns `outputs(images)` of the written file. `paths` are those of images.
 
 
-def convert_litert(network, paths, path):
-    """Float32 LiteRT."""
-    path.write_bytes(tf.lite.TFLiteConverter.from_keras_model(network).convert())
-    return load_litert(path)[0]
-
-
-def convert_litert_int8(network, paths, path):
-    """LiteRT with weights and feature maps in 8 bits, their ranges measured on some images; a quarter of the size."""
+def convert_litert(network, paths, path, int8=False):
+    """LiteRT in float32, or with weights and feature maps in 8 bits, their ranges measured on some images."""
     converter = tf.lite.TFLiteConverter.from_keras_model(network)
-    converter.optimizations = [tf.lite.Optimize.DEFAULT]
-    converter.representative_dataset = lambda: (
-        [image[None]] for _, _, images in decode_batches(paths[:200], network.input_shape[1]) for image in images
-    )
+    if int8:
+        converter.optimizations = [tf.lite.Optimize.DEFAULT]
+        converter.representative_dataset = lambda: (
+            [image[None]] for _, _, images in decode_batches(paths[:200], network.input_shape[1]) for image in images
+        )
     path.write_bytes(converter.convert())
     return load_litert(path)[0]
 
@@ -121,7 +117,7 @@ def convert_savedmodel(network, paths, path):
 
 CONVERTERS = {
     "litert": convert_litert,
-    "litert-int8": convert_litert_int8,
+    "litert-int8": functools.partial(convert_litert, int8=True),
     "onnx": convert_onnx,
     "savedmodel": convert_savedmodel,
 }

@@ -17,6 +17,7 @@ PROJECT = Path(__file__).resolve().parent.parent
 REAL_DATA = PROJECT.parent / "shared" / "data"
 HANGING = 1800  # seconds after which a process is taken to hang: far more than the slowest takes on the slowest machine
 sys.path.insert(0, str(PROJECT))
+pytest.register_assert_rewrite("run_folders")
 
 from classifier import console  # noqa: E402
 
@@ -26,6 +27,7 @@ import numpy as np  # noqa: E402
 
 from tools.draw_samples import draw  # noqa: E402
 
+QUICK = ("--image-size", 32, "--epochs", 2, "--batch-size", 8)
 DRAWING = cv2.resize(draw("dog", np.random.default_rng(5)), (90, 70), interpolation=cv2.INTER_AREA)
 needs_real_data = pytest.mark.skipif(not REAL_DATA.is_dir(), reason=f"no real images in {REAL_DATA}")
 
@@ -88,6 +90,11 @@ def scripts_in_this_process(monkeypatch):
     monkeypatch.setattr(subprocess, "run", run_here)
 
 
+def train(images, *flags, **options):
+    """Train on a folder of images, QUICK where the flags say nothing else, in a new run folder in runs; see run()."""
+    return run("train", "--data-dir", images, "--output", "runs", *QUICK, *flags, **options)
+
+
 def error_of(finished):
     """The one line of error on standard error."""
     lines = [line for line in finished.stderr.splitlines() if line.startswith("error: ")]
@@ -97,34 +104,14 @@ def error_of(finished):
 
 def predictions(model, *paths, code=0, **options):
     """What predict.py says of the paths: {path: its JSON object}."""
-    answers = json.loads(run("predict", "--model", model, "--format", "json", *paths, code=code, **options).stdout)
-    return {answer["path"]: answer for answer in answers}
+    predicted = json.loads(run("predict", "--model", model, "--format", "json", *paths, code=code, **options).stdout)
+    return {prediction["path"]: prediction for prediction in predicted}
 
 
-def history_of(run_folder):
-    with open(run_folder / "history.csv", newline="") as file:
-        rows = list(csv.DictReader(file))
-    return [{name: row[name] for name in ("epoch", "loss", "accuracy", "val_loss", "val_accuracy")} for row in rows]
-
-
-def newest_tensors(run_folder, phase="newest"):
-    """Every tensor of the newest checkpoint of a phase, weights and optimizer, by name."""
-    import tensorflow as tf
-
-    newest = max(run_folder.glob(f"checkpoints/{phase}/ckpt-*.index"), key=lambda path: int(path.stem.split("-")[1]))
-    reader = tf.train.load_checkpoint(str(newest.with_suffix("")))
-    names = [name for name in reader.get_variable_to_shape_map() if name.endswith("VARIABLE_VALUE")]
-    return {name: reader.get_tensor(name) for name in names}
-
-
-def assert_same_run(one, other, phase="newest"):
-    """Both runs ended with the same weights, bit for bit, and tell the same story."""
-    tensors, expected = newest_tensors(one, phase), newest_tensors(other, phase)
-    assert tensors.keys() == expected.keys()
-    assert sum(tensor.size for tensor in tensors.values()) > 100_000
-    for name in expected:
-        assert np.array_equal(tensors[name], expected[name]), name
-    assert history_of(one) == history_of(other)
+def rows_of(table):
+    """The rows of a CSV file, a dictionary each."""
+    with open(table, newline="") as file:
+        return list(csv.DictReader(file))
 
 
 def wait_until(process, condition):
@@ -136,11 +123,14 @@ def wait_until(process, condition):
         time.sleep(0.002)
 
 
-def save(path, image):
-    """Write an RGB (or grey) array; the suffix says in which format."""
+def encoded(suffix, image=DRAWING, *parameters):
+    """The bytes of a file of an RGB (or grey) array; the suffix says in which format."""
+    return cv2.imencode(suffix, image[:, :, ::-1] if image.ndim == 3 else image, parameters)[1].tobytes()
+
+
+def save(path, image=DRAWING):
     path.parent.mkdir(parents=True, exist_ok=True)
-    bgr = image[:, :, ::-1] if image.ndim == 3 else image
-    path.write_bytes(cv2.imencode(path.suffix, bgr)[1].tobytes())
+    path.write_bytes(encoded(path.suffix, image))
     return path
 
 
@@ -158,20 +148,23 @@ def draw_images(folder, per_class=12, classes=("cats", "dogs"), size=48):
     return Path(folder)
 
 
-QUICK = ("--image-size", 32, "--epochs", 2, "--batch-size", 8)
-
-
 @pytest.fixture
 def images(tmp_path):
     """A folder with two classes of twelve drawings."""
     return draw_images(tmp_path / "images")
 
 
+@pytest.fixture
+def photo(images):
+    """One of the images."""
+    return images / "dogs" / "dogs_1.jpg"
+
+
 @pytest.fixture(scope="session")
 def trained(tmp_path_factory):
     """The folder of a run that nothing disturbed, made once, on what the fixture `images` draws. Not to be changed."""
     folder = tmp_path_factory.mktemp("trained")
-    finished = run("train", "--data-dir", draw_images(folder / "images"), "--output", folder / "runs", *QUICK)
+    finished = train(draw_images(folder / "images"), "--output", folder / "runs")
     (folder / "runs/stderr.txt").write_text(finished.stderr)
     return folder / "runs" / "001"
 

@@ -20,12 +20,6 @@ def plain_network(image_size, num_classes):
     return keras.Model(images, layers.Dense(num_classes)(x))
 
 
-@pytest.fixture(scope="module")
-def batch():
-    rng = np.random.default_rng(0)
-    return rng.integers(0, 256, (8, 32, 32, 3), dtype=np.uint8), rng.integers(0, 3, 8, dtype=np.int32)
-
-
 def loss_and_gradients(network, pixels, labels):
     with tf.GradientTape() as tape:
         losses = tf.nn.sparse_softmax_cross_entropy_with_logits(labels, network(pixels, training=True))
@@ -33,7 +27,9 @@ def loss_and_gradients(network, pixels, labels):
     return loss, tape.gradient(loss, network.trainable_variables)
 
 
-def test_gradients_are_those_of_the_plain_formulation(batch):
+def test_gradients_are_those_of_the_plain_formulation():
+    rng = np.random.default_rng(0)
+    batch = rng.integers(0, 256, (8, 32, 32, 3), dtype=np.uint8), rng.integers(0, 3, 8, dtype=np.int32)
     keras.utils.set_random_seed(1)
     network, plain = create_cnn(32, 3), plain_network(32, 3)
     plain.set_weights(network.get_weights())

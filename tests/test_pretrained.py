@@ -1,4 +1,4 @@
-"""Pretrained networks: features of a frozen backbone first, then fine-tuning, with weights that were downloaded before."""
+"""Pretrained networks: a head on frozen features first, then fine-tuning, with weights that were downloaded before."""
 
 import os
 import shutil
@@ -9,16 +9,18 @@ import h5py
 import keras
 import numpy as np
 import pytest
-from conftest import assert_same_run, draw_images, error_of, history_of, predictions, run, start, wait_until
+from conftest import QUICK, draw_images, error_of, predictions, run, start, train, wait_until
+from run_folders import assert_runtimes_agree, assert_same_run, history_of, metadata_of
 
 from classifier.checkpoints import load_selected
 from classifier.networks import create_network, extract_features, with_features
 from classifier.pretrained import load_weights, split_at_features
-from classifier.runs import read_metadata
 from classifier.settings import PRETRAINED_NETWORKS
 from dataset import read_train_sets
 
-SETTINGS = ("--network", "mobilenet", "--image-size", 32, "--batch-size", 8, "--epochs", 3, "--data-dir")
+SETTINGS = (*QUICK, "--network", "mobilenet", "--epochs", 3, "--output", "runs")
+FINE_TUNING = ("--fine-tune", "conv_pw_11", "--fine-tune-epochs", 2)
+PHASES = ("newest", "fine-tuning")
 
 
 @pytest.fixture(scope="module")
@@ -31,79 +33,71 @@ def weights(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def fine_tuned(tmp_path_factory, weights):
-    """A run of both phases that nothing disturbed, on what the fixture `images` draws."""
+    """A run of both phases that nothing disturbed, on what the fixture `images` draws, with its features in memory."""
     folder = tmp_path_factory.mktemp("fine_tuned")
-    finished = run("train", *SETTINGS, draw_images(folder / "images"), "--weights", weights, "--output", folder,
-                   "--fine-tune", "conv_pw_11", "--fine-tune-epochs", 2)  # fmt: skip
+    (folder / ".cache").write_text("a file is in the way")
+    finished = train(draw_images(folder / "images"), *SETTINGS, *FINE_TUNING, "--weights", weights, "--output", folder)
+    assert "no cache of features" in finished.stderr
     assert "2,050 of 3,230,914 parameters are trained" in finished.stderr
-    assert [line.split()[1] for line in finished.stdout.splitlines() if line.startswith("epoch")] == [
-        "1/5", "2/5", "3/5", "4/5", "5/5"
-    ]  # fmt: skip
+    epochs = [line.split()[1] for line in finished.stdout.splitlines() if line.startswith("epoch")]
+    assert epochs == ["1/5", "2/5", "3/5", "4/5", "5/5"]
     return folder / "001"
 
 
 def statistics_of(run_folder):
-    """The averages of the first batch normalization in the backbone of a run's best network."""
+    """The averages of the first batch normalization in the selected network of a run."""
     network = create_network("mobilenet", 32, 2)
-    load_selected(run_folder, network)
+    load_selected(Path(run_folder), network)
     return network.get_layer("backbone").get_layer("conv1_bn").moving_variance.numpy()
 
 
 def test_batch_normalization_keeps_its_statistics_in_fine_tuning_and_learns_them_from_nothing(images, fine_tuned):
     np.testing.assert_array_equal(statistics_of(fine_tuned), np.ones(32))
-    run("train", *SETTINGS, images, "--weights", "none", "--output", "runs")
-    assert np.abs(statistics_of(Path("runs/001")) - 1).mean() > 0.2  # after 9 steps, which Keras' own counts as 1 %
+    train(images, *SETTINGS, "--weights", "none")
+    assert np.abs(statistics_of("runs/001") - 1).mean() > 0.2  # after 9 steps, which Keras' own counts as 1 %
 
 
-def assert_same_fine_tuning(one, other):
-    assert_same_run(one, other)
-    assert_same_run(one, other, "fine-tuning")
-
-
-def test_both_phases_in_one_command_are_the_same_as_one_after_the_other(images, tmp_path, weights, fine_tuned):
-    def resume(*flags, code=0):
-        return run("train", "--resume", "--output", "runs", *flags, code=code)
-
+def test_both_phases_in_one_command_are_the_same_as_one_after_the_other(images, weights, fine_tuned):
+    resume = ("train", "--resume", "--output", "runs")
     file = shutil.copy(weights, "mobilenet.weights.h5")
-    run("train", *SETTINGS, images, "--weights", file, "--output", "runs")
+    train(images, *SETTINGS, "--weights", file)
     Path(file).unlink()  # what was trained is all that is needed from now on
-    assert "has no layer" in error_of(resume("--fine-tune", "conv_99", code=2))  # a typing error costs nothing
-    assert "has done 3 epochs already" in error_of(resume("--fine-tune", "conv_pw_11", "--epochs", 1, code=2))
-    resume("--fine-tune", "conv_pw_11", "--fine-tune-epochs", 2)
-    assert_same_fine_tuning(tmp_path / "runs/001", fine_tuned)
-    assert "began with fine-tune conv_pw_11" in error_of(resume("--fine-tune", "9", code=2))
+    assert "has no layer" in error_of(run(*resume, "--fine-tune", "conv_99", code=2))  # a typing error costs nothing
+    assert "has done 3 epochs already" in error_of(run(*resume, *FINE_TUNING, "--epochs", 1, code=2))
+    run(*resume, *FINE_TUNING)
+    assert_same_run("runs/001", fine_tuned, PHASES)
+    assert "began with fine-tune conv_pw_11" in error_of(run(*resume, "--fine-tune", "9", code=2))
+    shutil.rmtree("runs/001/checkpoints/fine-tuning")  # a phase that lost its checkpoints is not trained again
+    assert "are gone" in error_of(run(*resume, code=3))
 
 
 def test_killed_while_it_is_fine_tuned_and_resumed_it_is_the_same_run(images, tmp_path, weights, fine_tuned):
-    process = start("train", *SETTINGS, images, "--weights", weights, "--output", "runs", "--fine-tune", "conv_pw_11",
-                    "--fine-tune-epochs", 2, "--save-minutes", 0)  # fmt: skip
+    process = start("train", "--data-dir", images, *SETTINGS, *FINE_TUNING, "--weights", weights, "--save-minutes", 0)
     wait_until(process, lambda: list((tmp_path / "runs/001/checkpoints/fine-tuning").glob("ckpt-*.index")))
     process.kill()
     process.communicate()
-    assert len(history_of(tmp_path / "runs/001")) < 5, "it was over before it was killed"
+    assert len(history_of("runs/001")) < 5, "it was over before it was killed"
     run("train", "--resume", "--output", "runs")
-    assert_same_fine_tuning(tmp_path / "runs/001", fine_tuned)
+    assert_same_run("runs/001", fine_tuned, PHASES)
 
 
-def test_a_fine_tuned_network_predicts_without_tensorflow_as_with_it(images, fine_tuned):
-    photo = images / "dogs/dogs_1.jpg"
-    one, other = (predictions(fine_tuned, photo, "--runtime", name)[str(photo)] for name in ("litert", "tensorflow"))
-    assert one["probabilities"] == pytest.approx(other["probabilities"], abs=1e-5)
-    assert one["novelty"] == pytest.approx(other["novelty"], abs=2e-4)
-    assert read_metadata(fine_tuned)["novelty"]["features"] == "maps"  # its last features know little but the classes now
+def test_a_fine_tuned_network_predicts_without_tensorflow_as_with_it(photo, fine_tuned):
+    by_litert, by_tensorflow = assert_runtimes_agree(fine_tuned, photo)
+    assert by_litert[str(photo)]["novelty"] == pytest.approx(by_tensorflow[str(photo)]["novelty"], abs=2e-4)
+    assert metadata_of(fine_tuned)["novelty"]["features"] == "maps"  # its last features know little but the classes now
 
 
 def test_weights_that_cannot_be_had_are_one_clear_line(images, tmp_path, weights):
-    def refused(*flags, code=3):
-        return error_of(run("train", *SETTINGS, images, "--output", "runs", *flags, code=code))
-
-    assert "does not fit vgg16" in refused("--network", "vgg16", "--weights", weights)
-    assert "cannot read the weights nowhere.h5" in refused("--weights", "nowhere.h5")
+    misfit = train(images, *SETTINGS, "--network", "vgg16", "--weights", weights, code=3)
+    assert "does not fit vgg16" in error_of(misfit)
     (tmp_path / "text.h5").write_text("no weights")
-    assert "cannot read the weights text.h5" in refused("--weights", "text.h5")
+    for file in ("nowhere.h5", "text.h5"):
+        assert f"cannot read the weights {file}" in error_of(train(images, *SETTINGS, "--weights", file, code=3))
     nobody_listens = os.environ | {"HTTPS_PROXY": "http://127.0.0.1:9", "KERAS_HOME": str(tmp_path)}
-    offline = run("train", *SETTINGS, images, "--output", "runs", code=1, env=nobody_listens)
-    assert f"cannot download what {tmp_path / 'models'} lacks" in error_of(offline)
+    scripts = ("train", "--data-dir", images, *SETTINGS), ("evaluate", images, "--zero-shot", "mobilenet_v2")
+    for script in scripts:
+        offline = run(*script, code=1, env=nobody_listens)
+        assert f"cannot download what {tmp_path / 'models'} lacks" in error_of(offline)
     assert not list(Path("runs").glob("0*"))  # or --resume would choose one that never began
 
 
@@ -125,28 +119,22 @@ def test_weights_that_refer_to_other_files_are_refused(images, weights, kind):
             layout = h5py.VirtualLayout(shape, dtype)
             layout[...] = h5py.VirtualSource(str(weights), name, shape, dtype)
             file.create_virtual_dataset(name, layout)
-    refused = run("train", *SETTINGS, images, "--weights", "links.weights.h5", "--output", "runs", code=3)
+    refused = train(images, *SETTINGS, "--weights", "links.weights.h5", code=3)
     assert f"Not allowed: H5 file with {kind}" in error_of(refused)
 
 
-def test_settings_that_are_not_for_the_network(images):
+def test_settings_that_are_not_for_the_network(images, weights):
     for flags in (("--fine-tune", "3"), ("--fine-tune-lr", 1), ("--weights", "none"), ("--start-size", 32)):
-        assert flags[0] in error_of(run("train", "--data-dir", images, *flags, code=2))
-    assert "at least 32x32" in error_of(run("train", *SETTINGS, images, "--image-size", 16, "--output", "runs", code=1))
-    assert not list(Path("runs").glob("0*"))
-    wrong = ("--weights", "none", "--fine-tune", "3")
-    assert "--fine-tune" in error_of(run("train", *SETTINGS, images, *wrong, code=2))
-
-
-def test_an_unknown_layer_is_named_with_some_that_are_there(images, weights):
-    finished = run("train", *SETTINGS, images, "--weights", weights, "--output", "runs", "--fine-tune", "conv_99", code=2)
-    assert "conv_pw_13_relu" in error_of(finished)
+        assert flags[0] in error_of(train(images, *flags, code=2))
+    assert "--fine-tune" in error_of(train(images, *SETTINGS, "--weights", "none", "--fine-tune", "3", code=2))
+    assert "at least 32x32" in error_of(train(images, *SETTINGS, "--image-size", 16, code=1))
+    unknown_layer = train(images, *SETTINGS, "--weights", weights, "--fine-tune", "conv_99", code=2)
+    assert "conv_pw_13_relu" in error_of(unknown_layer)  # one of those that it has
     assert not list(Path("runs").glob("0*"))
 
 
-def test_fine_tuning_that_explodes_costs_nothing_and_can_be_tried_again(images, weights):
-    run("train", *SETTINGS, images, "--weights", weights, "--output", "runs", "--epochs", 1)
-    photo = images / "dogs/dogs_1.jpg"
+def test_fine_tuning_that_explodes_costs_nothing_and_can_be_tried_again(images, photo, weights):
+    train(images, *SETTINGS, "--weights", weights, "--epochs", 1)
     before = predictions("runs", photo)
     failed = run("train", "--resume", "--output", "runs", "--fine-tune", "9", "--fine-tune-lr", 1e30, code=1)
     assert "--resume, with a lower --fine-tune-lr than 1e+30" in error_of(failed)
@@ -155,13 +143,7 @@ def test_fine_tuning_that_explodes_costs_nothing_and_can_be_tried_again(images, 
     assert "epoch 6/6" in again.stdout
 
 
-def test_a_phase_that_lost_its_checkpoints_is_not_trained_again(fine_tuned, tmp_path):
-    shutil.copytree(fine_tuned, tmp_path / "copy")
-    shutil.rmtree(tmp_path / "copy/checkpoints/fine-tuning")
-    assert "are gone" in error_of(run("train", "--resume", tmp_path / "copy", code=3))
-
-
-def test_features_are_made_anew_by_another_opencv(images, monkeypatch):
+def test_features_are_computed_again_with_another_opencv(images, monkeypatch):
     inputs = keras.Input((16, 16, 3), dtype="uint8")
     features_of = keras.Model(inputs, keras.layers.Flatten()(keras.layers.Rescaling(1.0)(inputs)))
     sets = read_train_sets(images, 16)
@@ -171,22 +153,15 @@ def test_features_are_made_anew_by_another_opencv(images, monkeypatch):
     assert len(list(Path("cache").glob("*.features"))) == 2
 
 
-def test_features_stay_in_memory_where_no_cache_can_be_written(images, weights, tmp_path):
-    (tmp_path / "runs").mkdir()
-    (tmp_path / "runs/.cache").write_text("a file")
-    finished = run("train", *SETTINGS, images, "--weights", weights, "--output", "runs")
-    assert "no cache of features" in finished.stderr
-
-
 @pytest.mark.parametrize("source", ["imagenet", "file"])
 def test_the_first_efficientnets_normalize_as_with_imagenets_weights(source, tmp_path, monkeypatch):
     """Keras' own loading of ImageNet's weights adds a layer, and sets up another, which other loading does not."""
-    backbone, rng = create_network("efficientnet_b0", 64, 2).get_layer("backbone"), np.random.default_rng(1)
-    normalization = next(layer for layer in backbone.layers if isinstance(layer, keras.layers.Normalization))
+    pretrained, rng = create_network("efficientnet_b0", 64, 2).get_layer("backbone"), np.random.default_rng(1)
+    normalization = next(layer for layer in pretrained.layers if isinstance(layer, keras.layers.Normalization))
     statistics = ([0.485, 0.456, 0.406], [0.229, 0.224, 0.225], 0)  # as in Keras' file
     normalization.set_weights([np.array(numbers, np.float32) for numbers in statistics])
     path = tmp_path / "b0.weights.h5"
-    backbone.save_weights(path)
+    pretrained.save_weights(path)
     monkeypatch.setattr(keras.src.utils.file_utils, "get_file", lambda *args, **kwargs: str(path))
     original = keras.applications.EfficientNetB0(include_top=False, input_shape=(64, 64, 3), pooling="avg")
     network = create_network("efficientnet_b0", 64, 2)
@@ -197,12 +172,9 @@ def test_the_first_efficientnets_normalize_as_with_imagenets_weights(source, tmp
     np.testing.assert_allclose(features, expected, rtol=1e-3, atol=1e-3 * np.abs(expected).max())
 
 
-KINDS = ["convnext_tiny", "densenet121", "efficientnet_v2_b0", "mobilenet_v3_small", "nasnet_mobile", "resnet50",
-         "resnet50_v2", "vgg16", "xception"]  # fmt: skip
-
-
-@pytest.mark.parametrize("name", KINDS)
-def test_every_kind_of_backbone_has_its_own_preprocessing(name):
+@pytest.mark.parametrize("name", ["convnext_tiny", "densenet121", "efficientnet_v2_b0", "mobilenet_v3_small",
+                                  "nasnet_mobile", "resnet50", "resnet50_v2", "vgg16", "xception"])  # fmt: skip
+def test_every_kind_of_pretrained_network_has_its_own_preprocessing(name):
     network, rng = create_network(name, 96, 3), np.random.default_rng(1)
     pixels = rng.integers(0, 256, (2, 96, 96, 3), dtype=np.uint8)
     module = getattr(keras.applications, PRETRAINED_NETWORKS[name].split(".")[0])

@@ -1,39 +1,25 @@
 """Runs that are stopped in every way, damaged, and resumed."""
 
-import json
 import os
 import shutil
 import signal
 import subprocess
 import sys
-import time
+from pathlib import Path
 
 import keras
 import pytest
 import tensorflow as tf
-from conftest import (
-    HANGING,
-    PROJECT,
-    QUICK,
-    assert_same_run,
-    error_of,
-    history_of,
-    predictions,
-    run,
-    start,
-    wait_until,
-)
+from conftest import HANGING, PROJECT, QUICK, error_of, predictions, run, start, train, wait_until
+from run_folders import assert_same_run, change_metadata, damage, history_of, metadata_of, newest_checkpoint
 
 from classifier import cpu
 from classifier.checkpoints import load_selected
 from classifier.networks import create_network
 from classifier.training import Training
 
-LONGER = ("--data-dir", PROJECT / "training_data", "--limit-per-class", 60, "--image-size", 32, "--batch-size", 2,
-          "--epochs", 8)  # fmt: skip
-
-
-STEPS = 48  # in each of these epochs
+LONGER = (*QUICK, "--data-dir", PROJECT / "training_data", "--limit-per-class", 60, "--batch-size", 2, "--epochs", 8)
+PER_EPOCH = 49  # the numbers of checkpoints grow by one in each of 48 steps, and by one at the end of the epoch
 
 
 @pytest.fixture(scope="module")
@@ -44,57 +30,47 @@ def undisturbed(tmp_path_factory):
     return folder / "001"
 
 
-@pytest.mark.parametrize("save_minutes", [0, 5], ids=["saved in the epoch", "saved at the epoch's end"])
-def test_killed_in_the_middle_of_an_epoch_and_resumed_it_is_the_same_run(tmp_path, undisturbed, save_minutes):
-    """SIGKILL gives no chance to save: what counts is what was on the disk."""
-    process = start("train", *LONGER, "--output", "killed", "--save-minutes", save_minutes)
-    newest = tmp_path / "killed/001/checkpoints/newest"
-    per_epoch = STEPS + 1
+@pytest.mark.parametrize(("signum", "code", "save_minutes"), [(signal.SIGKILL, -9, 0), (signal.SIGKILL, -9, 5),
+                                                              (signal.SIGINT, 130, 5), (signal.SIGTERM, 143, 5)])
+def test_stopped_in_the_middle_of_an_epoch_and_resumed_it_is_the_same_run(tmp_path, undisturbed, signum, code, save_minutes):
+    """SIGKILL gives no chance to save: what counts is what was on the disk, saved in the epoch or at its end."""
+    process = start("train", *LONGER, "--output", "runs", "--save-minutes", save_minutes)
+    newest = tmp_path / "runs/001/checkpoints/newest"
     saved = lambda: [int(path.stem.split("-")[1]) for path in newest.glob("ckpt-*.index")]  # noqa: E731
-    wait_until(process, lambda: any(number >= per_epoch + (5 if save_minutes == 0 else 0) for number in saved()))
-    process.kill()
-    process.communicate()
-    assert max(saved()) < 8 * per_epoch, "it was over before it was killed"
-    if save_minutes == 0:
-        assert max(saved()) % per_epoch, "it was not killed in the middle of an epoch"
-
-    finished = run("train", "--resume", "killed/001", "--save-minutes", 5)
-    assert "resumed" in finished.stderr
-    assert "do not expect" not in finished.stderr
-    assert_same_run(tmp_path / "killed/001", undisturbed)
-
-
-@pytest.mark.parametrize(("signum", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
-def test_a_signal_saves_and_leaves_and_the_run_can_go_on(tmp_path, undisturbed, signum, code):
-    process = start("train", *LONGER, "--output", "runs")
-    wait_until(process, lambda: (tmp_path / "runs/001/history.csv").exists())
+    wait_until(process, lambda: any(number >= PER_EPOCH + (5 if save_minutes == 0 else 0) for number in saved()))
     process.send_signal(signum)
     _, stderr = process.communicate(timeout=HANGING)
     assert process.returncode == code
-    assert "Traceback" not in stderr
-    assert stderr.rstrip().endswith("train.py --resume runs/001")
+    assert max(saved()) < 8 * PER_EPOCH, "it was over before it was stopped"
+    if signum != signal.SIGKILL:
+        assert "Traceback" not in stderr
+        assert stderr.rstrip().endswith("train.py --resume runs/001")
+    elif save_minutes == 0:
+        assert max(saved()) % PER_EPOCH, "it was not killed in the middle of an epoch"
 
-    assert len(history_of(tmp_path / "runs/001")) < 8
-    run("train", "--resume", "--output", "runs")
-    assert_same_run(tmp_path / "runs/001", undisturbed)
+    finished = run("train", "--resume", "--output", "runs", "--save-minutes", 5)
+    assert "resumed" in finished.stderr
+    assert "do not expect" not in finished.stderr
+    assert_same_run("runs/001", undisturbed)
 
 
-def test_a_signal_while_the_last_epoch_is_saved_is_heard(images, tmp_path, trained, monkeypatch):
+def test_while_the_last_epoch_is_saved_another_training_is_refused_and_a_signal_is_heard(images, trained, monkeypatch):
     finish = Training.finish_epoch
 
-    def signal_then_finish(training, row):
+    def disturb_then_finish(training, row):
         if training.epoch == 1:
+            monkeypatch.setattr(Training, "finish_epoch", finish)  # from now on undisturbed
+            assert "another process is working" in error_of(run("train", "--resume", "runs/001", code=1))
             os.kill(os.getpid(), signal.SIGTERM)
         return finish(training, row)
 
-    with monkeypatch.context() as fault:
-        fault.setattr(Training, "finish_epoch", signal_then_finish)
-        stopped = run("train", "--data-dir", images, "--output", "runs", *QUICK, code=143)
+    monkeypatch.setattr(Training, "finish_epoch", disturb_then_finish)
+    stopped = train(images, code=143)
     assert "stopped after epoch 2; to resume:" in stopped.stderr
-    assert not json.loads((tmp_path / "runs/001/model.json").read_text())["finished"]
+    assert not metadata_of("runs/001")["finished"]
     assert "no finished run" in error_of(run("predict", "--model", "runs", images, code=3))
     run("train", "--resume", "--output", "runs")
-    assert_same_run(tmp_path / "runs/001", trained)
+    assert_same_run("runs/001", trained)
 
 
 def test_files_are_on_the_disk_before_they_get_their_names(images, monkeypatch):
@@ -113,21 +89,31 @@ def test_files_are_on_the_disk_before_they_get_their_names(images, monkeypatch):
 
     monkeypatch.setattr(os, "fsync", watched_fsync)
     monkeypatch.setattr(os, "replace", watched_replace)
-    run("train", "--data-dir", images, "--output", "runs", *QUICK)
+    train(images)
     assert len(named) > 10
     assert not unsynced
 
 
+SIGNAL_AT_IMPORT = """
+import os, signal, sys
+class Finder:
+    def find_spec(name, *_):
+        if name == "tensorflow":
+            os.kill(os.getpid(), signal.SIGTERM)
+sys.meta_path.insert(0, Finder)
+"""
+
+
 def test_a_signal_before_training_leaves_at_once(images):
-    process = start("train", "--data-dir", images, "--output", "runs")
-    time.sleep(0.7)  # while TensorFlow is imported, most likely
-    process.send_signal(signal.SIGTERM)
-    process.communicate(timeout=HANGING)
-    assert process.returncode in (143, -signal.SIGTERM)
+    """When TensorFlow is about to be imported."""
+    Path("sitecustomize.py").write_text(SIGNAL_AT_IMPORT)  # Python imports it when it starts
+    train(images, code=143, env=os.environ | {"PYTHONPATH": "."})
 
 
 def test_more_epochs_for_a_finished_run(run_folder, trained):
+    Path("runs/002").mkdir()  # killed before it had metadata
     again = run("train", "--resume", "--output", "runs")
+    assert "skipped: " in again.stderr
     assert "epoch 1/" not in again.stdout
     assert_same_run(run_folder, trained)
     run("train", "--resume", run_folder, "--epochs", 4)
@@ -136,52 +122,30 @@ def test_more_epochs_for_a_finished_run(run_folder, trained):
     assert rows[:2] == history_of(trained)
 
 
-def test_resume_refuses_other_settings_and_other_pictures(run_folder, images):
+def test_resume_refuses_other_settings_other_images_and_a_run_that_has_lost_a_part(run_folder, images):
+    resume = ("train", "--resume", "--output", "runs")
     for setting, *flags in (("lr 0.001", "--lr", 0.1), ("augment True", "--no-augment")):
-        refused = run("train", "--resume", "--output", "runs", *flags, code=2)
-        assert f"began with {setting}: that cannot change" in error_of(refused)
+        assert f"began with {setting}: that cannot change" in error_of(run(*resume, *flags, code=2))
+    lost = {"history.csv": "does not have a row for each of 2 epochs", "checkpoints/newest": "checkpoints of"}
+    for name, problem in lost.items():
+        (run_folder / name).rename("aside")
+        assert problem in error_of(run(*resume, "--epochs", 3, code=3))
+        Path("aside").rename(run_folder / name)
+    settings = metadata_of(run_folder)["settings"]
+    change_metadata(run_folder, settings=settings | {"batch_size": "x"})
+    assert "model.json is damaged: batch_size" in error_of(run(*resume, "--epochs", 3, code=3))
+    change_metadata(run_folder, settings=settings)
     shutil.move(images, "moved")
-    run("train", "--resume", "--output", "runs", "--data-dir", "moved")  # the same images in another place
+    assert "epoch 3/3" in run(*resume, "--data-dir", "moved", "--epochs", 3).stdout  # the same images in another place
     shutil.copy("moved/cats/cats_1.jpg", "moved/cats/another.jpg")
-    assert "not those" in error_of(run("train", "--resume", "--output", "runs", "--epochs", 3, code=3))
-
-
-def test_resume_refuses_a_run_that_has_lost_a_part(run_folder, tmp_path):
-    resume = ("--resume", "runs/001", "--epochs", 3)
-    (tmp_path / "runs/001/history.csv").rename("history.csv")
-    assert "does not have a row for each of 2 epochs" in error_of(run("train", *resume, code=3))
-    (tmp_path / "history.csv").rename("runs/001/history.csv")
-    (tmp_path / "runs/001/checkpoints/newest").rename("newest")
-    assert "checkpoints of" in error_of(run("train", *resume, code=3))
-    (tmp_path / "newest").rename("runs/001/checkpoints/newest")
-    card = tmp_path / "runs/001/model.json"
-    good = card.read_text()
-    card.write_text(good.replace('"batch_size": 8', '"batch_size": "x"'))
-    assert "model.json is damaged: batch_size" in error_of(run("train", *resume, code=3))
-    card.write_text(good)
-    assert "epoch 3/3" in run("train", *resume).stdout
-
-
-def test_two_trainings_cannot_share_a_run(tmp_path):
-    settings = ("--data-dir", PROJECT / "training_data", "--limit-per-class", 60, "--image-size", 32)
-    process = start("train", *settings, "--epochs", 500, "--output", "runs")
-    wait_until(process, lambda: (tmp_path / "runs/001/history.csv").exists())
-    assert "another process is working" in error_of(run("train", "--resume", "runs/001", code=1))
-    process.send_signal(signal.SIGTERM)
-    process.communicate()
-
-
-def test_a_run_killed_before_it_had_metadata_is_skipped(run_folder, tmp_path):
-    (tmp_path / "runs/002").mkdir()
-    assert "skipped: " in run("train", "--resume", "--output", "runs").stderr
+    assert "not those" in error_of(run(*resume, "--epochs", 4, code=3))
 
 
 FILL_THE_DISK = """
 import os, subprocess, sys
-train, predict, images, photo = sys.argv[1:]
+train, predict, trained, photo = sys.argv[1:]
 subprocess.run(["mount", "-t", "tmpfs", "-o", "size=12m", "tmpfs", "disk"], check=True)
-quick = ["--data-dir", images, "--image-size", "32", "--batch-size", "8", "--output", "disk"]
-subprocess.run([sys.executable, train, *quick, "--epochs", "2"], check=True)
+subprocess.run(["cp", "-r", trained, "disk/001"], check=True)
 space = os.statvfs("disk")
 with open("disk/fill", "wb") as file:
     file.write(bytes(space.f_bavail * space.f_frsize - 300_000))  # room for text, not for a checkpoint
@@ -195,26 +159,23 @@ subprocess.run(["cp", "-r", "disk/001", "copy"], check=True)
 """
 
 
-def test_a_full_disk_keeps_the_last_good_checkpoint(run_folder, images, tmp_path):
-    (tmp_path / "disk").mkdir()
+def test_a_full_disk_keeps_the_last_good_checkpoint(run_folder, trained, photo):
+    Path("disk").mkdir()
     if subprocess.run(["unshare", "-rm", "mount", "-t", "tmpfs", "tmpfs", "disk"], capture_output=True).returncode:
         pytest.skip("no small disk can be mounted here")
-    script = [sys.executable, "-c", FILL_THE_DISK, PROJECT / "train.py", PROJECT / "predict.py", images]
-    finished = subprocess.run(["unshare", "-rm", *script, images / "cats/cats_0.jpg"], capture_output=True, text=True)
+    script = [sys.executable, "-c", FILL_THE_DISK, PROJECT / "train.py", PROJECT / "predict.py", trained, photo]
+    finished = subprocess.run(["unshare", "-rm", *script], capture_output=True, text=True)
     assert finished.returncode == 0, finished.stderr
     assert "full 1 " in finished.stdout
     assert "cannot save a checkpoint" in finished.stdout
     assert "Traceback" not in finished.stdout
     run("train", "--resume", run_folder, "--epochs", 4)
-    assert_same_run(tmp_path / "copy", run_folder)
+    assert_same_run("copy", run_folder)
 
 
-@pytest.mark.parametrize("truncated", [False, True])
-def test_a_damaged_newest_checkpoint_falls_back_to_the_one_before(run_folder, trained, truncated):
-    newest = max((run_folder / "checkpoints/newest").glob("*.data*"), key=lambda path: path.stat().st_mtime_ns)
-    data = bytearray(newest.read_bytes())
-    data[len(data) // 2] ^= 255
-    newest.write_bytes(data[:1000] if truncated else data)
+@pytest.mark.parametrize("harm", [damage, lambda path: os.truncate(path, 1000)], ids=["changed", "truncated"])
+def test_a_damaged_newest_checkpoint_falls_back_to_the_one_before(run_folder, trained, harm):
+    harm(newest_checkpoint(run_folder).with_suffix(".data-00000-of-00001"))
     finished = run("train", "--resume", "--output", "runs")
     assert "is damaged" in finished.stderr
     assert "epoch 2/2" in finished.stdout  # it is done again
@@ -222,25 +183,21 @@ def test_a_damaged_newest_checkpoint_falls_back_to_the_one_before(run_folder, tr
 
 
 def test_the_metadata_names_the_cpu_and_a_run_on_another_says_that_it_differs(run_folder):
-    card = json.loads((run_folder / "model.json").read_text())
-    device = card["device"]
+    resume = ("train", "--resume", run_folder)
+    device = metadata_of(run_folder)["device"]
     assert device["cpu"] == cpu.name()
     assert device["oneDNN"] is cpu.has_onednn()
-    assert "note" not in run("train", "--resume", run_folder, "--epochs", 3).stderr
-    card["device"] = device | {"instruction set": "AVX", "bfloat16": None}
-    (run_folder / "model.json").write_text(json.dumps(card))
-    said = run("train", "--resume", run_folder, "--epochs", 4).stderr
+    assert "note" not in run(*resume).stderr
+    change_metadata(run_folder, device=device | {"instruction set": "AVX", "bfloat16": None})
+    said = run(*resume).stderr
     assert f"it began with instruction set AVX, not {device['instruction set']}; bfloat16 None, not" in said
     assert "do not expect the same weights, bit for bit" in said
-    card = json.loads((run_folder / "model.json").read_text())
-    del card["device"]
-    (run_folder / "model.json").write_text(json.dumps(card))
-    assert "note       it began with an earlier version" in run("train", "--resume", run_folder).stderr
+    change_metadata(run_folder, device=None)
+    assert "note       it began with an earlier version" in run(*resume).stderr
 
 
-def test_a_run_of_before_pooling_came_last_predicts(run_folder, images):
+def test_a_run_of_before_pooling_came_last_predicts(run_folder, photo):
     """Its layers had other numbers in the checkpoint."""
-    photo = images / "dogs/dogs_1.jpg"
     expected = predictions(run_folder, photo)[str(photo)]["probabilities"]
     layers = keras.layers
 
@@ -260,7 +217,6 @@ def test_a_run_of_before_pooling_came_last_predicts(run_folder, images):
     network = create_network("cnn", 32, 2)
     load_selected(run_folder, network)
     older.set_weights(network.get_weights())
-    (best,) = (run_folder / "checkpoints/best").glob("*.index")
-    tf.train.Checkpoint(network=older).write(str(best.with_suffix("")))
+    tf.train.Checkpoint(network=older).write(str(newest_checkpoint(run_folder, "best")))
     got = predictions(run_folder, photo, "--runtime", "tensorflow")[str(photo)]["probabilities"]
     assert got == pytest.approx(expected, abs=1e-5)

@@ -6,6 +6,7 @@ import graphlib
 from conftest import PROJECT
 
 NOUNS = {"dataset", "model"}
+FILES = [*PROJECT.glob("*.py"), *PROJECT.glob("classifier/*.py"), *PROJECT.glob("tools/*.py")]
 
 
 def imports_of(path):
@@ -20,8 +21,7 @@ def imports_of(path):
 
 
 def test_imports_point_one_way():
-    files = [*PROJECT.glob("*.py"), *PROJECT.glob("classifier/*.py"), *PROJECT.glob("tools/*.py")]
-    modules = {".".join(path.relative_to(PROJECT).with_suffix("").parts): path for path in files}
+    modules = {".".join(path.relative_to(PROJECT).with_suffix("").parts): path for path in FILES}
     graph = {name: imports_of(path) & modules.keys() for name, path in modules.items()}
     scripts = {name for name in modules if "." not in name} - NOUNS
     assert scripts >= {"train", "predict", "evaluate", "export"}
@@ -35,7 +35,7 @@ def test_imports_point_one_way():
 
 
 def test_files_are_short():
-    for path in [*PROJECT.glob("*.py"), *PROJECT.glob("classifier/*.py"), *PROJECT.glob("tools/*.py")]:
+    for path in FILES:
         assert len(path.read_text().splitlines()) <= (300 if path.parent == PROJECT else 350), path
         for node in ast.walk(ast.parse(path.read_text())):
             if isinstance(node, ast.FunctionDef):

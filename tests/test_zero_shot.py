@@ -1,12 +1,9 @@
-"""Zero-shot: ImageNet's classes added up to the user's, for a network whose answers are known."""
-
-import os
+"""Zero-shot: ImageNet's classes added up to the user's, for a network whose predictions are known."""
 
 import keras
 import numpy as np
 import pytest
 import tensorflow as tf
-from conftest import error_of, run
 
 from classifier.console import UserError
 from classifier.evaluation import evaluate
@@ -57,9 +54,3 @@ def test_which_classes_of_imagenet_are_meant():
     for name in ("apples", "horses"):  # a cart is no horse
         with pytest.raises(UserError, match=f"'{name}'"):
             imagenet_classes(name, LABELS)
-
-
-def test_without_a_connection_it_says_where_the_file_belongs(images, tmp_path):
-    nobody_listens = os.environ | {"HTTPS_PROXY": "http://127.0.0.1:9", "KERAS_HOME": str(tmp_path)}
-    finished = run("evaluate", images, "--zero-shot", "mobilenet_v2", code=1, env=nobody_listens)
-    assert f"cannot download what {tmp_path / 'models'} lacks" in error_of(finished)

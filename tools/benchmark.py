@@ -5,7 +5,7 @@ round by round: if the speed of the machine changes, it changes for all of them 
 """
 
 import argparse
-import contextlib
+import importlib.metadata
 import importlib.util
 import itertools
 import json
@@ -66,7 +66,9 @@ def main(argv=None):
     print("CPU: {}, {}, {} cores".format(*machine), console.aligned([header, *rows]), sep="\n")
     arguments.output.mkdir(parents=True, exist_ok=True)
     name, instructions = (re.sub(r"[^A-Za-z0-9_]+", "-", part).strip("-") for part in machine[:2])
-    path = arguments.output / f"bench-{name}-{instructions}-{machine[2]}cores-{versions()}-{num_images}images.csv"
+    packages = [package for package in ("tensorflow", "keras", "torch") if importlib.util.find_spec(package)]
+    versions = "-".join(package + importlib.metadata.version(package).split("+")[0] for package in packages)
+    path = arguments.output / f"bench-{name}-{instructions}-{machine[2]}cores-{versions}-{num_images}images.csv"
     write_text(path, csv_text([*header, "CPU", "instruction set", "cores"], ([*row, *machine] for row in rows)))
     say(f"written to {path}")
     return DONE
@@ -111,17 +113,6 @@ def summarize(figures):
             ratio = f"{statistics.median(by_who[OURS]) / median:.2f}" if who != OURS and OURS in by_who else ""
             rows.append([what, who, *shown, len(values), share, ratio])
     return header, rows
-
-
-def versions():
-    """The versions of the packages, for the name of a file."""
-    from importlib.metadata import PackageNotFoundError, version
-
-    parts = []
-    for package in ("tensorflow", "keras", "torch"):
-        with contextlib.suppress(PackageNotFoundError):
-            parts.append(package + version(package).split("+")[0])
-    return "-".join(parts)
 
 
 if __name__ == "__main__":

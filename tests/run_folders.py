@@ -1,0 +1,63 @@
+"""What tests look at and change in run folders."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import tensorflow as tf
+from conftest import predictions, rows_of
+
+
+def history_of(run_folder):
+    rows = rows_of(Path(run_folder, "history.csv"))
+    return [{name: row[name] for name in ("epoch", "loss", "accuracy", "val_loss", "val_accuracy")} for row in rows]
+
+
+def metadata_of(run_folder):
+    return json.loads(Path(run_folder, "model.json").read_text())
+
+
+def change_metadata(run_folder, **changes):
+    """Change entries of a run's metadata, or remove those that become None."""
+    metadata = {name: value for name, value in (metadata_of(run_folder) | changes).items() if value is not None}
+    Path(run_folder, "model.json").write_text(json.dumps(metadata))
+
+
+def damage(path):
+    """Change a byte in the middle of a file."""
+    data = bytearray(path.read_bytes())
+    data[len(data) // 2] ^= 255
+    path.write_bytes(data)
+
+
+def newest_checkpoint(run_folder, phase="newest"):
+    """The path of a phase's newest checkpoint, without the suffixes of its files."""
+    indexes = Path(run_folder, "checkpoints", phase).glob("ckpt-*.index")
+    return max(indexes, key=lambda path: int(path.stem.split("-")[1])).with_suffix("")
+
+
+def newest_tensors(run_folder, phase="newest"):
+    """Every tensor of the newest checkpoint of a phase, weights and optimizer, by name."""
+    reader = tf.train.load_checkpoint(str(newest_checkpoint(run_folder, phase)))
+    names = [name for name in reader.get_variable_to_shape_map() if name.endswith("VARIABLE_VALUE")]
+    return {name: reader.get_tensor(name) for name in names}
+
+
+def assert_same_run(one, other, phases=("newest",)):
+    """Both runs ended with the same weights, bit for bit, and tell the same story."""
+    for phase in phases:
+        tensors, expected = newest_tensors(one, phase), newest_tensors(other, phase)
+        assert tensors.keys() == expected.keys()
+        assert sum(tensor.size for tensor in tensors.values()) > 100_000
+        for name in expected:
+            assert np.array_equal(tensors[name], expected[name]), name
+    assert history_of(one) == history_of(other)
+
+
+def assert_runtimes_agree(model, *paths):
+    """LiteRT and TensorFlow give the same probabilities; returns the predictions of each."""
+    by_litert, by_tensorflow = (predictions(model, *paths, "--runtime", name) for name in ("litert", "tensorflow"))
+    for path, prediction in by_litert.items():
+        assert prediction["probabilities"] == pytest.approx(by_tensorflow[path]["probabilities"], abs=1e-5)
+    return by_litert, by_tensorflow

@@ -1,0 +1,107 @@
+"""The project's own tools, run in their shortest form."""
+
+import json
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pytest
+from conftest import PROJECT, draw_images, error_of, rows_of, run
+
+from classifier import cpu
+from classifier.images import load_image
+from tools import benchmark, learning_curve
+
+
+def test_a_short_benchmark(images, scripts_in_this_process):
+    short = ("--rounds", 1, "--steps", 2, "--epochs", 2, "--batch-sizes", 4)
+    (images / "cats/more").mkdir()
+    (images / "cats/cats_1.jpg").rename(images / "cats/more/cats_2.jpg")  # names are the same in subfolders
+    finished = run("tools.benchmark", "--data-dir", images, *short, "--output", "results")
+    (file,) = Path("results").glob(f"bench-*-{cpu.instruction_set()}-*-24images.csv")
+    rows = rows_of(file)
+    assert {row["CPU"] for row in rows} == {cpu.name()}
+    assert {row["who"] for row in rows} >= {"this machine", "this project", "Keras fit", "Keras fit, cached"}
+    for what in ("step, batch 4", "first epoch from files", "later epochs from files", "float32 matrix product",
+                 "predicting files"):  # fmt: skip
+        assert any(row["what"].startswith(what) and float(row["median"]) > 0 for row in rows)
+        assert what in finished.stdout
+
+
+def test_keras_is_measured_as_installed_and_with_onednn(monkeypatch):
+    """On a CPU on which TensorFlow leaves it off."""
+    monkeypatch.setattr(cpu, "has_onednn_as_installed", lambda: False)
+    switches = []
+
+    def noting(command, env, **options):
+        switches.append(env["TF_ENABLE_ONEDNN_OPTS"])
+        return subprocess.CompletedProcess(command, 0, "{}", "")
+
+    monkeypatch.setattr(subprocess, "run", noting)
+    arguments = benchmark.parse_arguments([])
+    for who in ("Keras fit", "Keras fit, oneDNN on"):
+        assert benchmark.measure("steps", who, arguments, "nowhere") == {}
+    assert switches == ["0", "1"]
+
+
+def test_a_small_curve_and_what_is_known_is_not_trained_again(images, monkeypatch, scripts_in_this_process):
+    small = ("--data-dir", images, "--test-dir", draw_images("test", 4), "--sizes", 8, 13, "--seeds", 1, "--image-size",
+             32, "--pretrained", "", "--output", "results")  # fmt: skip
+    assert "no folder nowhere" in error_of(run("tools.learning_curve", *small, "--test-dir", "nowhere", code=3))
+    assert "too few images" in error_of(run("tools.learning_curve", "--data-dir", images, code=3))
+    monkeypatch.setattr(learning_curve, "IMAGES_SHOWN", 0)  # as few epochs as it trains
+    with monkeypatch.context() as fault:
+        fault.setitem(sys.modules, "matplotlib", None)
+        refused = run("tools.learning_curve", *small, code=2)
+    assert "pip install -c requirements-optional.txt matplotlib" in error_of(refused)
+    pytest.importorskip("matplotlib")
+    finished = run("tools.learning_curve", *small)
+    assert "left out: 13 of each class" in finished.stderr
+    assert re.search(r"^cnn, no augmentation, 8 of each class: [0-9.]+ %$", finished.stdout, re.MULTILINE)
+    table = Path("results/learning_curve.csv").read_text()
+    assert len(table.splitlines()) == 3
+    assert cv2.imread("results/learning_curve.png").shape == (675, 1050, 3)
+    again = run("tools.learning_curve", *small)
+    assert "seed" not in again.stderr
+    assert again.stdout == finished.stdout
+    more = run("tools.learning_curve", *small, "--image-size", 40)  # the same images, but not the same training
+    assert more.stderr.count("seed 0") == 2
+    shutil.copy(images / "cats/cats_1.jpg", images / "cats/cats_0.jpg")  # nor are these the same images
+    more = run("tools.learning_curve", *small, "--image-size", 40)
+    assert more.stderr.count("seed 0") == 2
+    assert len(more.stdout.splitlines()) == 2
+    assert "trainings" not in more.stdout
+    table = Path("results/learning_curve.csv").read_text()
+    assert len(table.splitlines()) == 7
+    Path("results/learning_curve.csv").write_text(table.replace("seed", "sead"))
+    assert "is damaged" in error_of(run("tools.learning_curve", *small, code=1))
+
+
+def test_a_run_has_one_row_with_the_figures_of_evaluation(trained, images, scripts_in_this_process):
+    arguments = ("quick", trained, "--test-dir", images, "--ood-dir", images, "--table", "tests.csv")
+    for commit in ("1234567", "1234567", "89abcde"):
+        run("tools.score_table", *arguments, "--commit", commit)
+    rows = rows_of("tests.csv")
+    names = [(row["training"], row["seed"], row["commit"]) for row in rows]
+    assert names == [("quick", "0", "1234567"), ("quick", "0", "89abcde")]
+    scores = json.loads(run("evaluate", images, "--model", trained, "--format", "json").stdout)
+    assert rows[0]["accuracy"] == f"{scores['accuracy']:.4f}"
+    assert rows[0]["OOD AUROC"] == "0.5000"
+    Path("tests.csv").write_text("something,else\n")
+    assert "another table" in error_of(run("tools.score_table", *arguments, "--commit", "1234567", code=1))
+    assert Path("tests.csv").read_text() == "something,else\n"
+
+
+def test_the_drawings_can_be_drawn_again(tmp_path):
+    """The committed samples are what draw_samples.py makes, and it overwrites nothing."""
+    command = ("tools.draw_samples", "--output", tmp_path, "--per-class", 2, "--testing-per-class", 1)
+    run(*command)
+    made = sorted(path.relative_to(tmp_path) for path in tmp_path.rglob("*.jpg"))
+    assert len(made) == 6
+    for path in made:
+        np.testing.assert_array_equal(load_image(path, 64), load_image(PROJECT / path, 64))
+    assert "exist already" in run(*command, code=1, process=True).stderr
