@@ -17,7 +17,7 @@ def refusal(folder, **options):
     return error_of(train(folder, code=3, **options))
 
 
-def test_folders_that_are_of_no_use(images, tmp_path):
+def test_folders_that_are_of_no_use(images, tmp_path, capsys):
     assert "there is no folder" in refusal("nowhere", process=True)
     (tmp_path / "empty").mkdir()
     assert "no images" in refusal("empty")
@@ -28,6 +28,9 @@ def test_folders_that_are_of_no_use(images, tmp_path):
     assert "only one class, 'cats'" in refusal("one")
     draw_images("deep/train", 3)
     assert "are the classes in deep/train?" in refusal("deep")
+    draw_images("deep/test", 2)
+    find_images("deep")
+    assert "test, train all contain cats, dogs: if these are the classes, give deep/train," in capsys.readouterr().err
     draw_images(images, 1, ["birds"])
     assert "'birds'" in refusal(images)
     (images / "birds/birds_0.jpg").write_bytes(b"")
