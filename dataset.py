@@ -56,9 +56,6 @@ def read_train_sets(train_path, image_size, classes=None, validation_size=0.2, l
     )
 
 
-# --- Find: folders to paths and labels --------------------------------------------------------------------------------
-
-
 @dataclasses.dataclass
 class Found:
     """Labelled images, not yet opened: `labels[i]` is the index in `classes` of `paths[i]`."""
@@ -142,7 +139,7 @@ def _group_by_class(folder, images):
             if os.path.isdir(folder / name) and name not in by_class and not name.startswith((".", "__MACOSX")):
                 say(f"ignored: folder {folder / name}, which holds no image")
         _warn_of_classes_below(folder, by_class)
-        stray, why = flat, "lie beside the class folders"
+        stray, why = flat, "are not in a class folder"
     else:
         labelled = [path for path in flat if path.name.count(".") >= 2]
         for path in labelled:
@@ -160,8 +157,9 @@ def _group_by_class(folder, images):
 def _warn_of_classes_below(folder, by_class):
     """Warn if the class folders have the same folders in them, as train/ and test/ have: these may be the classes."""
     below = [{path.parts[1] for path in paths if len(path.parts) > 2} for paths in by_class.values()]
-    if len(below) > 1 and below[0] and all(names == below[0] for names in below):
-        say(f"warning: the folders {', '.join(sorted(by_class))} all contain {', '.join(sorted(below[0]))}: if these are the"
+    if len(below) > 1 and len(below[0]) > 1 and all(names == below[0] for names in below):
+        first, *_ = sorted(below[0])
+        say(f"warning: all class folders in {folder} contain the same folders, such as {first}: if these are the"
             f" classes, give {folder / max(by_class, key=lambda name: len(by_class[name]))}, for example")  # fmt: skip
 
 
@@ -171,9 +169,6 @@ def _refuse_names_that_differ_by_case(folder, names):
         other = seen.setdefault(unicodedata.normalize("NFC", name).casefold(), name)
         if other != name:
             raise UserError(f"{folder}: the classes {other!r} and {name!r} differ only by case: rename one", NO_DATA)
-
-
-# --- Split: which images are for training, and which for validation ----------------------------------------------------
 
 
 def _split_each_class(found, decoded, validation_size):
@@ -226,9 +221,6 @@ def _only_one_class(found):
     if len(first.parts) > 2 or (len(first.parts) == 2 and first.name.count(".") >= 2):
         message += f" (are the classes in {found.folder / first.parts[0]}?)"
     return message
-
-
-# --- Batch: images and labels for the network --------------------------------------------------------------------------
 
 
 class DataSet:

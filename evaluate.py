@@ -14,7 +14,7 @@ def parse_arguments(argv):
     """The command line as a namespace."""
     parser = argparse.ArgumentParser(
         description="Score a trained network on a folder of labelled images: class folders, or names like cat.1.jpg.",
-        epilog="exit codes: 0 done, 1 failed, 2 wrong usage, 3 no usable images or a bad model folder, "
+        epilog="exit codes: 0 done, 1 failed, 2 wrong usage, 3 no usable images or a bad run folder, "
         "4 below --min-accuracy, 130 interrupted, 143 terminated",
     )
     add = parser.add_argument
@@ -24,9 +24,9 @@ def parse_arguments(argv):
         help="score a network of keras.applications without any training, if ImageNet has the folder's classes")  # fmt: skip
     add("--ood-dir", type=Path, nargs="+", default=[], metavar="FOLDER",
         help="images of other things (out-of-distribution): also measure how well they are recognized as such")  # fmt: skip
-    add("--format", choices=["table", "json"], default="table", help="of standard output (default: table)")
+    add("--format", choices=["table", "json"], default="table", help="format of standard output (default: table)")
     add("--tta", action="store_true", help="score the mirror image too (test-time augmentation), in twice the time")
-    add("--min-accuracy", type=number(float, 0, 1), metavar="P", help="leave with exit code 4 below it, such as 0.9")
+    add("--min-accuracy", type=number(float, 0, 1), metavar="P", help="exit with code 4 if the accuracy is below P")
     return parser.parse_args(argv)
 
 
@@ -45,7 +45,7 @@ def main(argv=None):
     result |= evaluate(predictor, image_size, found, arguments.tta, arguments.ood_dir)
     print(json.dumps(result, indent=1) if arguments.format == "json" else table_of(result))
     if arguments.min_accuracy is not None and result["accuracy"] < arguments.min_accuracy:
-        say(f"accuracy {result['accuracy']:.2%} is below the demanded {arguments.min_accuracy:.2%}")
+        say(f"accuracy {result['accuracy']:.2%} is below the required {arguments.min_accuracy:.2%}")
         return BELOW_ACCURACY
     return DONE
 

@@ -57,9 +57,6 @@ def create_cnn(image_size, num_classes, dropout=0.0):
     return keras.Model(images, logits, name="cnn")
 
 
-# --- Bias, ReLU and pooling in one layer, for speed --------------------------------------------------------------------
-
-
 class BiasReluPool(layers.Layer):
     """bias_relu_pool() with trainable biases."""
 
@@ -87,9 +84,6 @@ def bias_relu_pool(maps, biases):
         return maps_gradient, tf.reduce_sum(upstream, [0, 1, 2])  # BiasAddGrad sums in bfloat16, far too coarse for a sum
 
     return pooled, gradients
-
-
-# --- The residual network ----------------------------------------------------------------------------------------------
 
 
 class BatchNormalization(layers.BatchNormalization):

@@ -1,6 +1,6 @@
-"""Say what is in a photo: python predict.py photo.jpg
+"""Predict the class of a photo: python predict.py photo.jpg
 
-Read here the way from a photo to a prediction: restore a run's network, decode, compute probabilities, name a class.
+Read here how a run is restored and its predictions become answers; predict() in classifier/inference.py is between the two.
 """
 
 import argparse
@@ -22,8 +22,8 @@ UNKNOWN = "unknown"
 def parse_arguments(argv):
     """The command line as a namespace."""
     parser = argparse.ArgumentParser(
-        description="Say what is in images, with a network that train.py made.",
-        epilog="exit codes: 0 done, 1 an image could not be read, 2 wrong usage, 3 no images or a bad model folder, "
+        description="Predict the classes of images, with a network that train.py made.",
+        epilog="exit codes: 0 done, 1 an image could not be read, 2 wrong usage, 3 no images or a bad run folder, "
         "130 interrupted, 143 terminated",
     )
     add = parser.add_argument
@@ -31,8 +31,8 @@ def parse_arguments(argv):
     add("--model", type=Path, default=PROJECT / "runs", metavar="RUN_FOLDER", help="default: the newest finished run")
     add("--top", type=number(int, 1), default=3, metavar="N", help="how many classes the text shows (default: 3)")
     add("--min-confidence", type=number(float, 0, 1), default=0.0, metavar="P",
-        help=f"predict {UNKNOWN} if no class is as likely as this, as for images unlike those of training")  # fmt: skip
-    add("--format", choices=PRINTERS, default="text", help="of standard output (default: text)")
+        help=f"predict {UNKNOWN} if the highest probability is below P, as for images unlike those of training")  # fmt: skip
+    add("--format", choices=PRINTERS, default="text", help="format of standard output (default: text)")
     add("--runtime", choices=["auto", "litert", "tensorflow"], default="auto",
         help="auto (default): LiteRT, which starts sooner, if it is installed and the run's file is sound")  # fmt: skip
     add("--tta", action="store_true", help="score the mirror image too (test-time augmentation), in twice the time")
@@ -52,10 +52,13 @@ def main(argv=None):
     predictor = load_predictor(run, metadata, arguments.runtime)
     predictions = predict(predictor, metadata["image_size"], paths, arguments.tta)
     if arguments.submission:
-        from classifier.submission import write_at_the_end
+        from classifier.submission import Submission
 
-        predictions = write_at_the_end(arguments.submission, predictions, paths, metadata)
+        submission = Submission(arguments.submission, paths, metadata)
+        predictions = list(predictions)
     failed = PRINTERS[arguments.format](predictions, metadata["classes"], arguments.top, arguments.min_confidence)
+    if arguments.submission:
+        submission.write(predictions)
     return FAILED if failed else DONE
 
 

@@ -24,8 +24,8 @@ def cached_rows(path, row_shape, dtype, make):
     """(rows, index): the rows, (n, *row_shape), are a memory map of the file `path`.
 
     If that file is missing or not whole, `make(write)` computes the rows, passes them to write() in arrays of any number,
-    and returns the index: all else that is known of them, something for JSON. The index is written last, with a digest:
-    without it the file does not count. If the index has a true "temporary", it is not kept.
+    and returns the index: all else that is known of them, JSON data. The index is written last, with a digest:
+    without it the file does not count. If index["temporary"] is true, it is not kept.
     Raises OSError if the file cannot be written.
     """
     index_path = path.with_suffix(".json")
@@ -47,7 +47,7 @@ def cached_rows(path, row_shape, dtype, make):
     rows = _map_rows(path, (count, *row_shape), dtype)
     if not (index and index.get("temporary")):
         text = json.dumps({"rows": count, "index": index})
-        with replacing(index_path) as partial:
+        with contextlib.suppress(OSError), replacing(index_path) as partial:  # without it, later runs compute it again
             partial.write_text(f"{digest_of(text.encode())}\n{text}")
     return rows, index
 

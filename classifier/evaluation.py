@@ -65,7 +65,7 @@ def per_class_metrics(predicted, labels, classes):
 
 
 def evaluate_ood(predictor, image_size, folder, in_distribution):
-    """How well the images in a folder, of none of the classes, are told from others, whose OOD scores are given, (n,).
+    """How well the images in a folder, of none of the classes, are separated from others, whose OOD scores are given, (n,).
 
     Returns {area_under_roc: see metrics.py, unknown: how many predict.py would predict as unknown, scored, skipped}.
     """

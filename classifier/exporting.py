@@ -17,7 +17,7 @@ from classifier.metrics import log_softmax
 from classifier.networks import compile_outputs
 from classifier.runs import EXPORTS, missing_packages, network_digest, write_metadata
 
-TOLERANCE = 1e-4  # of a probability; int8 is judged by its accuracy
+TOLERANCE = 1e-4  # of a probability; int8 is checked by its accuracy
 MOST_IMAGES = 1000
 
 

@@ -31,12 +31,17 @@ def replacing(path):
             if target.is_dir():  # a folder that is not empty cannot be replaced
                 shutil.rmtree(target)
             os.replace(written, target)
-    finally:
-        for leftover in _written(partial):
-            remove(leftover)
+    except BaseException:
+        with contextlib.suppress(OSError):
+            for leftover in _written(partial):
+                remove(leftover)
+        raise
 
 
 def _written(partial):
+    """The files of replacing(); a folder is only listed if it has to be, for it may be readable to others only."""
+    if partial.exists():
+        return [partial]
     return sorted(other for other in partial.parent.iterdir() if other.name.startswith(partial.name))
 
 
@@ -81,6 +86,8 @@ def locked(folder):
         lock.acquire()
     except Timeout:
         raise UserError(f"another process is working in {folder}") from None
+    except OSError:  # a file system without locks, or the lock of another user
+        pass
     try:
         yield
     finally:

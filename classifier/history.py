@@ -56,5 +56,5 @@ class History:
         return max(self.rows, key=lambda row: row["val_accuracy"])
 
     def out_of_patience(self, patience, first):
-        """True if `patience` epochs after epoch `first` have passed without a higher validation accuracy; 0 is endless."""
+        """True if `patience` epochs after epoch `first` have passed without a higher validation accuracy; 0: no limit."""
         return bool(self.rows) and 0 < patience <= len(self.rows) - max(self._highest()["epoch"], first)

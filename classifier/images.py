@@ -74,7 +74,7 @@ def decode_image(path, data, image_size):
         raise BadImageError(path, "not an image of a known kind")
     suffix = os.path.splitext(os.fspath(path))[1].lower()
     if KIND_OF_SUFFIX.get(suffix, kind) != kind:
-        raise BadImageError(path, f"a {kind} renamed {suffix}")
+        raise BadImageError(path, f"{kind} data in a {suffix} file")
     flags = cv2.IMREAD_COLOR_RGB | (REDUCTIONS[_jpeg_reduction(data, image_size)] if kind == "JPEG" else 0)
     try:
         image = cv2.imdecode(np.frombuffer(data, np.uint8), flags)

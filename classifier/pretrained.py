@@ -125,6 +125,8 @@ def load_weights(network, weights):
             raise UserError(no_download(error)) from None
         backbone.set_weights(pretrained.get_weights())
     else:
+        if not str(weights).endswith((".h5", ".hdf5")):  # Keras would read its other formats, too
+            raise UserError(f"cannot read the weights {weights}: neither imagenet, none, nor a .h5 file", NO_DATA)
         try:
             backbone.load_weights(weights)
         except OSError as error:

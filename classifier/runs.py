@@ -7,6 +7,7 @@
     runs/001/checkpoints/fine-tuning/…   the same, of fine-tuning
     runs/001/checkpoints/best/ckpt-*     the selected weights, which predict
     runs/001/checkpoints/novelty/ckpt-*  the statistics for out-of-distribution scores
+    runs/001/.lock                       keeps other trainings and exports out
     runs/001/model.tflite                the selected weights for LiteRT, which predicts without TensorFlow
 
 The names `best`, `novelty` and `pictures` are older than the words of this code. They stay, so that older runs can be read.
@@ -97,6 +98,7 @@ def read_metadata(run):
             and isinstance(metadata["network"], str)
             and isinstance(metadata["finished"], bool)
             and all(isinstance(metadata.get(name, {}), dict) for name in ("versions", "device"))
+            and type(metadata.get("epochs", 0)) is int
             and _is_positive(metadata.get("temperature", 1.0))
             and _is_positive(metadata.get("novelty", {"limit": 1.0})["limit"])
             and metadata.get("novelty", {}).get("features", "last") in ("last", "maps")

@@ -22,8 +22,7 @@ PRETRAINED_NETWORKS = {  # name: module and class in keras.applications
     **{f"resnet{n}_v2": f"resnet_v2.ResNet{n}V2" for n in (50, 101, 152)},
     "vgg16": "vgg16.VGG16", "vgg19": "vgg19.VGG19", "xception": "xception.Xception",
 }  # fmt: skip
-RESNET = {"start_size": 64, "batch_size": 64, "lr": 3e-3, "weight_decay": 0.05, "dropout": 0.1,
-          "label_smoothing": 0.05}  # fmt: skip
+RESNET = {"start_size": 64, "batch_size": 64, "lr": 3e-3, "weight_decay": 0.05, "dropout": 0.1, "label_smoothing": 0.05}
 PRETRAINED = {"image_size": 224, "label_smoothing": 0.0}
 RECIPES = {"cnn": {}, "resnet": RESNET, **dict.fromkeys(PRETRAINED_NETWORKS, PRETRAINED)}  # network: its own defaults
 
@@ -41,8 +40,7 @@ class Setting:
 
 
 SETTINGS = {
-    "data_dir": Setting(Path, PROJECT / "training_data", "images", "FOLDER",
-        "class folders, or images named like cat.1.jpg"),
+    "data_dir": Setting(Path, PROJECT / "training_data", "images", "FOLDER", "class folders, or images named cat.1.jpg"),
     "limit_per_class": Setting(number(int, 2), None, "images", "N", "use only the first N images of each class"),
     "validation_split": Setting(number(float, above=0, below=1), 0.2, "images", "P",
         "fraction of each class that is used for validation"),
@@ -55,9 +53,9 @@ SETTINGS = {
         f"cnn (default), resnet, or a pretrained one of keras.applications: {', '.join(PRETRAINED_NETWORKS)}",
         tuple(RECIPES)),
     "weights": Setting(str, "imagenet", "network", "SOURCE",
-        "of a pretrained network: imagenet, none, or a .h5 file of Keras"),
+        "weights of a pretrained network: imagenet, none, or a .h5 file of Keras"),
     "fine_tune": Setting(str, None, "network", "LAYERS",
-        "after the head, train the pretrained layers from the one of this name on, or this many of the last ones"),
+        "then train pretrained layers, too: those from the layer of this name on, or a number: the last N"),
     "fine_tune_epochs": Setting(number(int, 1), 5, "network", "N", "epochs of fine-tuning"),
     "fine_tune_lr": Setting(number(float, above=0), 1e-4, "network", "RATE", "highest learning rate of fine-tuning"),
     "dropout": Setting(number(float, 0, below=1), 0.3, "network", "P", "fraction of the features that a step drops"),
@@ -73,10 +71,10 @@ SETTINGS = {
     "class_weights": Setting(switch, False, "training", None,
         "give small classes the same weight as large ones, in the validation figures too"),
     "mixed_precision": Setting(switch, True, "training", None,
-        "compute training steps in float32 even where the CPU has bfloat16, in which the cnn's take 0.6 times as long"),
+        "compute training steps in float32 even if the CPU has bfloat16, which takes 0.6 times as long for the cnn"),
     "patience": Setting(number(int, 0), 0, "training", "N", "stop after N epochs without a better one; 0: never"),
     "seed": Setting(number(int, 0, 2**32 - 1), 0, "training", "N",
-        "of the initial weights, the order of the images and their augmentation"),
+        "random seed of the initial weights, the order of the images and their augmentation"),
     "save_minutes": Setting(number(float, 0), 5.0, "runs", "MINUTES", "save at least this often within an epoch"),
 }  # fmt: skip
 DEFAULTS = {name: setting.default for name, setting in SETTINGS.items()}

@@ -7,26 +7,27 @@ from classifier.console import NO_DATA, USAGE, UserError, say
 from classifier.files import csv_text, write_text
 
 
-def write_at_the_end(file_path, predictions, paths, metadata):
-    """Yield the predictions for `paths`; after the last one, write the submission, in the order of the numbers.
+class Submission:
+    """A submission for images with these paths, to be written to a file.
 
-    Images that could not be read have no row. Raises UserError at once for a file in a folder that is missing, a model
-    without dogs, or images without numbers.
+    Raises UserError, before any prediction, for a file in no folder, a model without dogs, or images without numbers.
     """
-    numbers, dog, lowest = image_numbers(paths), dog_column(metadata["classes"]), lowest_probability(metadata)
-    if not file_path.parent.is_dir():
-        raise UserError(f"there is no folder {file_path.parent} for --submission", USAGE)
 
-    def pass_on():
-        rows = []
-        for number, prediction in zip(numbers, predictions, strict=True):
-            yield prediction
-            if not prediction.reason:
-                rows.append((number, min(max(math.exp(prediction.scores[dog]), lowest), 1 - lowest)))
-        write_text(file_path, csv_text(["id", "label"], [(number, f"{label:.6f}") for number, label in sorted(rows)]))
-        say(f"{len(rows)} rows in {file_path}, labels from {lowest:.6f} to {1 - lowest:.6f}: log loss punishes certainty")
+    def __init__(self, file_path, paths, metadata):
+        self._path, self._ids = file_path, image_numbers(paths)
+        self._dog = dog_column(metadata["classes"])
+        self._lowest = lowest_probability(metadata)
+        if not file_path.parent.is_dir():
+            raise UserError(f"there is no folder {file_path.parent} for --submission", USAGE)
 
-    return pass_on()
+    def write(self, predictions):
+        """Write the file, in the order of the numbers; images that could not be read have no row."""
+        readable = [(number, p) for number, p in zip(self._ids, predictions, strict=True) if not p.reason]
+        rows = sorted((number, math.exp(p.scores[self._dog])) for number, p in readable)
+        clipped = ([number, f"{min(max(dog, self._lowest), 1 - self._lowest):.6f}"] for number, dog in rows)
+        write_text(self._path, csv_text(["id", "label"], clipped))
+        say(f"{len(rows)} rows in {self._path}, labels from {self._lowest:.6f} to {1 - self._lowest:.6f}: "
+            "log loss punishes certainty")  # fmt: skip
 
 
 def dog_column(classes):

@@ -100,7 +100,7 @@ class Training:
         self.run, self.sets, self.settings, self.phase = run, sets, metadata["settings"], phase
         self.batch_size = min(self.settings["batch_size"], len(sets.train))
         if self.batch_size < self.settings["batch_size"]:
-            say(f"--batch-size {self.settings['batch_size']} is more than all training images: {self.batch_size} is used")
+            say(f"--batch-size {self.settings['batch_size']} is larger than all training images: using {self.batch_size}")
         self.steps = math.ceil(len(sets.train) / self.batch_size)
         make_repeatable(self.settings["seed"])
         self.networks = Networks(metadata, len(sets.classes), phase, self.steps)
@@ -149,7 +149,7 @@ class Training:
         """True if all epochs of the phase are done."""
         return self.epoch >= self.phase.last
 
-    def image_size(self):
+    def training_image_size(self):
         """Side of this epoch's training images: it grows from --start-size to --image-size while the rate is high."""
         start, end = (self.settings[name] for name in ("start_size", "image_size"))
         size = np.interp(self.epoch, [0, 0.75 * self.settings["epochs"]], [min(start or end, end), end])
@@ -171,7 +171,7 @@ class Training:
         """
         first = int(self.step)
         augmented = self.settings["augment"] and not self.phase.on_features
-        view = functools.partial(augment, size=self.image_size()) if augmented else None
+        view = functools.partial(augment, size=self.training_image_size()) if augmented else None
         with console.progress(f"epoch {self.epoch + 1}/{self.phase.last}", self.steps) as advance:
             advance(first)
             for batch in self.sets.train.batches(self.batch_size, self.settings["seed"], self.epoch, first, view):
@@ -194,7 +194,7 @@ class Training:
             flag = "--fine-tune-lr" if self.phase.unfrozen else "--lr"
             again = "--resume" if self.phase.unfrozen and self.epoch == self.phase.first else "start a new training"
             advice = f"{again}, with a lower {flag} than {self.phase.lr}"
-            raise UserError(f"the loss is not a number any more in epoch {self.epoch + 1}: {advice}")
+            raise UserError(f"the loss became infinite or NaN in epoch {self.epoch + 1}: {advice}")
 
     def finish_epoch(self, row):
         """Save the history with this row, the weights if they are selected now, and a checkpoint; True if they are.

@@ -10,11 +10,10 @@ def say_header(run, metadata, sets):
     """Say what is about to be trained, on what, and with what."""
     computing = device(metadata["settings"])
     on_or_off = (f"{name} {'on' if computing[name] else 'off'}" for name in ("oneDNN", "bfloat16"))
-    cores = f"{computing['cores']} cores"
-    parts = [*computing["gpus"], "CPU", computing["cpu"], cores, computing["instruction set"], *on_or_off]
+    cpu = ("CPU", computing["cpu"], f"{computing['cores']} cores", computing["instruction set"])
     counts = ", ".join(f"{name} {n['training']} + {n['validation']}" for name, n in count_images(sets).items())
     say("versions   " + ", ".join(f"{name} {version}" for name, version in versions().items()))
-    say("device     " + ", ".join(filter(None, parts)))
+    say("device     " + ", ".join(filter(None, [*computing["gpus"], *cpu, *on_or_off])))
     say(f"images     {counts} (training + validation)")
     if sets.skipped:
         reasons = collections.Counter(reason for _, reason in sets.skipped)
@@ -49,8 +48,7 @@ def print_closing(run, training, sets, predicted):
         say(f"warning: the network predicts {sets.classes[predicted.argmax()]!r} for every validation image: try more"
             " --epochs, another --lr, or --class-weights if some classes have fewer images than others")  # fmt: skip
     if not training.is_over:
-        patience = training.settings["patience"]
-        print(f"stopped early: no better epoch in the last {patience} (to train on: --resume --patience 0)")
+        print(f"stopped early: no better one in {training.settings['patience']} epochs (to continue: --resume --patience 0)")
     if row:
         largest = max(n["validation"] for n in count_images(sets).values()) / len(sets.valid)
         majority = 1 / len(sets.classes) if training.settings["class_weights"] else largest

@@ -72,7 +72,7 @@ def test_training_images_grow():
 
     def sizes(**settings):
         training.settings = DEFAULTS | {"epochs": 8} | settings
-        return [training.image_size() for training._epoch in range(8)]
+        return [training.training_image_size() for training._epoch in range(8)]
 
     assert sizes(start_size=64, image_size=128) == [64, 72, 80, 96, 104, 112, 128, 128]
     assert sizes(start_size=64, image_size=50) == [50] * 8  # they never shrink

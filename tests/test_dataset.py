@@ -30,7 +30,7 @@ def test_folders_that_are_of_no_use(images, tmp_path, capsys):
     assert "are the classes in deep/train?" in refusal("deep")
     draw_images("deep/test", 2)
     find_images("deep")
-    assert "test, train all contain cats, dogs: if these are the classes, give deep/train," in capsys.readouterr().err
+    assert "contain the same folders, such as cats: if these are the classes, give deep/train," in capsys.readouterr().err
     draw_images(images, 1, ["birds"])
     assert "'birds'" in refusal(images)
     (images / "birds/birds_0.jpg").write_bytes(b"")

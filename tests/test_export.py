@@ -39,6 +39,9 @@ def test_a_litert_file_that_is_damaged_or_stale_is_not_used(run_folder, images, 
     assert "model.tflite is damaged" in run("predict", "--model", run_folder, photo).stderr
     assert predictions(run_folder, photo)[str(photo)]["probabilities"] == pytest.approx(expected, abs=1e-5)
     assert "--runtime tensorflow" in error_of(run(*by_litert, code=1))
+    (run_folder / "model.tflite").unlink()
+    (run_folder / "model.tflite").mkdir()  # it cannot be read
+    assert "model.tflite is damaged" in run("predict", "--model", run_folder, photo).stderr
 
     few = shutil.copytree(images, "few", ignore=lambda folder, names: [name for name in names if "_1" in name])
     Path(few, "dogs/dogs_1.jpg").write_text("no image")

@@ -35,7 +35,7 @@ def bomb_png(side=60_000):
 BAD_FILES = {
     "empty.jpg": (b"", "empty file"),
     "text.jpg": (b"this is not an image", "not an image of a known kind"),
-    "renamed.jpg": (encoded(".gif"), "a GIF renamed .jpg"),
+    "renamed.jpg": (encoded(".gif"), "GIF data in a .jpg file"),
     "bomb.png": (bomb_png(), "too large"),
     "end_missing.jpg": (encoded(".jpg")[:-2], "damaged, truncated or unsupported JPEG"),
 }

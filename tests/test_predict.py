@@ -129,6 +129,7 @@ def test_submission_for_kaggle(trained, run_folder, images):
     assert Path("link.csv").is_symlink()
     assert len(rows_of("submission.csv")) == 1
     assert "9," in run("predict", "--model", trained, "test1/9.jpg", "--submission", "/dev/stdout", process=True).stdout
+    assert list(predictions(trained, "test1/9.jpg", "--submission", "test1", code=1)) == ["test1/9.jpg"]  # a folder
 
     assert "numbered" in error_of(run("predict", "--model", trained, images, "--submission", "other.csv", code=2))
     assert "no folder no" in error_of(run("predict", "--model", trained, "test1", "--submission", "no/where.csv", code=2))
@@ -231,7 +232,7 @@ def test_a_demanded_accuracy(trained, images):
         (images / "dogs").rename(images / "cats")
         (images / "x").rename(images / "dogs")
     finished = run("evaluate", "--model", trained, "--min-accuracy", 0.51, images, code=4, process=True)
-    assert "below the demanded" in finished.stderr
+    assert "below the required" in finished.stderr
     assert "accuracy" in finished.stdout, "the figures are printed all the same"
     run("evaluate", "--min-accuracy", 90, images, code=2)
 

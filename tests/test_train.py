@@ -1,5 +1,6 @@
 """train.py as a user runs it, from beginning to end."""
 
+import fcntl
 import os
 import re
 import resource
@@ -139,6 +140,11 @@ def test_without_a_cache_and_with_any_settings_of_keras_training_is_the_same(ima
     environment = os.environ | {"KERAS_HOME": str(tmp_path), "KERAS_BACKEND": "jax", "TF_USE_LEGACY_KERAS": "1"}
     assert "no cache" in train(images, env=environment).stderr
     assert_same_run("runs/001", trained)
+
+
+def test_a_file_system_without_locks(images, monkeypatch):
+    monkeypatch.setattr(fcntl, "flock", lambda *_: os.open("nowhere", os.O_RDONLY))  # raises OSError
+    train(images)
 
 
 def test_a_loss_that_explodes_and_an_output_that_cannot_be_written_are_one_clear_line(images, tmp_path):

@@ -51,7 +51,7 @@ def main(argv=None):
     from dataset import find_images
 
     found = find_images(arguments.data_dir)
-    test = find_images(arguments.test_dir, found.classes)  # now: a wrong folder must not cost a training
+    test = find_images(arguments.test_dir, found.classes)  # checked first, before any training
     sizes = sizes_within(found, arguments.sizes)
     figure = new_figure(7, 4.5)
     networks = {"cnn, no augmentation": ["cnn", "--no-augment"], "cnn": ["cnn"]}  # {name: [network, its flags]}

@@ -14,7 +14,7 @@ def run_script(script, *arguments, codes=(DONE,)):
     Raises UserError with the last line of its standard error if its exit code is none of `codes`.
     """
     command = [sys.executable, str(PROJECT / script), *map(str, arguments)]
-    finished = subprocess.run(command, capture_output=True, text=True)
+    finished = subprocess.run(command, capture_output=True, encoding="utf-8", errors="surrogateescape")
     if finished.returncode not in codes:
         *_, reason = ["no reason given", *finished.stderr.strip().splitlines()]
         raise UserError(f"{script} failed: {reason.removeprefix('error: ')}", finished.returncode)
