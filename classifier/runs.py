@@ -23,9 +23,9 @@ from pathlib import Path
 
 from classifier.console import NO_DATA, UserError, describe, say
 from classifier.files import digest_of, write_text
-from classifier.settings import MAX_IMAGE_SIZE, MIN_IMAGE_SIZE
 
 METADATA = "model.json"
+MIN_IMAGE_SIZE, MAX_IMAGE_SIZE = 8, 2048  # the cnn halves an image three times
 LITERT = "model.tflite"
 EXPORTS = {  # format: file, and the packages that it needs
     "litert": (LITERT, ["ai_edge_litert"]),

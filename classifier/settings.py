@@ -6,8 +6,8 @@ from collections.abc import Callable
 from pathlib import Path
 
 from classifier.console import NO_DATA, PROJECT, USAGE, UserError, number, switch
+from classifier.runs import MAX_IMAGE_SIZE, METADATA, MIN_IMAGE_SIZE
 
-MIN_IMAGE_SIZE, MAX_IMAGE_SIZE = 8, 2048  # the cnn halves an image three times
 PRETRAINED_NETWORKS = {  # name: module and class in keras.applications
     **{f"convnext_{n.lower()}": f"convnext.ConvNeXt{n}" for n in ("Tiny", "Small", "Base", "Large", "XLarge")},
     **{f"densenet{n}": f"densenet.DenseNet{n}" for n in (121, 169, 201)},
@@ -133,7 +133,7 @@ def settings_to_resume(run, metadata, given):
             try:
                 settings[name] = setting.kind(str(settings[name]))
             except argparse.ArgumentTypeError as error:
-                raise UserError(f"{run / 'model.json'} is damaged: {name} {error}", NO_DATA) from None
+                raise UserError(f"{run / METADATA} is damaged: {name} {error}", NO_DATA) from None
     fine_tuned = metadata.get("epochs", 0) > settings["epochs"]
     changeable = CHANGEABLE_ON_RESUME | ({"fine_tune_epochs"} if fine_tuned else {"epochs", *FINE_TUNING})
     for name, value in given.items():
