@@ -158,8 +158,7 @@ def _warn_of_classes_below(folder, by_class):
     """Warn if the class folders have the same folders in them, as train/ and test/ have: these may be the classes."""
     below = [{path.parts[1] for path in paths if len(path.parts) > 2} for paths in by_class.values()]
     if len(below) > 1 and len(below[0]) > 1 and all(names == below[0] for names in below):
-        first, *_ = sorted(below[0])
-        say(f"warning: all class folders in {folder} contain the same folders, such as {first}: if these are the"
+        say(f"warning: all class folders in {folder} contain the same folders, such as {min(below[0])}: if these are the"
             f" classes, give {folder / max(by_class, key=lambda name: len(by_class[name]))}, for example")  # fmt: skip
 
 

@@ -22,7 +22,7 @@ MOST_IMAGES = 1000
 
 
 def export_for_prediction(run, metadata, valid):
-    """Write the LiteRT file of a run, with which predict.py starts in 0.2 s; without it the predictions are the same.
+    """Write the LiteRT file of a run, with which predict.py starts faster; without it the predictions are the same.
 
     `valid` is the DataSet to check it with. A failure is reported, no more: the network is trained and saved.
     """

@@ -39,7 +39,7 @@ def replacing(path):
 
 
 def _written(partial):
-    """The files of replacing(); a folder is only listed if it has to be, for it may be readable to others only."""
+    """What replacing() has written. It lists the folder only if it must: this user may not be allowed to."""
     if partial.exists():
         return [partial]
     return sorted(other for other in partial.parent.iterdir() if other.name.startswith(partial.name))

@@ -1,4 +1,4 @@
-"""Inference: a run as a function from images to predictions, through LiteRT, which starts in 0.2 s, or TensorFlow."""
+"""Inference: a run as a function from images to predictions, through LiteRT, which starts faster, or TensorFlow."""
 
 import contextlib
 import os

@@ -71,7 +71,7 @@ SETTINGS = {
     "class_weights": Setting(switch, False, "training", None,
         "give small classes the same weight as large ones, in the validation figures too"),
     "mixed_precision": Setting(switch, True, "training", None,
-        "compute training steps in float32 even if the CPU has bfloat16, which takes 0.6 times as long for the cnn"),
+        "compute training steps in float32 even if the CPU has bfloat16, which is faster"),
     "patience": Setting(number(int, 0), 0, "training", "N", "stop after N epochs without a better one; 0: never"),
     "seed": Setting(number(int, 0, 2**32 - 1), 0, "training", "N",
         "random seed of the initial weights, the order of the images and their augmentation"),
