@@ -52,7 +52,7 @@ def main(argv=None):
 
 def load(arguments):
     """(name or run folder, predictor, image_size, labelled images) as the command line says."""
-    from dataset import find_images
+    from classifier.finding import find_images
 
     if arguments.zero_shot:
         from classifier.zero_shot import load_zero_shot

@@ -44,7 +44,8 @@ def main(argv=None):
 
 def labelled_images(run, metadata, data_dir=None):
     """Paths and labels of images to check an export with: those in a folder, or the validation images of the training."""
-    from dataset import find_images, read_train_sets
+    from classifier.finding import find_images
+    from dataset import read_train_sets
 
     if data_dir:
         found = find_images(data_dir, metadata["classes"])

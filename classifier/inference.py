@@ -11,10 +11,10 @@ import numpy as np
 from classifier import console, cpu
 from classifier.console import NO_DATA, UserError, say
 from classifier.files import digest_of
+from classifier.finding import walk_images
 from classifier.images import decode_batches
 from classifier.metrics import log_softmax
 from classifier.runs import LITERT, METADATA, network_digest
-from dataset import walk_images
 
 LITERT_BATCH = 8  # the feature maps of more images do not fit into the CPU's cache
 

@@ -9,7 +9,8 @@ from conftest import draw_images, error_of, predictions, run, save, train
 import dataset
 from classifier import cpu, parallel
 from classifier.console import UserError
-from dataset import find_images, read_train_sets
+from classifier.finding import find_images
+from dataset import read_train_sets
 
 
 def refusal(folder, **options):

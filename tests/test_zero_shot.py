@@ -7,9 +7,9 @@ import tensorflow as tf
 
 from classifier.console import UserError
 from classifier.evaluation import evaluate
+from classifier.finding import find_images
 from classifier.images import load_image
 from classifier.zero_shot import imagenet_classes, predictor_by_imagenet
-from dataset import find_images
 
 LABELS = [f"class_{i}" for i in range(1000)]
 LABELS[151], LABELS[207], LABELS[285], LABELS[504] = "Chihuahua", "golden_retriever", "Egyptian_cat", "coffee_mug"

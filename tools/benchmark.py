@@ -76,7 +76,7 @@ def main(argv=None):
 
 def link_images(data_dir, folder):
     """Make class folders of links to the images, which all three can read; returns the number of images."""
-    from dataset import find_images
+    from classifier.finding import find_images
 
     found = find_images(data_dir)
     for i, (path, label) in enumerate(zip(found.paths, found.labels, strict=True)):

@@ -32,8 +32,8 @@ def limits(arguments):
     """What this machine can do at most: a float32 matrix product, and decoding JPEG files on all cores."""
     import tensorflow as tf
 
+    from classifier.finding import find_images
     from classifier.images import decode_batches
-    from dataset import find_images
 
     matrix = tf.random.normal((2048, 2048))
     multiply = tf.function(lambda: tf.reduce_sum(matrix @ matrix))
@@ -229,7 +229,7 @@ def torch_epochs(arguments, workers):
 
 def our_predictions(arguments):
     """predict.py as a user runs it, the start of Python included, with a network that train.py made just before."""
-    from dataset import find_images
+    from classifier.finding import find_images
 
     with tempfile.TemporaryDirectory() as folder:
         run_script("train.py", "--limit-per-class", 20, "--epochs", 1, "--image-size", IMAGE_SIZE, "--output", folder)

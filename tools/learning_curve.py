@@ -48,7 +48,7 @@ def parse_arguments(argv):
 def main(argv=None):
     """Train what is missing in the table, and draw the curve; returns the exit code."""
     arguments = parse_arguments(argv)
-    from dataset import find_images
+    from classifier.finding import find_images
 
     found = find_images(arguments.data_dir)
     test = find_images(arguments.test_dir, found.classes)  # checked first, before any training
