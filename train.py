@@ -12,7 +12,7 @@ from classifier import console
 from classifier.console import PROJECT, UserError
 from classifier.files import locked
 from classifier.runs import checkpoints_in, find_run, new_run, read_metadata, write_metadata
-from classifier.settings import DEFAULTS, RECIPES, add_flags, check_settings, settings_to_resume
+from classifier.settings import DEFAULTS, add_flags, check_settings, epochs_for, recipe_of, settings_to_resume
 
 # TensorFlow, and what imports it, is imported inside the functions that use it: --help and a wrong flag answer at once.
 
@@ -39,7 +39,8 @@ def main(argv=None):
         run = find_run(given.pop("resume") or output, finished=False)
         train(settings_to_resume(run, read_metadata(run), given), run.parent, run)
     else:
-        train(DEFAULTS | RECIPES[given.get("network", DEFAULTS["network"])] | given, output)
+        network, weights = (given.get(name, DEFAULTS[name]) for name in ("network", "weights"))
+        train(DEFAULTS | recipe_of(network, weights) | given, output)
     return console.DONE
 
 
@@ -71,6 +72,7 @@ def train(settings, output, run=None):
         raise
     with locked(run):
         settings = settings | {"data_dir": str(Path(settings["data_dir"]).absolute())}
+        settings["epochs"] = settings["epochs"] or epochs_for(len(sets.train))
         metadata = begin_run(run, settings, sets, resuming)
         try:
             return train_in(run, metadata, sets)
@@ -84,7 +86,7 @@ def train_in(run, metadata, sets):
     """Train in a run folder from its newest checkpoint to the end: the loop over the epochs. Returns the history."""
     from classifier.metadata import say_what_differs
     from classifier.networks import enough_memory
-    from classifier.training import Training, phases_to_do
+    from classifier.training import Training, phases_of, phases_to_do
     from classifier.training_log import epoch_line, print_closing, say_header, say_phase
 
     say_header(run, metadata, sets)
@@ -92,8 +94,7 @@ def train_in(run, metadata, sets):
     metadata = metadata | {"finished": False}
     for fitted in ("temperature", "novelty"):  # to earlier weights
         metadata.pop(fitted, None)
-    phases = phases_to_do(run, metadata)
-    for phase in phases:  # one; two if pretrained layers are fine-tuned after the head
+    for phase in phases_to_do(run, metadata):  # one; two if pretrained layers are fine-tuned after the head
         with enough_memory():
             training = Training(run, metadata, sets, phase)
             training.restore()
@@ -101,15 +102,18 @@ def train_in(run, metadata, sets):
         say_phase(metadata, training)
         train_step = train_step_of(training)
         with enough_memory(), training.listening_to_signals():
-            while not (training.is_over or (phase is phases[-1] and training.stops_early())):
+            while not training.has_ended():
                 started = time.monotonic()
                 row = train_epoch(training, train_step) | validate(training)
                 write_metadata(run, metadata)  # from here on the run is not finished: see find_run()
                 selected = training.finish_epoch(row | {"seconds": time.monotonic() - started})
                 write_metadata(run, metadata | training.results())
-                print(epoch_line(training.history.rows[-1], phases[-1].last, selected), flush=True)
+                if training.is_worth_a_line():
+                    print(epoch_line(training.history.rows[-1], phases_of(metadata)[-1].last, selected), flush=True)
             training.leave_if_asked()  # if a signal came while the last epoch was saved
-        metadata |= training.results()
+        if not training.results().items() <= metadata.items():
+            metadata |= training.results()
+            write_metadata(run, metadata)  # the next phase begins after this number of epochs
     predicted = finish(run, metadata, training)
     print_closing(run, training, sets, predicted)
     return training.history.rows

@@ -124,7 +124,7 @@ def load_network(run, metadata, with_ood=False):
     where the run has OOD scores, → (logits, (n,) OOD scores).
     """
     size, num_classes = metadata["image_size"], len(metadata["classes"])
-    network = create_network(metadata["network"], size, num_classes)
+    network = create_network(metadata["network"], size, num_classes, feature_scales=metadata["feature_scales"])
     load_selected(run, network)
     images = keras.Input((size, size, 3), dtype="uint8", name="pictures")
     kind = metadata.get("novelty", {}).get("features", "last")

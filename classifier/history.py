@@ -12,12 +12,13 @@ COLUMNS = ["epoch", "loss", "accuracy", "val_loss", "val_accuracy", "seconds", "
 class History:
     """The rows of a run's history.csv: dictionaries with the keys COLUMNS, one for each epoch."""
 
-    def __init__(self, run, epochs, validation_size):
+    def __init__(self, run, epochs, validation_size, head_epochs=0):
         """Read the rows of the first `epochs`. `validation_size` images count in the validation accuracy.
 
+        In the first `head_epochs` a head alone is trained, at a constant learning rate: see selected().
         Raises UserError if the file does not have these rows.
         """
-        self._path, self._validation_size = run / "history.csv", validation_size
+        self._path, self._validation_size, self._head_epochs = run / "history.csv", validation_size, head_epochs
         self.rows = self._read()[:epochs]
         if [row["epoch"] for row in self.rows] != list(range(1, epochs + 1)):
             raise UserError(f"{self._path} does not have a row for each of {epochs} epochs: start a new run", NO_DATA)
@@ -42,19 +43,34 @@ class History:
 
         As good is an accuracy within the 95 % confidence interval of the highest: two standard errors, with two correct and
         two incorrect predictions added, so that 40 of 40 is not certainty (Agresti and Coull, "Approximate Is Better than
-        'Exact'", 1998). The highest of many epochs is partly luck, and a later one has learnt more.
+        'Exact'", 1998). The highest of many epochs is partly luck, and a later one has learnt more. Of the epochs of a head
+        at a constant learning rate, it is the one with the lowest validation loss: later ones may be overfitted.
         """
         if not self.rows:
             return None
+        head = self.rows[: self._head_epochs]
+        candidates = ([_lowest_loss(head)] if head else []) + self.rows[self._head_epochs :]
         count = self._validation_size + 4
-        accuracy = (self._highest()["val_accuracy"] * self._validation_size + 2) / count
+        accuracy = (_highest(candidates)["val_accuracy"] * self._validation_size + 2) / count
         lowest = accuracy - 2 * math.sqrt(accuracy * (1 - accuracy) / count)
-        return [row for row in self.rows if row["val_accuracy"] >= lowest][-1]
-
-    def _highest(self):
-        """The first row with the highest validation accuracy."""
-        return max(self.rows, key=lambda row: row["val_accuracy"])
+        return [row for row in candidates if row["val_accuracy"] >= lowest][-1]
 
     def out_of_patience(self, patience, first):
-        """True if `patience` epochs after epoch `first` have passed without a higher validation accuracy; 0: no limit."""
-        return bool(self.rows) and 0 < patience <= len(self.rows) - max(self._highest()["epoch"], first)
+        """True if `patience` epochs after epoch `first` have passed without a better one; 0: no limit.
+
+        Better is a lower validation loss for a head, a higher validation accuracy for all else.
+        """
+        if not self.rows:
+            return False
+        best = _highest(self.rows) if len(self.rows) > self._head_epochs else _lowest_loss(self.rows)
+        return 0 < patience <= len(self.rows) - max(best["epoch"], first)
+
+
+def _highest(rows):
+    """The first row with the highest validation accuracy."""
+    return max(rows, key=lambda row: row["val_accuracy"])
+
+
+def _lowest_loss(rows):
+    """The first row with the lowest validation loss."""
+    return min(rows, key=lambda row: row["val_loss"])

@@ -11,8 +11,9 @@ from classifier import cpu
 from classifier.console import NO_DATA, UserError, say
 from classifier.files import csv_text, write_text
 from classifier.optimizer import steps_in_bfloat16
+from classifier.pretrained import FEATURE_SCALES
 from classifier.runs import read_metadata, write_metadata
-from classifier.settings import FINE_TUNING
+from classifier.settings import FINE_TUNING, is_fine_tuned, trains_head
 
 
 def begin_run(run, settings, sets, resuming):
@@ -24,9 +25,12 @@ def begin_run(run, settings, sets, resuming):
     before, metadata["settings"] = metadata.get("settings", settings), settings
     if metadata.get("fingerprint") != sets.fingerprint:
         raise UserError(f"the images in {settings['data_dir']} are not those {run} began with", NO_DATA)
-    other_fine_tuning = any(before.get(name) != settings[name] for name in ("epochs", *FINE_TUNING))
-    if other_fine_tuning and metadata.get("epochs", 0) <= settings["epochs"]:  # no epoch of the earlier one was finished
+    other_head = any(before.get(name) != settings[name] for name in ("epochs", "patience"))
+    other_fine_tuning = other_head or any(before.get(name) != settings[name] for name in FINE_TUNING)
+    if other_fine_tuning and not is_fine_tuned(metadata, before):  # no epoch of the earlier one was finished
         shutil.rmtree(run / "checkpoints" / "fine-tuning", ignore_errors=True)
+        if other_head:  # it may not be over
+            metadata.pop("head_epochs", None)
     write_metadata(run, metadata)
     write_text(run / "skipped.csv", csv_text(["path", "reason"], sets.skipped))
     return metadata
@@ -38,6 +42,7 @@ def make_metadata(settings, sets):
         "network": settings["network"],
         "classes": sets.classes,
         "image_size": settings["image_size"],
+        "feature_scales": FEATURE_SCALES if trains_head(settings) else 1,
         "pictures": count_images(sets),
         "skipped": len(sets.skipped),
         "fingerprint": sets.fingerprint,

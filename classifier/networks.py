@@ -13,7 +13,7 @@ from classifier.cache import DECODING_VERSION, cached_rows
 from classifier.console import NO_DATA, UserError, describe, progress, say
 from classifier.files import digest_of
 from classifier.images import inference_batch_size
-from classifier.pretrained import create_pretrained_network, with_middle_maps
+from classifier.pretrained import FEATURE_SCALES, create_pretrained_network, features_of, with_middle_maps
 from classifier.settings import PRETRAINED_NETWORKS
 from dataset import DataSet
 from model import create_cnn, create_resnet
@@ -21,20 +21,20 @@ from model import create_cnn, create_resnet
 NETWORKS = {"cnn": create_cnn, "resnet": create_resnet}
 # The layers whose maps tell images of one kind from another: see with_features().
 FEATURE_MAPS = {"conv1_pool", "conv2_pool", "conv3_pool", "stem_relu", "stage1_block2_relu", "stage2_block2_relu"}
-FEATURES_VERSION = 2  # raise it when a pretrained network comes to give other features
+FEATURES_VERSION = 3  # raise it when a pretrained network comes to give other features
 
 keras.config.set_floatx("float32")  # not the settings of ~/.keras/keras.json
 keras.config.set_image_data_format("channels_last")
 tf.get_logger().setLevel("ERROR")  # it would print a page about each checkpoint that does not fit
 
 
-def create_network(name, image_size, num_classes, dropout=0.0):
+def create_network(name, image_size, num_classes, dropout=0.0, feature_scales=FEATURE_SCALES):
     """A network by name: (n, image_size, image_size, 3) uint8 RGB → (n, num_classes) logits.
 
-    Raises UserError for a name that this version does not have.
+    `feature_scales` is for pretrained ones: see there. Raises UserError for a name that this version does not have.
     """
     if name in PRETRAINED_NETWORKS:
-        return create_pretrained_network(name, image_size, num_classes, dropout)
+        return create_pretrained_network(name, image_size, num_classes, dropout, feature_scales)
     if name not in NETWORKS:
         known = ", ".join([*NETWORKS, *PRETRAINED_NETWORKS])
         raise UserError(f"this version has no network {name!r}, only {known}", NO_DATA)
@@ -70,12 +70,13 @@ def enough_memory():
 def with_features(network, kind):
     """A network with two outputs: features, (n, features), for out-of-distribution scores, and its logits.
 
-    Features of kind "last" are the input of the last layer: best for a frozen pretrained network, which knows a thousand
+    Features of kind "last" are those that the head takes: best for a frozen pretrained network, which knows a thousand
     classes. Layers that were trained on the user's classes tell little else apart. So features of kind "maps" are the means
     of the feature maps in FEATURE_MAPS, or of those in the middle of a pretrained network.
     """
     if kind == "last":
-        return keras.Model(network.input, (network.layers[-1].input, network.output))
+        features = features_of(network) if network.name in PRETRAINED_NETWORKS else network.layers[-1].input
+        return keras.Model(network.input, (features, network.output))
     if network.name in PRETRAINED_NETWORKS:
         return with_middle_maps(network)
     means = [keras.layers.GlobalAveragePooling2D()(layer.output) for layer in network.layers if layer.name in FEATURE_MAPS]
@@ -90,7 +91,7 @@ def extract_features(sets, feature_extractor, cache_dir):
     compute, sides = compile_outputs(feature_extractor), (sets.train, sets.valid)
     num_images, num_features = sum(map(len, sides)), feature_extractor.output_shape[1]
     versions = FEATURES_VERSION, DECODING_VERSION, keras.__version__, cv2.__version__
-    key = f"{sets.fingerprint} {feature_extractor.input_shape} {versions}".encode()
+    key = f"{sets.fingerprint} {feature_extractor.input_shape} {num_features} {versions}".encode()
     path = Path(cache_dir, f"{digest_of(key, *feature_extractor.get_weights(), size=12)}.features")
 
     def make(write):

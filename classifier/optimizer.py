@@ -15,6 +15,11 @@ def learning_rate_schedule(lr, steps):
     return keras.optimizers.schedules.CosineDecay(lr / warmup, decay, warmup_target=lr, warmup_steps=warmup)
 
 
+def constant_after_warmup(lr, warmup):
+    """A learning rate that grows to `lr` in `warmup` steps and stays there."""
+    return keras.optimizers.schedules.CosineDecay(lr / warmup, 1, alpha=1.0, warmup_target=lr, warmup_steps=warmup)
+
+
 class AdamW(keras.optimizers.AdamW):
     """Keras' AdamW, but with one fused operation of TensorFlow for each weight tensor instead of a dozen.
 

@@ -11,25 +11,61 @@ import numpy as np
 from classifier.console import NO_DATA, USAGE, UserError
 from classifier.settings import PRETRAINED_NETWORKS
 
+FEATURE_SCALES = 3
 
-def create_pretrained_network(name, image_size, num_classes, dropout=0.0):
+
+def create_pretrained_network(name, image_size, num_classes, dropout=0.0, scales=FEATURE_SCALES):
     """A network of keras.applications, the layer "backbone", with its own preprocessing before it and a new head after it.
 
     (n, image_size, image_size, 3) uint8 RGB → (n, num_classes) logits. Its weights are random: see load_weights().
+
+    The features are the means of its last maps, and of the last maps of the `scales - 1` sizes before: what tells the
+    user's classes apart may be smaller than what ImageNet is about. The head standardizes them: see standardize().
+    With one scale, as in earlier versions, it does not.
     """
-    constructor = PRETRAINED_NETWORKS[name].split(".")[1]
     try:
-        backbone = getattr(keras.applications, constructor)(
-            include_top=False, weights=None, input_shape=(image_size, image_size, 3), pooling="avg"
-        )
-        backbone.name = "backbone"  # not by an argument: some of them look up their sizes by their name
+        backbone = _application(name, weights=None, input_shape=(image_size, image_size, 3))
         images = keras.Input((image_size, image_size, 3), dtype="uint8", name="pictures")
+        if scales > 1:
+            means = [keras.layers.GlobalAveragePooling2D(name=f"mean_{i}")(maps) for i, maps in enumerate(
+                _maps_before_the_last(backbone, scales - 1))]  # fmt: skip
+            backbone = keras.Model(backbone.input, keras.layers.Concatenate(name="mean_all")([*means, backbone.output]))
+        backbone.name = "backbone"  # not by an argument: some of them look up their sizes by their name
         features = backbone(normalize(name, images))
     except ValueError as error:
         raise UserError(f"--image-size {image_size} does not fit {name}: {str(error).splitlines()[0]}") from None
+    if scales > 1:
+        features = keras.layers.BatchNormalization(
+            center=False, scale=False, epsilon=1e-7, trainable=False, name="standardize"
+        )(features)
     head = keras.layers.Dropout(dropout, name="drop")(features)
     logits = keras.layers.Dense(num_classes, kernel_initializer="zeros", name="fc")(head)
     return keras.Model(images, logits, name=name)
+
+
+def _application(name, **options):
+    """A network of keras.applications without its head: images → (n, features)."""
+    constructor = PRETRAINED_NETWORKS[name].split(".")[1]
+    return getattr(keras.applications, constructor)(include_top=False, pooling="avg", **options)
+
+
+def _maps_before_the_last(backbone, count):
+    """The last maps of each of the `count` sizes before that of its final maps, the largest first."""
+    maps = [layer.output for layer in backbone.layers if len(layer.output.shape) == 4]
+    chosen = maps[-1:]
+    for tensor in reversed(maps):
+        if tensor.shape[1] > 1.5 * chosen[0].shape[1] and len(chosen) <= count:
+            chosen.insert(0, tensor)
+    return chosen[:-1]
+
+
+def standardize(networks, features):
+    """Set the mean and the variance by which the heads of these networks standardize features, (n, features)."""
+    for network in networks:
+        layer = network.get_layer("standardize")
+        variance = features.var(axis=0, dtype=np.float64)
+        layer.moving_mean.assign(features.mean(axis=0, dtype=np.float64))
+        layer.moving_variance.assign(variance + 1e-3 * variance.mean())  # or a constant feature would dominate
 
 
 def normalize(name, images):
@@ -58,22 +94,32 @@ def with_middle_maps(network):
     These maps are in the middle of the backbone: the last ones of about twice the side of its final maps.
     """
     backbone = network.get_layer("backbone")
-    maps = [layer.output for layer in backbone.layers if len(layer.output.shape) == 4]
-    middle = [tensor for tensor in maps if tensor.shape[1] > 1.5 * maps[-1].shape[1]][-1]
-    means = keras.layers.GlobalAveragePooling2D()(middle)
+    means = keras.layers.GlobalAveragePooling2D()(_maps_before_the_last(backbone, 1)[0])
     both = keras.Model(backbone.input, (means, backbone.output), name="backbone_with_maps")
     means, features = both(normalize(network.name, network.input))
-    return keras.Model(network.input, (means, network.get_layer("fc")(features)))
+    return keras.Model(network.input, (means, head_of(network)(features)))
 
 
 def split_at_features(network):
     """The two parts of a pretrained network: the feature extractor, images → features, and the head, features → logits."""
-    features = network.get_layer("drop").input
-    inputs = keras.Input(features.shape[1:], name="features")
-    return (
-        keras.Model(network.input, features, name="feature_extractor"),
-        keras.Model(inputs, network.get_layer("fc")(network.get_layer("drop")(inputs)), name="head"),
-    )
+    return keras.Model(network.input, features_of(network), name="feature_extractor"), head_of(network)
+
+
+def features_of(network):
+    """The tensor of features in a pretrained network, (n, features): the output of its backbone."""
+    return _head_layers(network)[0].input
+
+
+def head_of(network):
+    """The head of a pretrained network alone: features → logits."""
+    inputs = outputs = keras.Input(features_of(network).shape[1:], name="features")
+    for layer in _head_layers(network):
+        outputs = layer(outputs)
+    return keras.Model(inputs, outputs, name="head")
+
+
+def _head_layers(network):
+    return [layer for layer in network.layers if layer.name in ("standardize", "drop", "fc")]
 
 
 def unfreeze(network, layers):
@@ -83,7 +129,8 @@ def unfreeze(network, layers):
     was trained with. Raises UserError for an unknown name.
     """
     backbone = network.get_layer("backbone")
-    names = [layer.name for layer in backbone.layers]
+    layers_of_application = [layer for layer in backbone.layers if not layer.name.startswith("mean_")]
+    names = [layer.name for layer in layers_of_application]
     if layers.isdecimal():
         first = max(len(names) - int(layers), 0)
     elif layers in names:
@@ -91,7 +138,7 @@ def unfreeze(network, layers):
     else:
         last = ", ".join(names[-12:])
         raise UserError(f"--fine-tune: {network.name} has no layer {layers!r}; its last ones are {last}", USAGE)
-    for i, layer in enumerate(backbone.layers):
+    for i, layer in enumerate(layers_of_application):
         layer.trainable = i >= first and not isinstance(layer, keras.layers.BatchNormalization)
 
 
@@ -116,24 +163,24 @@ def load_weights(network, weights):
         return
     backbone = network.get_layer("backbone")
     if weights == "imagenet":
-        constructor = getattr(keras.applications, PRETRAINED_NETWORKS[network.name].split(".")[1])
         try:
             # The weights are the same for every size, but Keras has them for few sizes.
             with contextlib.redirect_stdout(sys.stderr):  # Keras reports its download there
-                pretrained = constructor(include_top=False, weights="imagenet", input_shape=(224, 224, 3), pooling="avg")
+                pretrained = _application(network.name, weights="imagenet", input_shape=(224, 224, 3))
         except Exception as error:  # get_file() raises a bare Exception
             raise UserError(no_download(error)) from None
-        backbone.set_weights(pretrained.get_weights())
     else:
+        pretrained = _application(network.name, weights=None, input_shape=backbone.input_shape[1:])
         if not str(weights).endswith((".h5", ".hdf5")):  # Keras would read its other formats, too
             raise UserError(f"cannot read the weights {weights}: neither imagenet, none, nor a .h5 file", NO_DATA)
         try:
-            backbone.load_weights(weights)
+            pretrained.load_weights(weights)
         except OSError as error:
             raise UserError(f"cannot read the weights {weights}: {error}", NO_DATA) from None
         except (ValueError, KeyError) as error:
             reason = " ".join(list(filter(None, str(error).splitlines()))[:2])
             raise UserError(f"{weights} does not fit {network.name}: {reason}", NO_DATA) from None
+    backbone.set_weights(pretrained.get_weights())  # its own layers have none
     for layer in backbone.layers:
         if isinstance(layer, keras.layers.Normalization) and layer.weights:  # see normalize()
             layer.set_weights([np.zeros(3), np.ones(3), np.zeros(())])

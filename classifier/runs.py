@@ -98,7 +98,7 @@ def read_metadata(run):
             and isinstance(metadata["network"], str)
             and isinstance(metadata["finished"], bool)
             and all(isinstance(metadata.get(name, {}), dict) for name in ("versions", "device"))
-            and type(metadata.get("epochs", 0)) is int
+            and all(type(metadata.get(name, 1)) is int for name in ("epochs", "head_epochs", "feature_scales"))
             and _is_positive(metadata.get("temperature", 1.0))
             and _is_positive(metadata.get("novelty", {"limit": 1.0})["limit"])
             and metadata.get("novelty", {}).get("features", "last") in ("last", "maps")
@@ -109,7 +109,7 @@ def read_metadata(run):
         sound = False
     if not sound:
         raise UserError(f"{run / METADATA} is damaged: restore it, or use another run", NO_DATA)
-    return metadata
+    return {"feature_scales": 1} | metadata  # an earlier version had no more
 
 
 def _is_positive(number):

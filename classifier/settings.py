@@ -23,8 +23,10 @@ PRETRAINED_NETWORKS = {  # name: module and class in keras.applications
     "vgg16": "vgg16.VGG16", "vgg19": "vgg19.VGG19", "xception": "xception.Xception",
 }  # fmt: skip
 RESNET = {"start_size": 64, "batch_size": 64, "lr": 3e-3, "weight_decay": 0.05, "dropout": 0.1, "label_smoothing": 0.05}
-PRETRAINED = {"image_size": 224, "label_smoothing": 0.0}
-RECIPES = {"cnn": {}, "resnet": RESNET, **dict.fromkeys(PRETRAINED_NETWORKS, PRETRAINED)}  # network: its own defaults
+# The head: chosen on validation images of four sets, see results/README.md.
+PRETRAINED = {"image_size": 224, "label_smoothing": 0.0, "dropout": 0.5, "weight_decay": 1.0, "epochs": 150, "patience": 10}
+WITHOUT_WEIGHTS = {"image_size": 224, "label_smoothing": 0.0}
+NETWORKS = ("cnn", "resnet", *PRETRAINED_NETWORKS)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -51,7 +53,7 @@ SETTINGS = {
     "augment": Setting(switch, True, "images", None, "train without augmentation"),
     "network": Setting(str, "cnn", "network", "NAME",
         f"cnn (default), resnet, or a pretrained one of keras.applications: {', '.join(PRETRAINED_NETWORKS)}",
-        tuple(RECIPES)),
+        NETWORKS),
     "weights": Setting(str, "imagenet", "network", "SOURCE",
         "weights of a pretrained network: imagenet, none, or a .h5 file of Keras"),
     "fine_tune": Setting(str, None, "network", "LAYERS",
@@ -59,7 +61,8 @@ SETTINGS = {
     "fine_tune_epochs": Setting(number(int, 1), 5, "network", "N", "epochs of fine-tuning"),
     "fine_tune_lr": Setting(number(float, above=0), 1e-4, "network", "RATE", "highest learning rate of fine-tuning"),
     "dropout": Setting(number(float, 0, below=1), 0.3, "network", "P", "fraction of the features that a step drops"),
-    "epochs": Setting(number(int, 1), 20, "training", "N", "passes over all training images"),
+    "epochs": Setting(number(int, 1), None, "training", "N",
+        "passes over all training images (default: 40 to 100, the fewer images, the more; 150 at most for a head)"),
     "batch_size": Setting(number(int, 1), 32, "training", "N", "images in a step"),
     "lr": Setting(number(float, above=0), 1e-3, "training", "RATE",
         "highest learning rate of AdamW: warm-up, then cosine decay to 0"),
@@ -72,7 +75,8 @@ SETTINGS = {
         "give small classes the same weight as large ones, in the validation figures too"),
     "mixed_precision": Setting(switch, True, "training", None,
         "compute training steps in float32 even if the CPU has bfloat16, which is faster"),
-    "patience": Setting(number(int, 0), 0, "training", "N", "stop after N epochs without a better one; 0: never"),
+    "patience": Setting(number(int, 0), 0, "training", "N",
+        "stop after N epochs without a higher validation accuracy, or without a lower validation loss of a head; 0: never"),
     "seed": Setting(number(int, 0, 2**32 - 1), 0, "training", "N",
         "random seed of the initial weights, the order of the images and their augmentation"),
     "save_minutes": Setting(number(float, 0), 5.0, "runs", "MINUTES", "save at least this often within an epoch"),
@@ -80,6 +84,33 @@ SETTINGS = {
 DEFAULTS = {name: setting.default for name, setting in SETTINGS.items()}
 CHANGEABLE_ON_RESUME = {"data_dir", "patience", "save_minutes"}
 FINE_TUNING = {"fine_tune", "fine_tune_epochs", "fine_tune_lr"}
+
+
+def recipe_of(network, weights):
+    """The defaults of a network that are its own."""
+    if network in PRETRAINED_NETWORKS:
+        return PRETRAINED if weights != "none" else WITHOUT_WEIGHTS
+    return RESNET if network == "resnet" else {}
+
+
+def epochs_for(num_images):
+    """How many epochs a network from scratch needs for this number of training images."""
+    return round(min(max(480_000 / num_images, 40), 100))
+
+
+def trains_head(settings):
+    """True if a training begins with a head alone, on the features of a frozen pretrained network."""
+    return settings["network"] in PRETRAINED_NETWORKS and settings["weights"] != "none"
+
+
+def head_epochs(metadata, settings):
+    """How many epochs come before fine-tuning: where the head stopped early, or all."""
+    return metadata.get("head_epochs", settings["epochs"])
+
+
+def is_fine_tuned(metadata, settings):
+    """True if at least one epoch of fine-tuning is done."""
+    return metadata.get("epochs", 0) > head_epochs(metadata, settings)
 
 
 def add_flags(parser):
@@ -129,19 +160,19 @@ def settings_to_resume(run, metadata, given):
     """The settings in the metadata of a run, with those given that may change. Raises UserError for any other."""
     settings = DEFAULTS | metadata["settings"]
     for name, setting in SETTINGS.items():
-        if settings[name] is not None or setting.default is not None:
+        if settings[name] is not None or setting.default is not None or name == "epochs":
             try:
                 settings[name] = setting.kind(str(settings[name]))
             except argparse.ArgumentTypeError as error:
                 raise UserError(f"{run / METADATA} is damaged: {name} {error}", NO_DATA) from None
-    fine_tuned = metadata.get("epochs", 0) > settings["epochs"]
+    fine_tuned = is_fine_tuned(metadata, settings)
     changeable = CHANGEABLE_ON_RESUME | ({"fine_tune_epochs"} if fine_tuned else {"epochs", *FINE_TUNING})
     for name, value in given.items():
         if name not in changeable and value != settings[name]:
             setting = name.replace("_", "-")
             raise UserError(f"{run} began with {setting} {settings[name]}: that cannot change on --resume", USAGE)
     changed = settings | given
-    wanted = changed["epochs"] + (changed["fine_tune_epochs"] if fine_tuned else 0)
+    wanted = head_epochs(metadata, changed) + changed["fine_tune_epochs"] if fine_tuned else changed["epochs"]
     if wanted < metadata.get("epochs", 0):
         raise UserError(f"{run} has done {metadata['epochs']} epochs already: the number cannot be lower", USAGE)
     return changed

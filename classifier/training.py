@@ -19,10 +19,12 @@ from classifier.console import NO_DATA, StopRequest, UserError, command, say
 from classifier.distributed import create_strategy
 from classifier.history import History
 from classifier.networks import compile_outputs, create_network, extract_features
-from classifier.optimizer import AdamW, bfloat16, learning_rate_schedule, steps_in_bfloat16
-from classifier.pretrained import load_weights, normalize_by_recent_steps, split_at_features, unfreeze
+from classifier.optimizer import AdamW, bfloat16, constant_after_warmup, learning_rate_schedule, steps_in_bfloat16
+from classifier.pretrained import load_weights, normalize_by_recent_steps, split_at_features, standardize, unfreeze
 from classifier.runs import checkpoints_in
-from classifier.settings import PRETRAINED_NETWORKS
+from classifier.settings import PRETRAINED_NETWORKS, head_epochs, trains_head
+
+FINE_TUNING_WEIGHT_DECAY = 0.02
 
 
 @dataclasses.dataclass
@@ -33,28 +35,38 @@ class Phase:
     first: int  # epochs done before it
     last: int  # epochs done after it
     lr: float
+    weight_decay: float
     on_features: bool = False  # trains the head on the features of a frozen pretrained network
+    until_best: bool = False  # at a constant learning rate, until the validation loss is not lower any more
     unfrozen: str | None = None  # which pretrained layers are trained: those from this one on, or this many of the last ones
 
 
-def phases_of(settings):
-    """The phases of a run with these settings."""
-    epochs, more = settings["epochs"], settings["fine_tune_epochs"]
-    if settings["network"] not in PRETRAINED_NETWORKS or settings["weights"] == "none":
-        return [Phase("newest", 0, epochs, settings["lr"])]
-    phases = [Phase("newest", 0, epochs, settings["lr"], on_features=True)]
+def phases_of(metadata):
+    """The phases of a run."""
+    settings = metadata["settings"]
+    options = {"lr": settings["lr"], "weight_decay": settings["weight_decay"]}
+    if not trains_head(settings):
+        return [Phase("newest", 0, settings["epochs"], **options)]
+    first, more = head_epochs(metadata, settings), settings["fine_tune_epochs"]
+    phases = [Phase("newest", 0, first, **options, on_features=True, until_best=metadata["feature_scales"] > 1)]
     if settings["fine_tune"]:
-        phases.append(Phase("fine-tuning", epochs, epochs + more, settings["fine_tune_lr"], unfrozen=settings["fine_tune"]))
+        decay = FINE_TUNING_WEIGHT_DECAY if phases[0].until_best else settings["weight_decay"]
+        options = {"lr": settings["fine_tune_lr"], "weight_decay": decay, "unfrozen": settings["fine_tune"]}
+        phases.append(Phase("fine-tuning", first, first + more, **options))
     return phases
 
 
 def phases_to_do(run, metadata):
-    """The phases of a run from the newest one that has a checkpoint on. Raises UserError if checkpoints are missing."""
-    phases = phases_of(metadata["settings"])
+    """Yield the phases of a run from the newest one that has a checkpoint on. Raises UserError if checkpoints are missing.
+
+    The metadata may change in a phase: where the head stops early, fine-tuning begins.
+    """
+    phases = phases_of(metadata)
     begun = [phase for phase in phases if checkpoints_in(run / "checkpoints" / phase.name)]
     if any(phase not in begun and phase.first < metadata.get("epochs", 0) for phase in phases):
         raise UserError(f"the checkpoints of {run} are gone: start a new run", NO_DATA)
-    return phases[max(len(begun) - 1, 0) :]
+    for i in range(max(len(begun) - 1, 0), len(phases)):
+        yield phases_of(metadata)[i]
 
 
 def make_repeatable(seed):
@@ -71,7 +83,10 @@ class Networks:
         settings = metadata["settings"]
         self.strategy = create_strategy()
         with self.strategy.scope():
-            create = functools.partial(create_network, metadata["network"], settings["image_size"], num_classes)
+            create = functools.partial(
+                create_network, metadata["network"], settings["image_size"], num_classes,
+                feature_scales=metadata["feature_scales"],
+            )  # fmt: skip
             self.whole = create(settings["dropout"])
             self.whole_average = create() if settings["ema"] else self.whole
             if phase.unfrozen:
@@ -84,7 +99,9 @@ class Networks:
                 self.feature_extractor, self.trained = split_at_features(self.whole)
                 self.average = split_at_features(self.whole_average)[1]
             schedule = learning_rate_schedule(phase.lr, (phase.last - phase.first) * steps)
-            self.optimizer = AdamW(schedule, settings["weight_decay"])
+            if phase.until_best:
+                schedule = constant_after_warmup(phase.lr, steps)
+            self.optimizer = AdamW(schedule, phase.weight_decay)
             self.optimizer.build(self.trained.trainable_variables)
         self.logits = compile_outputs(self.average)  # of the averaged weights, which predict
 
@@ -98,6 +115,7 @@ class Training:
 
     def __init__(self, run, metadata, sets, phase):
         self.run, self.sets, self.settings, self.phase = run, sets, metadata["settings"], phase
+        self._head_epochs = head_epochs(metadata, self.settings) if metadata["feature_scales"] > 1 else 0
         self.batch_size = min(self.settings["batch_size"], len(sets.train))
         if self.batch_size < self.settings["batch_size"]:
             say(f"--batch-size {self.settings['batch_size']} is larger than all training images: using {self.batch_size}")
@@ -132,12 +150,15 @@ class Training:
                 self._save()
         # As many images of equal weight would be as informative (Kish's effective sample size).
         effective_size = len(self.sets.valid) ** 2 / (self.valid_weights[self.sets.valid.labels] ** 2).sum()
-        self.history = History(self.run, self.epoch, effective_size)
+        self.history = History(self.run, self.epoch, effective_size, self._head_epochs)
 
     def extract_features(self):
         """From now on train and validate on features, if the phase trains only the head."""
         if self.phase.on_features:
             self.sets = extract_features(self.sets, self.networks.feature_extractor, self.run.parent / ".cache")
+            if self.phase.until_best:
+                features = np.concatenate([features for features, _ in self.sets.train.batches(1024)])
+                standardize((self.networks.whole, self.networks.whole_average), features)
 
     @property
     def epoch(self):
@@ -217,10 +238,22 @@ class Training:
 
     def results(self):
         """What the metadata records of the training so far."""
-        return {"epochs": self.epoch, "best": self.history.selected()}
+        results = {"epochs": self.epoch, "best": self.history.selected()}
+        if self.phase.until_best and self.has_ended():
+            results["head_epochs"] = self.epoch
+        return results
 
-    def stops_early(self):
-        """True if no epoch of this phase was better than the ones before for --patience epochs."""
+    def has_ended(self):
+        """True if all epochs of the phase are done, or none was better than the ones before for --patience epochs."""
+        return self.is_over or self._stops_early()
+
+    def is_worth_a_line(self):
+        """True after each epoch of a network, and after every tenth and the last one of a head, which are short."""
+        return not self.phase.until_best or self.epoch % 10 == 0 or self.has_ended()
+
+    def _stops_early(self):
+        if self.settings["fine_tune"] and not (self.phase.unfrozen or self.phase.until_best):
+            return False  # an earlier version trained all epochs of the head
         return self.history.out_of_patience(self.settings["patience"], self.phase.first)
 
     def listening_to_signals(self):

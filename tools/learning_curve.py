@@ -13,7 +13,7 @@ from pathlib import Path
 from classifier import console
 from classifier.console import DONE, NO_DATA, PROJECT, UserError, number, say
 from classifier.files import csv_text, digest_of, write_text
-from classifier.settings import DEFAULTS, PRETRAINED_NETWORKS, RECIPES
+from classifier.settings import DEFAULTS, PRETRAINED_NETWORKS, recipe_of
 from tools.scripts import new_figure, read_table, run_script
 
 COLUMNS = {  # name: type
@@ -57,7 +57,7 @@ def main(argv=None):
     networks = {"cnn, no augmentation": ["cnn", "--no-augment"], "cnn": ["cnn"]}  # {name: [network, its flags]}
     if arguments.pretrained:
         networks[f"{arguments.pretrained}, frozen"] = [arguments.pretrained]
-    image_sizes = {name: arguments.image_size or (DEFAULTS | RECIPES[n])["image_size"] for name, (n, *_) in networks.items()}
+    image_sizes = {name: arguments.image_size or (DEFAULTS | recipe_of(n, "imagenet"))["image_size"] for name, (n, *_) in networks.items()}
     arguments.output.mkdir(parents=True, exist_ok=True)
     table = arguments.output / "learning_curve.csv"
     rows = read_table(table, COLUMNS, "--output")
