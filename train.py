@@ -186,7 +186,7 @@ def make_train_step(strategy, network, optimizer, sums, label_smoothing=0.0, cla
 def validate(training):
     """Score every validation image with the averaged weights; returns the validation half of a row of the history.
 
-    With --class-weights its figures are means over the classes, as if all had equally many images.
+    With --class-weights balanced its figures are means over the classes, as if all had equally many images.
     """
     import numpy as np
 

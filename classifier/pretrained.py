@@ -122,6 +122,13 @@ def _head_layers(network):
     return [layer for layer in network.layers if layer.name in ("standardize", "drop", "fc")]
 
 
+def first_layer_of_last_sizes(network, count):
+    """The name of the first layer whose maps have one of the last `count` sizes: --fine-tune from there on."""
+    backbone = network.get_layer("backbone")
+    *_, before = [layer for layer in backbone.layers if layer.output is _maps_before_the_last(backbone, count)[0]]
+    return backbone.layers[backbone.layers.index(before) + 1].name
+
+
 def unfreeze(network, layers):
     """Unfreeze the last layers of the backbone and freeze the others: `layers` is the first one's name, or a number.
 

@@ -57,12 +57,15 @@ SETTINGS = {
     "weights": Setting(str, "imagenet", "network", "SOURCE",
         "weights of a pretrained network: imagenet, none, or a .h5 file of Keras"),
     "fine_tune": Setting(str, None, "network", "LAYERS",
-        "then train pretrained layers, too: those from the layer of this name on, or a number: the last N"),
+        "then train pretrained layers, too: those from the layer of this name on; a number: the last N; auto: which layers, "
+        "and how long, is chosen by the number of images and the validation accuracy of the head"),
     "fine_tune_epochs": Setting(number(int, 1), 5, "network", "N", "epochs of fine-tuning"),
     "fine_tune_lr": Setting(number(float, above=0), 1e-4, "network", "RATE", "highest learning rate of fine-tuning"),
     "dropout": Setting(number(float, 0, below=1), 0.3, "network", "P", "fraction of the features that a step drops"),
     "epochs": Setting(number(int, 1), None, "training", "N",
         "passes over all training images (default: 40 to 100, the fewer images, the more; 150 at most for a head)"),
+    "minutes": Setting(number(float, above=0), None, "training", "M",
+        "choose --epochs, or the epochs of --fine-tune auto, so that the training takes M minutes on this machine, at most"),
     "batch_size": Setting(number(int, 1), 32, "training", "N", "images in a step"),
     "lr": Setting(number(float, above=0), 1e-3, "training", "RATE",
         "highest learning rate of AdamW: warm-up, then cosine decay to 0"),
@@ -71,8 +74,9 @@ SETTINGS = {
         "fraction of each label that is spread over all classes"),
     "ema": Setting(number(float, 0, below=1), 0.99, "training", "P",
         "decay of the weight averaging (EMA); the averaged weights predict; 0: no averaging"),
-    "class_weights": Setting(switch, False, "training", None,
-        "give small classes the same weight as large ones, in the validation figures too"),
+    "class_weights": Setting(str, "auto", "training", "HOW",
+        "auto: images of small classes count a little more where classes differ much; none: all images count the same; "
+        "balanced: all classes count the same, in the validation figures, too", ("auto", "none", "balanced")),
     "mixed_precision": Setting(switch, True, "training", None,
         "compute training steps in float32 even if the CPU has bfloat16, which is faster"),
     "patience": Setting(number(int, 0), 0, "training", "N",
@@ -84,6 +88,7 @@ SETTINGS = {
 DEFAULTS = {name: setting.default for name, setting in SETTINGS.items()}
 CHANGEABLE_ON_RESUME = {"data_dir", "patience", "save_minutes"}
 FINE_TUNING = {"fine_tune", "fine_tune_epochs", "fine_tune_lr"}
+AUTO = "auto"
 
 
 def recipe_of(network, weights):
@@ -142,7 +147,7 @@ def _defaults_of(name):
 
 
 def check_settings(settings):
-    """Raise UserError for settings that do not fit the network."""
+    """Raise UserError for settings that do not fit the network, or each other."""
     network = settings["network"]
     pretrained = network in PRETRAINED_NETWORKS
     if settings["start_size"] and network != "resnet":
@@ -158,7 +163,9 @@ def check_settings(settings):
 
 def settings_to_resume(run, metadata, given):
     """The settings in the metadata of a run, with those given that may change. Raises UserError for any other."""
-    settings = DEFAULTS | metadata["settings"]
+    settings = DEFAULTS | {"class_weights": "none"} | metadata["settings"]
+    if isinstance(settings["class_weights"], bool):  # as in earlier versions
+        settings["class_weights"] = "balanced" if settings["class_weights"] else "none"
     for name, setting in SETTINGS.items():
         if settings[name] is not None or setting.default is not None or name == "epochs":
             try:
@@ -167,6 +174,8 @@ def settings_to_resume(run, metadata, given):
                 raise UserError(f"{run / METADATA} is damaged: {name} {error}", NO_DATA) from None
     fine_tuned = is_fine_tuned(metadata, settings)
     changeable = CHANGEABLE_ON_RESUME | ({"fine_tune_epochs"} if fine_tuned else {"epochs", *FINE_TUNING})
+    if given.get("fine_tune") == AUTO and metadata.get("fine_tune_auto"):  # it was chosen before
+        del given["fine_tune"]
     for name, value in given.items():
         if name not in changeable and value != settings[name]:
             setting = name.replace("_", "-")

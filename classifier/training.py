@@ -20,9 +20,11 @@ from classifier.distributed import create_strategy
 from classifier.history import History
 from classifier.networks import compile_outputs, create_network, extract_features
 from classifier.optimizer import AdamW, bfloat16, constant_after_warmup, learning_rate_schedule, steps_in_bfloat16
-from classifier.pretrained import load_weights, normalize_by_recent_steps, split_at_features, standardize, unfreeze
+from classifier.pretrained import (
+    first_layer_of_last_sizes, load_weights, normalize_by_recent_steps, split_at_features, standardize, unfreeze,
+)  # fmt: skip
 from classifier.runs import checkpoints_in
-from classifier.settings import PRETRAINED_NETWORKS, head_epochs, trains_head
+from classifier.settings import AUTO, PRETRAINED_NETWORKS, head_epochs, trains_head
 
 FINE_TUNING_WEIGHT_DECAY = 0.02
 
@@ -49,7 +51,7 @@ def phases_of(metadata):
         return [Phase("newest", 0, settings["epochs"], **options)]
     first, more = head_epochs(metadata, settings), settings["fine_tune_epochs"]
     phases = [Phase("newest", 0, first, **options, on_features=True, until_best=metadata["feature_scales"] > 1)]
-    if settings["fine_tune"]:
+    if settings["fine_tune"] not in (None, AUTO):  # choose_fine_tuning() is for later
         decay = FINE_TUNING_WEIGHT_DECAY if phases[0].until_best else settings["weight_decay"]
         options = {"lr": settings["fine_tune_lr"], "weight_decay": decay, "unfrozen": settings["fine_tune"]}
         phases.append(Phase("fine-tuning", first, first + more, **options))
@@ -65,8 +67,10 @@ def phases_to_do(run, metadata):
     begun = [phase for phase in phases if checkpoints_in(run / "checkpoints" / phase.name)]
     if any(phase not in begun and phase.first < metadata.get("epochs", 0) for phase in phases):
         raise UserError(f"the checkpoints of {run} are gone: start a new run", NO_DATA)
-    for i in range(max(len(begun) - 1, 0), len(phases)):
-        yield phases_of(metadata)[i]
+    done = max(len(begun) - 1, 0)
+    while len(phases_of(metadata)) > done:
+        yield phases_of(metadata)[done]
+        done += 1
 
 
 def make_repeatable(seed):
@@ -131,9 +135,10 @@ class Training:
             seeds=[state.value for state in self.networks.whole.variables if "seed" in state.path],  # of dropout
         )  # fmt: skip
         self._stop, self._last_save = StopRequest(), time.monotonic()
-        train, valid = (balanced_weights(side.labels, len(sets.classes)) for side in (sets.train, sets.valid))
-        balanced = self.settings["class_weights"]
-        self.class_weights, self.valid_weights = (train, valid) if balanced else (None, np.ones(len(sets.classes)))
+        self.class_weights = class_weights(self.settings["class_weights"], sets.train.labels, len(sets.classes))
+        self.valid_weights = np.ones(len(sets.classes), np.float32)
+        if self.settings["class_weights"] == "balanced":
+            self.valid_weights = class_weights("balanced", sets.valid.labels, len(sets.classes))
 
     def restore(self):
         """Restore the newest checkpoint and the history, or load the weights that the phase begins with.
@@ -191,15 +196,19 @@ class Training:
         Saves a checkpoint every --save-minutes. Leaves if a signal came, after saving one.
         """
         first = int(self.step)
-        augmented = self.settings["augment"] and not self.phase.on_features
-        view = functools.partial(augment, size=self.training_image_size()) if augmented else None
         with console.progress(f"epoch {self.epoch + 1}/{self.phase.last}", self.steps) as advance:
             advance(first)
-            for batch in self.sets.train.batches(self.batch_size, self.settings["seed"], self.epoch, first, view):
+            for batch in self.batches_from(first):
                 yield batch
                 self.step.assign_add(1)
                 advance()
                 self._save_if_due()
+
+    def batches_from(self, first):
+        """Yield the batches of this epoch from `first` on, as they are, (images, labels)."""
+        augmented = self.settings["augment"] and not self.phase.on_features
+        view = functools.partial(augment, size=self.training_image_size()) if augmented else None
+        return self.sets.train.batches(self.batch_size, self.settings["seed"], self.epoch, first, view)
 
     def validation_batches(self):
         """Yield the batches of all validation images, (images, labels); see batches()."""
@@ -241,6 +250,9 @@ class Training:
         results = {"epochs": self.epoch, "best": self.history.selected()}
         if self.phase.until_best and self.has_ended():
             results["head_epochs"] = self.epoch
+        if self.phase.on_features and self.settings["fine_tune"] == AUTO and self.has_ended():
+            chosen = choose_fine_tuning(self.networks.whole, len(self.sets.train))
+            results |= {"settings": self.settings | chosen, "fine_tune_auto": True}
         return results
 
     def has_ended(self):
@@ -279,13 +291,30 @@ class Training:
         self._last_save = time.monotonic()
 
 
-def balanced_weights(labels, num_classes):
-    """A weight for each class, (num_classes,) float32, for all classes to count the same; 1 on average over images."""
+def choose_fine_tuning(network, num_images):
+    """The settings of --fine-tune auto for a number of training images: from which layer on, and for how many epochs.
+
+    The more images there are, the more layers they can train without being overfitted, and the fewer epochs are needed.
+    """
+    layers = first_layer_of_last_sizes(network, 1 if num_images < 500 else 2)
+    return {"fine_tune": layers, "fine_tune_epochs": round(min(max(30_000 / num_images, 6), 20))}
+
+
+def class_weights(how, labels, num_classes):
+    """What an image of each class counts, (num_classes,) float32, 1 on average over images; None if all count the same.
+
+    `how` is "balanced": all classes count the same; "none"; or "auto": if the largest class has more than three times as
+    many images as the smallest, the weights are the square roots of the balanced ones. In trials, accuracy did not fall,
+    small classes gained recall, and probabilities stayed calibrated, which balanced weights distort.
+    """
     counts = np.bincount(labels, minlength=num_classes)
-    return (len(labels) / (num_classes * counts)).astype(np.float32)
+    if how == "none" or (how == "auto" and counts.max() <= 3 * counts.min()):
+        return None
+    weights = counts ** (-1.0 if how == "balanced" else -0.5)
+    return (weights * len(labels) / (weights * counts).sum()).astype(np.float32)
 
 
 def check_layer(settings, num_classes):
     """Raise UserError, before any training, if the network has no layer of the name that --fine-tune gives."""
-    if settings["fine_tune"]:
+    if settings["fine_tune"] not in (None, AUTO):
         unfreeze(create_network(settings["network"], settings["image_size"], num_classes), settings["fine_tune"])

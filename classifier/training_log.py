@@ -45,13 +45,13 @@ def print_closing(run, training, sets, predicted):
     """Print the result, where it is, and what to do next. `predicted`: see calibration.calibrate()."""
     row = training.history.selected()
     if (predicted > 0).sum() == 1:
-        say(f"warning: the network predicts {sets.classes[predicted.argmax()]!r} for every validation image: try more"
-            " --epochs, another --lr, or --class-weights if some classes have fewer images than others")  # fmt: skip
+        say(f"warning: the network predicts {sets.classes[predicted.argmax()]!r} for every validation image: try more --epochs,"
+            " another --lr, or --class-weights balanced if some classes have fewer images than others")  # fmt: skip
     if not training.is_over:
         print(f"stopped early: no better one in {training.settings['patience']} epochs (to continue: --resume --patience 0)")
     if row:
         largest = max(n["validation"] for n in count_images(sets).values()) / len(sets.valid)
-        majority = 1 / len(sets.classes) if training.settings["class_weights"] else largest
+        majority = 1 / len(sets.classes) if training.settings["class_weights"] == "balanced" else largest
         print(f"selected: epoch {row['epoch']}, validation accuracy {row['val_accuracy']:.1%}, loss {row['val_loss']:.4f}"
               f" (always predicting the largest class: {majority:.1%})")  # fmt: skip
     print(f"saved in {shell_path(run)}; now run:")

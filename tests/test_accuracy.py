@@ -13,7 +13,7 @@ from classifier.images import load_image
 from classifier.metrics import area_under_roc, calibration_error, chance_error, log_softmax
 from classifier.out_of_distribution import OutOfDistributionScore, usual_threshold
 from classifier.settings import DEFAULTS
-from classifier.training import Training, balanced_weights
+from classifier.training import Training, class_weights
 
 
 def test_views_are_of_the_image_and_of_nothing_else():
@@ -41,7 +41,10 @@ def test_a_view_depends_on_its_generator_alone(images):
 
 def test_class_weights_let_a_small_class_count(tmp_path):
     """Eight cats to each dog: a network that has learnt little predicts cats, unless dogs count eight times."""
-    assert balanced_weights(np.array([0, 0, 0, 1]), 2).tolist() == pytest.approx([2 / 3, 2])
+    labels = np.array([0, 0, 0, 0, 1])
+    assert class_weights("balanced", labels, 2).tolist() == pytest.approx([0.625, 2.5])
+    assert class_weights("auto", labels, 2).tolist() == pytest.approx([5 / 6, 5 / 3])
+    assert class_weights("auto", labels[1:], 2) is class_weights("none", labels, 2) is None
     draw_images("images", 48)
     for k in range(6, 48):
         (tmp_path / f"images/dogs/dogs_{k}.jpg").unlink()
@@ -49,7 +52,7 @@ def test_class_weights_let_a_small_class_count(tmp_path):
     plain = run("train", *settings, "--output", "plain")
     assert "predicts 'cats' for every validation image" in plain.stderr
     assert "always predicting the largest class: 90.9%" in plain.stdout
-    weighted = run("train", *settings, "--class-weights", "--output", "weighted")
+    weighted = run("train", *settings, "--class-weights", "balanced", "--output", "weighted")
     assert "always predicting the largest class: 50.0%" in weighted.stdout
     mean_recall = float(history_of("weighted/001")[0]["val_accuracy"])
     assert mean_recall * 20 == pytest.approx(round(mean_recall * 20), abs=1e-4)  # of ten cats, and of one dog

@@ -91,7 +91,7 @@ def test_weights_that_cannot_be_had_are_one_clear_line(images, tmp_path, weights
     misfit = train(images, *SETTINGS, "--network", "vgg16", "--weights", weights, code=3)
     assert "does not fit vgg16" in error_of(misfit)
     (tmp_path / "text.h5").write_text("no weights")
-    keras.applications.MobileNet(include_top=False, weights=None, input_shape=(32, 32, 3)).save("archive.keras")  # Keras would load it
+    keras.Sequential([keras.Input((2,)), keras.layers.Dense(1)]).save("archive.keras")  # Keras would load it
     for file in ("nowhere.h5", "text.h5", "archive.keras"):
         assert f"cannot read the weights {file}" in error_of(train(images, *SETTINGS, "--weights", file, code=3))
     nobody_listens = os.environ | {"HTTPS_PROXY": "http://127.0.0.1:9", "KERAS_HOME": str(tmp_path)}

@@ -57,7 +57,8 @@ def main(argv=None):
     networks = {"cnn, no augmentation": ["cnn", "--no-augment"], "cnn": ["cnn"]}  # {name: [network, its flags]}
     if arguments.pretrained:
         networks[f"{arguments.pretrained}, frozen"] = [arguments.pretrained]
-    image_sizes = {name: arguments.image_size or (DEFAULTS | recipe_of(n, "imagenet"))["image_size"] for name, (n, *_) in networks.items()}
+    recipes = {name: DEFAULTS | recipe_of(network, DEFAULTS["weights"]) for name, (network, *_) in networks.items()}
+    image_sizes = {name: arguments.image_size or recipe["image_size"] for name, recipe in recipes.items()}
     arguments.output.mkdir(parents=True, exist_ok=True)
     table = arguments.output / "learning_curve.csv"
     rows = read_table(table, COLUMNS, "--output")
