@@ -4,7 +4,9 @@ Read here the loop over the epochs, and make_train_step(): the step that compute
 """
 
 import argparse
+import itertools
 import shutil
+import statistics
 import time
 from pathlib import Path
 
@@ -51,9 +53,10 @@ def train(settings, output, run=None):
     correct. A signal to stop saves a checkpoint and raises SystemExit.
     """
     from classifier.metadata import begin_run
-    from classifier.training import check_layer
+    from classifier.phases import check_layer
     from dataset import read_train_sets
 
+    started = time.monotonic()
     check_settings(settings)
     resuming = run is not None
     run = run or new_run(output)
@@ -74,6 +77,8 @@ def train(settings, output, run=None):
         settings = settings | {"data_dir": str(Path(settings["data_dir"]).absolute())}
         settings["epochs"] = settings["epochs"] or epochs_for(len(sets.train))
         metadata = begin_run(run, settings, sets, resuming)
+        if settings["minutes"] and not checkpoints_in(run / "checkpoints" / "newest"):
+            choose_epochs(run, metadata, sets, started + 60 * settings["minutes"])
         try:
             return train_in(run, metadata, sets)
         except UserError:
@@ -82,11 +87,42 @@ def train(settings, output, run=None):
             raise
 
 
+def choose_epochs(run, metadata, sets, end):
+    """Decide for --minutes, by the speed of a few steps, how many epochs fit into the time until `end`, of time.monotonic().
+
+    Changes the settings in the metadata: from then on, a resumed training does as many, whatever its speed.
+    """
+    from classifier.phases import phase_to_fit, settings_that_fit
+    from classifier.training import Training
+
+    started = time.monotonic()
+    training = Training(run, metadata, sets, phase_to_fit(metadata, len(sets.train)))
+    speed = measure_speed(training)
+    setting_up = 2 * (time.monotonic() - started)  # once more for the training, and about as long for the end
+    seconds = 0.9 * (end - time.monotonic() - setting_up)
+    metadata["settings"] |= settings_that_fit(metadata["settings"], training, *speed, seconds)
+    write_metadata(run, metadata)
+
+
+def measure_speed(training, steps=8):
+    """Seconds for a training image, and for a validation image, from a few steps after a first one."""
+    train_step, times = train_step_of(training), []
+    batches = itertools.chain.from_iterable(training.batches_from(0) for _ in itertools.count())
+    for images, labels in itertools.islice(batches, 1 + steps):
+        started = time.monotonic()
+        train_step(images, labels)
+        trained = time.monotonic()
+        training.networks.logits(images)
+        times.append((trained - started, time.monotonic() - trained))
+    return [statistics.median(column) / training.batch_size for column in zip(*times[1:], strict=True)]
+
+
 def train_in(run, metadata, sets):
     """Train in a run folder from its newest checkpoint to the end: the loop over the epochs. Returns the history."""
     from classifier.metadata import say_what_differs
     from classifier.networks import enough_memory
-    from classifier.training import Training, phases_of, phases_to_do
+    from classifier.phases import phases_of, phases_to_do
+    from classifier.training import Training
     from classifier.training_log import epoch_line, print_closing, say_header, say_phase
 
     say_header(run, metadata, sets)

@@ -1,7 +1,6 @@
 """The state of a training: all that a checkpoint holds, so that a run is resumed as if it had never stopped."""
 
 import contextlib
-import dataclasses
 import functools
 import math
 import signal
@@ -15,62 +14,14 @@ import tensorflow as tf
 from classifier import console
 from classifier.augmentation import augment
 from classifier.checkpoints import Saver, load_selected
-from classifier.console import NO_DATA, StopRequest, UserError, command, say
+from classifier.console import StopRequest, UserError, command, say
 from classifier.distributed import create_strategy
 from classifier.history import History
 from classifier.networks import compile_outputs, create_network, extract_features
 from classifier.optimizer import AdamW, bfloat16, constant_after_warmup, learning_rate_schedule, steps_in_bfloat16
-from classifier.pretrained import (
-    first_layer_of_last_sizes, load_weights, normalize_by_recent_steps, split_at_features, standardize, unfreeze,
-)  # fmt: skip
-from classifier.runs import checkpoints_in
-from classifier.settings import AUTO, PRETRAINED_NETWORKS, head_epochs, trains_head
-
-FINE_TUNING_WEIGHT_DECAY = 0.02
-
-
-@dataclasses.dataclass
-class Phase:
-    """Some epochs of a run that train the same part of the network."""
-
-    name: str  # of the folder of its checkpoints
-    first: int  # epochs done before it
-    last: int  # epochs done after it
-    lr: float
-    weight_decay: float
-    on_features: bool = False  # trains the head on the features of a frozen pretrained network
-    until_best: bool = False  # at a constant learning rate, until the validation loss is not lower any more
-    unfrozen: str | None = None  # which pretrained layers are trained: those from this one on, or this many of the last ones
-
-
-def phases_of(metadata):
-    """The phases of a run."""
-    settings = metadata["settings"]
-    options = {"lr": settings["lr"], "weight_decay": settings["weight_decay"]}
-    if not trains_head(settings):
-        return [Phase("newest", 0, settings["epochs"], **options)]
-    first, more = head_epochs(metadata, settings), settings["fine_tune_epochs"]
-    phases = [Phase("newest", 0, first, **options, on_features=True, until_best=metadata["feature_scales"] > 1)]
-    if settings["fine_tune"] not in (None, AUTO):  # choose_fine_tuning() is for later
-        decay = FINE_TUNING_WEIGHT_DECAY if phases[0].until_best else settings["weight_decay"]
-        options = {"lr": settings["fine_tune_lr"], "weight_decay": decay, "unfrozen": settings["fine_tune"]}
-        phases.append(Phase("fine-tuning", first, first + more, **options))
-    return phases
-
-
-def phases_to_do(run, metadata):
-    """Yield the phases of a run from the newest one that has a checkpoint on. Raises UserError if checkpoints are missing.
-
-    The metadata may change in a phase: where the head stops early, fine-tuning begins.
-    """
-    phases = phases_of(metadata)
-    begun = [phase for phase in phases if checkpoints_in(run / "checkpoints" / phase.name)]
-    if any(phase not in begun and phase.first < metadata.get("epochs", 0) for phase in phases):
-        raise UserError(f"the checkpoints of {run} are gone: start a new run", NO_DATA)
-    done = max(len(begun) - 1, 0)
-    while len(phases_of(metadata)) > done:
-        yield phases_of(metadata)[done]
-        done += 1
+from classifier.phases import choose_fine_tuning
+from classifier.pretrained import load_weights, normalize_by_recent_steps, split_at_features, standardize, unfreeze
+from classifier.settings import AUTO, PRETRAINED_NETWORKS, head_epochs
 
 
 def make_repeatable(seed):
@@ -175,11 +126,17 @@ class Training:
         """True if all epochs of the phase are done."""
         return self.epoch >= self.phase.last
 
-    def training_image_size(self):
-        """Side of this epoch's training images: it grows from --start-size to --image-size while the rate is high."""
+    def training_image_size(self, epoch=None):
+        """Side of an epoch's training images: it grows from --start-size to --image-size while the rate is high."""
         start, end = (self.settings[name] for name in ("start_size", "image_size"))
-        size = np.interp(self.epoch, [0, 0.75 * self.settings["epochs"]], [min(start or end, end), end])
+        epoch = self.epoch if epoch is None else epoch
+        size = np.interp(epoch, [0, 0.75 * self.settings["epochs"]], [min(start or end, end), end])
         return end if size == end else int(size) // 8 * 8
+
+    def mean_relative_area(self):
+        """How many pixels a training image has on average over the epochs, relative to the first epoch."""
+        sizes = [self.training_image_size(epoch) for epoch in range(self.settings["epochs"])]
+        return np.mean(np.square(sizes)) / sizes[0] ** 2
 
     @property
     def in_bfloat16(self):
@@ -291,15 +248,6 @@ class Training:
         self._last_save = time.monotonic()
 
 
-def choose_fine_tuning(network, num_images):
-    """The settings of --fine-tune auto for a number of training images: from which layer on, and for how many epochs.
-
-    The more images there are, the more layers they can train without being overfitted, and the fewer epochs are needed.
-    """
-    layers = first_layer_of_last_sizes(network, 1 if num_images < 500 else 2)
-    return {"fine_tune": layers, "fine_tune_epochs": round(min(max(30_000 / num_images, 6), 20))}
-
-
 def class_weights(how, labels, num_classes):
     """What an image of each class counts, (num_classes,) float32, 1 on average over images; None if all count the same.
 
@@ -312,9 +260,3 @@ def class_weights(how, labels, num_classes):
         return None
     weights = counts ** (-1.0 if how == "balanced" else -0.5)
     return (weights * len(labels) / (weights * counts).sum()).astype(np.float32)
-
-
-def check_layer(settings, num_classes):
-    """Raise UserError, before any training, if the network has no layer of the name that --fine-tune gives."""
-    if settings["fine_tune"] not in (None, AUTO):
-        unfreeze(create_network(settings["network"], settings["image_size"], num_classes), settings["fine_tune"])

@@ -45,8 +45,8 @@ def print_closing(run, training, sets, predicted):
     """Print the result, where it is, and what to do next. `predicted`: see calibration.calibrate()."""
     row = training.history.selected()
     if (predicted > 0).sum() == 1:
-        say(f"warning: the network predicts {sets.classes[predicted.argmax()]!r} for every validation image: try more --epochs,"
-            " another --lr, or --class-weights balanced if some classes have fewer images than others")  # fmt: skip
+        say(f"warning: the network predicts {sets.classes[predicted.argmax()]!r} for every validation image: try more"
+            " --epochs, another --lr, or --class-weights balanced if some classes are smaller than others")  # fmt: skip
     if not training.is_over:
         print(f"stopped early: no better one in {training.settings['patience']} epochs (to continue: --resume --patience 0)")
     if row:
