@@ -76,10 +76,12 @@ def show_suspects(arguments):
     if arguments.suspects.suffix.lower() != ".csv":
         raise UserError(f"--suspects: {arguments.suspects} does not end in .csv", USAGE)
     from classifier.finding import find_images
-    from classifier.suspects import find_suspects
+    from classifier.suspects import DOUBTFUL, find_suspects
 
     run = find_run(arguments.model)
     suspects = find_suspects(find_images(arguments.folder), run)
+    for path, reason in suspects.skipped:
+        say(f"skipped: {path}: {reason}")
     write_text(arguments.suspects, csv_text(*suspects.table()))
     sheet = arguments.suspects.with_suffix(".html")
     shown = f", images in {sheet}" if write_contact_sheet(sheet, suspects) else ""
@@ -89,8 +91,8 @@ def show_suspects(arguments):
         return DONE
     for path, caption in suspects.contact_sheet()[:10]:
         print(f"{caption}  {path}")
-    print(f"{result['scored']} images ranked, {result['skipped']} skipped; accuracy of a head that did not see them "
-          f"{result['out_of_fold_accuracy']:.2%}; {result['doubtful']} labels have a probability below 5%")  # fmt: skip
+    print(f"{result['scored']} images ranked, {result['skipped']} skipped; {result['doubtful']} labels have a probability "
+          f"below {DOUBTFUL:.0%}; accuracy out of fold {result['out_of_fold_accuracy']:.2%}")  # fmt: skip
     say(f"all of them in {arguments.suspects}{shown}: look at them in this order until most labels are correct")
     return DONE
 
