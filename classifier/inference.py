@@ -63,7 +63,7 @@ class Classifier:
         if isinstance(images, str | os.PathLike):
             raise ValueError(f"a list of images is needed, not {images!r} alone")
         unknown = name_for_unknown(self.classes)
-        for path, scores, reason, ood_score in predict(self._predictor, self.metadata["image_size"], images, tta):
+        for path, scores, reason, ood_score in predict(self._predictor, self.metadata["image_size"], list(images), tta):
             path = None if isinstance(path, np.ndarray) else path
             if reason:
                 yield Answer(path, reason=reason)
