@@ -45,8 +45,8 @@ def read_train_sets(train_path, image_size, classes=None, validation_size=0.2, l
     train, valid = _split_each_class(found, decoded, validation_size)
     learnt_from = [[(decoded.digests[i], found.labels[i]) for i in side] for side in (train, valid)]
     return TrainSets(
-        _data_set(found, decoded, train, image_size),
-        _data_set(found, decoded, valid, image_size),
+        data_set_of(found, decoded, train, image_size),
+        data_set_of(found, decoded, valid, image_size),
         found.classes,
         [(path, reason) for path, reason in zip(found.paths, decoded.reasons, strict=True) if reason],
         digest_of(json.dumps([found.classes, learnt_from]).encode(), size=12),
@@ -136,8 +136,8 @@ class DataSet:
         return prefetch(load, chunks, batch_size * self._image_bytes)
 
 
-def _data_set(found, decoded, members, image_size):
-    """The DataSet of some of the found images: from the cache, or from their files if there is none."""
+def data_set_of(found, decoded, members, image_size):
+    """The DataSet of found images at the positions `members`: from the cache, or from their files if there is none."""
     paths = [found.paths[i] for i in members]
     rows = np.cumsum([reason is None for reason in decoded.reasons])[members] - 1
 

@@ -6,8 +6,11 @@ from pathlib import Path
 
 from classifier import console
 from classifier.console import BELOW_ACCURACY, DONE, NO_DATA, PROJECT, USAGE, UserError, number, say
+from classifier.files import csv_text, write_text
 from classifier.runs import find_run, read_metadata
 from classifier.settings import PRETRAINED_NETWORKS
+
+MOST_COLUMNS = 20  # of a confusion matrix that can be read
 
 
 def parse_arguments(argv):
@@ -26,6 +29,11 @@ def parse_arguments(argv):
         help="images of other things (out-of-distribution): also measure how well they are recognized as such")  # fmt: skip
     add("--format", choices=["table", "json"], default="table", help="format of standard output (default: table)")
     add("--tta", action="store_true", help="score the mirror image too (test-time augmentation), in twice the time")
+    add("--predictions", type=Path, metavar="FILE.csv",
+        help="also write a table of all images: incorrect predictions first, the most confident at the top")  # fmt: skip
+    add("--suspects", type=Path, metavar="FILE.csv",
+        help="instead: which labels are wrong? Rank the images, whatever their classes, most suspicious first, and write a "
+        "table and a contact sheet, FILE.html")  # fmt: skip
     add("--min-accuracy", type=number(float, 0, 1), metavar="P", help="exit with code 4 if the accuracy is below P")
     return parser.parse_args(argv)
 
@@ -38,16 +46,66 @@ def main(argv=None):
             raise UserError(f"there is no folder {folder}", NO_DATA)
     if arguments.ood_dir and arguments.zero_shot:
         raise UserError("--ood-dir is for runs: --zero-shot has no out-of-distribution scores", USAGE)
-    from classifier.evaluation import evaluate
+    for flag, path in (("--predictions", arguments.predictions), ("--suspects", arguments.suspects)):
+        if path and not path.parent.is_dir():
+            raise UserError(f"there is no folder {path.parent} for {flag}", USAGE)
+    if arguments.suspects:
+        return show_suspects(arguments)
+    from classifier.evaluation import evaluate, evaluate_ood, prediction_table
+    from classifier.inference import predict
 
     model, predictor, image_size, found = load(arguments)
-    result = {"model": str(model), "folder": str(arguments.folder)}
-    result |= evaluate(predictor, image_size, found, arguments.tta, arguments.ood_dir)
+    predictions = list(predict(predictor, image_size, found.paths, arguments.tta))
+    result = {"model": str(model), "folder": str(arguments.folder)} | evaluate(predictions, found)
+    others = {str(folder): evaluate_ood(predictor, image_size, folder, predictions) for folder in arguments.ood_dir}
+    result["out_of_distribution"] = others
     print(json.dumps(result, indent=1) if arguments.format == "json" else table_of(result))
+    if arguments.predictions:
+        write_text(arguments.predictions, csv_text(*prediction_table(predictions, found)))
     if arguments.min_accuracy is not None and result["accuracy"] < arguments.min_accuracy:
         say(f"accuracy {result['accuracy']:.2%} is below the required {arguments.min_accuracy:.2%}")
         return BELOW_ACCURACY
     return DONE
+
+
+def show_suspects(arguments):
+    """Rank the labels by how likely they are to be wrong, write both files, and return the exit code."""
+    others = [arguments.zero_shot, arguments.ood_dir, arguments.tta, arguments.predictions, arguments.min_accuracy]
+    if any(other not in (None, False, []) for other in others):
+        raise UserError("--suspects does not go with --zero-shot, --ood-dir, --tta, --predictions or --min-accuracy", USAGE)
+    if arguments.suspects.suffix.lower() != ".csv":
+        raise UserError(f"--suspects: {arguments.suspects} does not end in .csv", USAGE)
+    from classifier.finding import find_images
+    from classifier.suspects import DOUBTFUL, find_suspects
+
+    run = find_run(arguments.model)
+    suspects = find_suspects(find_images(arguments.folder), run)
+    for path, reason in suspects.skipped:
+        say(f"skipped: {path}: {reason}")
+    write_text(arguments.suspects, csv_text(*suspects.table()))
+    sheet = arguments.suspects.with_suffix(".html")
+    shown = f", images in {sheet}" if write_contact_sheet(sheet, suspects) else ""
+    result = {"model": str(run), "folder": str(arguments.folder)} | suspects.summary()
+    if arguments.format == "json":
+        print(json.dumps(result, indent=1))
+        return DONE
+    for path, caption in suspects.contact_sheet()[:10]:
+        print(f"{caption}  {path}")
+    print(f"{result['scored']} images ranked, {result['skipped']} skipped; {result['doubtful']} labels have a probability "
+          f"below {DOUBTFUL:.0%}; accuracy out of fold {result['out_of_fold_accuracy']:.2%}")  # fmt: skip
+    say(f"all of them in {arguments.suspects}{shown}: look at them in this order until most labels are correct")
+    return DONE
+
+
+def write_contact_sheet(path, suspects):
+    """Write the most suspicious images and their labels as a page; returns whether that is possible."""
+    try:
+        from classifier.report import write_report
+    except ImportError:  # TODO(merge): remove this when classifier/report.py is there
+        return False
+    text = "The label and its probability, and another class and its probability, by a head that was fitted to other images."
+    write_report(path, "Which labels are wrong?", [("Most suspicious first", text, None, suspects.contact_sheet())])
+    return True
 
 
 def load(arguments):
@@ -70,16 +128,16 @@ def load(arguments):
 
 
 def table_of(result):
-    """The result for people: the confusion matrix with each class's recall and precision, then the totals."""
-    classes = result["classes"]
-    rows = [["true class", *(f"as {name}" for name in classes), "recall", "precision"]]
-    for name, counts in zip(classes, result["confusion_matrix"], strict=True):
-        scores = result["per_class"][name]
-        shown = ["–" if scores[key] is None else f"{scores[key]:.1%}" for key in ("recall", "precision")]
-        rows.append([name, *counts, *shown])
-    lines = [console.aligned(rows, ">")]
-    lines.append(f"accuracy {result['accuracy']:.2%} (always predicting the largest class: {result['majority']:.2%}), "
-                 f"log loss {result['log_loss']:.4f}")  # fmt: skip
+    """The result for people: recall and precision of each class, which classes are confused, then the totals."""
+    classes, counts = result["classes"], [figures["pictures"] for figures in result["per_class"].values()]
+    lines = [confusion_matrix(result)] if len(classes) <= MOST_COLUMNS else [class_table(result), most_confused(result)]
+    low, high = result["accuracy_interval"]
+    lines.append(f"accuracy {result['accuracy']:.2%} (95% confidence interval: {low:.1%} to {high:.1%}; always predicting "
+                 f"the largest class: {result['majority']:.2%}), log loss {result['log_loss']:.4f}")  # fmt: skip
+    if "top5_accuracy" in result:
+        lines.append(f"top-5 accuracy {result['top5_accuracy']:.2%}")
+    if max(counts) >= 1.5 * min(counts):
+        lines.append(f"balanced accuracy, the mean recall, {result['balanced_accuracy']:.2%}")
     lines.append(f"calibration error {result['calibration_error']:.2%} (from chance alone: {result['chance_error']:.2%})")
     lines.append(f"{result['scored']} images scored, {result['skipped']} skipped; "
                  f"{result['unknown']} would be predicted as unknown")  # fmt: skip
@@ -87,6 +145,37 @@ def table_of(result):
         lines.append(f"{others['unknown']} of {others['scored']} images in {folder} would be predicted as unknown, "
                      f"area under the ROC curve {others['area_under_roc']:.3f}")  # fmt: skip
     return "\n".join(lines)
+
+
+def confusion_matrix(result):
+    """The confusion matrix, with each class's recall and precision."""
+    rows = [["true class", *(f"as {name}" for name in result["classes"]), "recall", "precision"]]
+    for name, counts in zip(result["classes"], result["confusion_matrix"], strict=True):
+        rows.append([name, *counts, *recall_and_precision(result, name)])
+    return console.aligned(rows, ">")
+
+
+def class_table(result):
+    """Each class's number of images, recall and precision, for classes that are too many for a confusion matrix."""
+    rows = [["true class", "images", "recall", "precision"]]
+    for name in result["classes"]:
+        rows.append([name, result["per_class"][name]["pictures"], *recall_and_precision(result, name)])
+    return console.aligned(rows, ">")
+
+
+def recall_and_precision(result, name):
+    """Both figures of a class as text; a dash where there is none."""
+    scores = result["per_class"][name]
+    return ["–" if scores[key] is None else f"{scores[key]:.1%}" for key in ("recall", "precision")]
+
+
+def most_confused(result, most=10):
+    """The most frequent confusions, a line each."""
+    classes = result["classes"]
+    confused = [(count, classes[true], classes[predicted]) for true, row in enumerate(result["confusion_matrix"])
+                for predicted, count in enumerate(row) if count and true != predicted]  # fmt: skip
+    confused.sort(key=lambda confusion: -confusion[0])
+    return "\n".join(f"{count} × {true} predicted as {predicted}" for count, true, predicted in confused[:most])
 
 
 if __name__ == "__main__":

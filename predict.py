@@ -1,20 +1,16 @@
 """Predict the class of a photo: python predict.py photo.jpg
 
-Read here how a run is restored and its predictions become answers; predict() in classifier/inference.py is between the two.
+Read here how answers are printed; a run is restored and predicts in classifier/inference.py.
 """
 
 import argparse
 import csv
 import json
-import math
 import sys
 from pathlib import Path
 
 from classifier import console
-from classifier.console import DONE, FAILED, PROJECT, number
-from classifier.runs import find_run, read_metadata
-
-UNKNOWN = "unknown"
+from classifier.console import DONE, FAILED, PROJECT, USAGE, UserError, number
 
 # What imports NumPy is imported inside the functions that use it: --help and a wrong flag answer at once.
 
@@ -30,97 +26,85 @@ def parse_arguments(argv):
     add("paths", nargs="+", metavar="PATH", help="images, folders of images, or - for paths on standard input")
     add("--model", type=Path, default=PROJECT / "runs", metavar="RUN_FOLDER", help="default: the newest finished run")
     add("--top", type=number(int, 1), default=3, metavar="N", help="how many classes the text shows (default: 3)")
-    add("--min-confidence", type=number(float, 0, 1), default=0.0, metavar="P",
-        help=f"predict {UNKNOWN} if the highest probability is below P, as for images unlike those of training")  # fmt: skip
+    add("--min-confidence", type=number(float, 0, 1), metavar="P",
+        help="predict unknown if the highest probability is below P, as for images unlike those of training")  # fmt: skip
     add("--format", choices=PRINTERS, default="text", help="format of standard output (default: text)")
     add("--runtime", choices=["auto", "litert", "tensorflow"], default="auto",
         help="auto (default): LiteRT, which starts sooner, if it is installed and the run's file is sound")  # fmt: skip
     add("--tta", action="store_true", help="score the mirror image too (test-time augmentation), in twice the time")
     add("--submission", type=Path, metavar="FILE",
         help="also write Kaggle's id,label: the probability of dog for each numbered image (1.jpg)")  # fmt: skip
+    add("--copy-to", type=Path, metavar="FOLDER",
+        help="also copy every image into FOLDER/CLASS, FOLDER/unknown or, below --min-confidence or if the second class is "
+        "more than half as likely, FOLDER/not_sure; nothing is moved or overwritten")  # fmt: skip
+    add("--link", action="store_true", help="--copy-to makes symbolic links instead of copies")
     return parser.parse_args(argv)
 
 
 def main(argv=None):
     """Predict, print, and return the exit code."""
     arguments = parse_arguments(argv)
-    from classifier.inference import list_images, load_predictor, predict
+    if arguments.link and not arguments.copy_to:
+        raise UserError("--link needs --copy-to FOLDER", USAGE)
+    from classifier.inference import Classifier, list_images
 
-    run = find_run(arguments.model)
-    metadata = read_metadata(run)
     paths = list_images(arguments.paths)
-    predictor = load_predictor(run, metadata, arguments.runtime)
-    predictions = predict(predictor, metadata["image_size"], paths, arguments.tta)
+    if arguments.copy_to:
+        from classifier.sorting import outside, sorting
+
+        paths = outside(paths, arguments.copy_to)
+    classifier = Classifier(arguments.model, arguments.runtime)
+    answers = classifier.predict(paths, arguments.tta, arguments.min_confidence or 0.0)
+    if arguments.copy_to:
+        answers = sorting(answers, arguments.copy_to, classifier.classes, arguments.min_confidence, arguments.link)
     if arguments.submission:
         from classifier.submission import Submission
 
-        submission = Submission(arguments.submission, paths, metadata)
-        predictions = list(predictions)
-    failed = PRINTERS[arguments.format](predictions, metadata["classes"], arguments.top, arguments.min_confidence)
+        submission = Submission(arguments.submission, paths, classifier.metadata)
+        answers = list(answers)
+    failed = PRINTERS[arguments.format](answers, classifier.classes, arguments.top)
     if arguments.submission:
-        submission.write(predictions)
+        submission.write(answers)
     return FAILED if failed else DONE
 
 
-def predicted_class(prediction, classes, min_confidence):
-    """The class, its probability, and all probabilities, {class: probability}, the most likely first.
-
-    The class is name_for_unknown() if the image is out of distribution, or if no class is as likely as `min_confidence`.
-    """
-    probabilities = dict(zip(classes, map(math.exp, prediction.scores), strict=True))
-    probabilities = dict(sorted(probabilities.items(), key=lambda item: item[1], reverse=True))
-    name, probability = next(iter(probabilities.items()))
-    known = prediction.ood_score <= 1 and probability >= min_confidence
-    return name if known else name_for_unknown(classes), probability, probabilities
-
-
-def name_for_unknown(classes):
-    """What is printed instead of a class: unknown, or (unknown) if a class has that name."""
-    name, taken = UNKNOWN, {name.casefold() for name in classes}
-    while name in taken:
-        name = f"({name})"
-    return name
-
-
-def print_text(predictions, classes, top, min_confidence):
+def print_text(answers, classes, top):
     """A line for each image, the most likely classes first: `photo.jpg: dog 97.3%, cat 2.7%`. Returns how many failed."""
     failed = 0
-    for prediction in predictions:
-        if prediction.reason:
+    for answer in answers:
+        if answer.reason:
             failed += 1
         else:
-            name, _, probabilities = predicted_class(prediction, classes, min_confidence)
-            shown = ", ".join(f"{name} {p:.1%}" for name, p in list(probabilities.items())[:top])
-            print(f"{prediction.path}: {shown if name in classes else f'{name} ({shown})'}", flush=True)
+            shown = ", ".join(f"{name} {p:.1%}" for name, p in list(answer.probabilities.items())[:top])
+            known = answer.predicted_class in classes
+            print(f"{answer.path}: {shown if known else f'{answer.predicted_class} ({shown})'}", flush=True)
     return failed
 
 
-def print_csv(predictions, classes, top, min_confidence):
+def print_csv(answers, classes, top):
     """A row for each image that could be read: path,class,probability, a column for each class. Returns how many failed."""
     failed = 0
     table = csv.writer(sys.stdout, lineterminator="\n")
     table.writerow(["path", "class", "probability", *classes])
-    for prediction in predictions:
-        if prediction.reason:
+    for answer in answers:
+        if answer.reason:
             failed += 1
         else:
-            name, probability, probabilities = predicted_class(prediction, classes, min_confidence)
-            columns = (probability, *(probabilities[name] for name in classes))
-            table.writerow([prediction.path, name, *(f"{p:.6g}" for p in columns)])
+            columns = (answer.probability, *(answer.probabilities[name] for name in classes))
+            table.writerow([answer.path, answer.predicted_class, *(f"{p:.6g}" for p in columns)])
     return failed
 
 
-def print_json(predictions, classes, top, min_confidence):
+def print_json(answers, classes, top):
     """A list with an object for each image, with an error for those that could not be read. Returns how many failed."""
     objects, failed = [], 0
-    for prediction in predictions:
-        if prediction.reason:
+    for answer in answers:
+        if answer.reason:
             failed += 1
-            objects.append({"path": prediction.path, "error": prediction.reason})
+            objects.append({"path": answer.path, "error": answer.reason})
         else:
-            name, probability, probabilities = predicted_class(prediction, classes, min_confidence)
-            objects.append({"path": prediction.path, "class": name, "probability": probability,
-                            "probabilities": probabilities, "novelty": round(prediction.ood_score, 4)})  # fmt: skip
+            objects.append({"path": answer.path, "class": answer.predicted_class, "probability": answer.probability,
+                            "probabilities": answer.probabilities, "novelty": round(answer.ood_score, 4)})  # fmt: skip
     json.dump(objects, sys.stdout, indent=1)
     print()
     return failed

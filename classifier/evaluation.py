@@ -4,46 +4,47 @@ import numpy as np
 
 from classifier.console import NO_DATA, UserError
 from classifier.inference import list_images, predict
-from classifier.metrics import area_under_roc, calibration_error, chance_error
+from classifier.metrics import accuracy_interval, area_under_roc, calibration_error, chance_error
+
+MANY_CLASSES = 10  # from which on the five most likely ones are of interest
 
 
-def evaluate(predictor, image_size, found, tta=False, ood_dirs=()):
-    """Score each of the images found, see dataset.Found, once; for the rest, see predict().
+def evaluate(predictions, found):
+    """Score the Prediction of each of the images found, see finding.Found; those that could not be read are skipped.
 
-    Returns a dictionary: accuracy; majority, the accuracy of always predicting the largest class; log_loss, the mean of
-    -ln(probability of the true class); calibration_error and chance_error: see metrics.py; classes; per_class and
-    confusion_matrix: see per_class_metrics(); unknown, how many images predict.py would predict as unknown, although they
-    are scored; scored and skipped, numbers of images; out_of_distribution: {folder: see evaluate_ood()} of `ood_dirs`.
-    Raises UserError if no image can be scored.
+    Returns a dictionary: accuracy; accuracy_interval, see metrics.py; balanced_accuracy, the mean recall of the classes that
+    have images; top5_accuracy, how often the true class is among the five most likely, of MANY_CLASSES or more; majority,
+    the accuracy of always predicting the largest class; log_loss, the mean of -ln(probability of the true class);
+    calibration_error and chance_error: see metrics.py; classes; per_class and confusion_matrix: see per_class_metrics();
+    unknown, how many images predict.py would predict as unknown, although they are scored; scored and skipped, numbers of
+    images. Raises UserError if no image can be scored.
     """
-    predictions, labels, skipped = [], [], 0
-    for label, prediction in zip(found.labels, predict(predictor, image_size, found.paths, tta), strict=True):
-        if prediction.reason:
-            skipped += 1
-        else:
-            predictions.append(prediction)
-            labels.append(label)
-    scored = len(labels)
+    pairs = [(p, label) for p, label in zip(predictions, found.labels, strict=True) if not p.reason]
+    scored, skipped = len(pairs), len(predictions) - len(pairs)
     if not scored:
         raise UserError(f"none of the {skipped} images in {found.folder} can be read", NO_DATA)
-    scores, labels = np.array([p.scores for p in predictions]), np.array(labels)  # (scored, classes), (scored,)
+    scores = np.array([p.scores for p, _ in pairs])  # (scored, classes)
+    labels = np.array([label for _, label in pairs])
+    of_label = scores[np.arange(scored), labels]
     predicted, confidences = scores.argmax(axis=1), np.exp(scores.max(axis=1))
     correct = predicted == labels
-    ood_scores = [p.ood_score for p in predictions]
-    if ood_dirs and not any(ood_scores):
-        raise UserError("--ood-dir: the statistics for out-of-distribution scores are lost", NO_DATA)
+    per_class = per_class_metrics(predicted, labels, found.classes)
+    recalls = [figures["recall"] for figures in per_class["per_class"].values() if figures["pictures"]]
+    top5 = float(((scores > of_label[:, None]).sum(axis=1) < 5).mean())
     return {
         "accuracy": float(correct.mean()),
+        "accuracy_interval": accuracy_interval(int(correct.sum()), scored),
+        "balanced_accuracy": float(np.mean(recalls)),
+        **({"top5_accuracy": top5} if len(found.classes) >= MANY_CLASSES else {}),
         "majority": np.bincount(labels).max() / scored,
-        "log_loss": -scores[np.arange(scored), labels].mean(),
+        "log_loss": -of_label.mean(),
         "calibration_error": calibration_error(confidences, correct),
         "chance_error": chance_error(confidences),
         "classes": found.classes,
-        **per_class_metrics(predicted, labels, found.classes),
-        "unknown": sum(score > 1 for score in ood_scores),
+        **per_class,
+        "unknown": sum(p.ood_score > 1 for p, _ in pairs),
         "scored": scored,
         "skipped": skipped,
-        "out_of_distribution": {str(folder): evaluate_ood(predictor, image_size, folder, ood_scores) for folder in ood_dirs},
     }
 
 
@@ -64,17 +65,41 @@ def per_class_metrics(predicted, labels, classes):
     return {"per_class": per_class, "confusion_matrix": confusion.tolist()}
 
 
+def prediction_table(predictions, found):
+    """(header, rows) of a table of all images: the incorrect ones first, those with the highest confidence at the top.
+
+    Then come the correct ones, those with the lowest confidence first, and those that could not be read, with the reason.
+    """
+    header = ["path", "true_class", "predicted_class", "probability", "true_class_probability", "ood_score", "correct",
+              "reason"]  # fmt: skip
+    ranked = []
+    for prediction, label in zip(predictions, found.labels, strict=True):
+        row = [prediction.path, found.classes[label]]
+        if prediction.reason:
+            ranked.append(((2, 0.0), [*row, "", "", "", "", "", prediction.reason]))
+            continue
+        predicted = int(np.argmax(prediction.scores))
+        correct, score = predicted == label, prediction.scores[predicted]
+        figures = [np.exp(score), np.exp(prediction.scores[label]), prediction.ood_score]
+        row += [found.classes[predicted], *(f"{figure:.6g}" for figure in figures), "yes" if correct else "no", ""]
+        ranked.append(((1, score) if correct else (0, -score), row))
+    return header, [row for _, row in sorted(ranked, key=lambda pair: pair[0])]
+
+
 def evaluate_ood(predictor, image_size, folder, in_distribution):
-    """How well the images in a folder, of none of the classes, are separated from others, whose OOD scores are given, (n,).
+    """How well the images in a folder, of none of the classes, are separated from those of Predictions.
 
     Returns {area_under_roc: see metrics.py, unknown: how many predict.py would predict as unknown, scored, skipped}.
     """
+    known = [p.ood_score for p in in_distribution if not p.reason]
+    if not any(known):
+        raise UserError("--ood-dir: the statistics for out-of-distribution scores are lost", NO_DATA)
     predictions = list(predict(predictor, image_size, list_images([folder])))
     scores = [p.ood_score for p in predictions if not p.reason]
     if not scores:
         raise UserError(f"none of the {len(predictions)} images in {folder} can be read", NO_DATA)
     return {
-        "area_under_roc": area_under_roc(in_distribution, scores),
+        "area_under_roc": area_under_roc(known, scores),
         "unknown": sum(score > 1 for score in scores),
         "scored": len(scores),
         "skipped": len(predictions) - len(scores),

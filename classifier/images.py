@@ -87,6 +87,16 @@ def decode_image(path, data, image_size):
         image = None
     if image is None:
         raise BadImageError(path, f"damaged, truncated or unsupported {kind}")
+    return to_square(image, image_size)
+
+
+def to_square(image, image_size):
+    """Resize an image, (height, width, 3) uint8 RGB, to (image_size, image_size, 3), whatever its shape.
+
+    Raises ValueError for any other array.
+    """
+    if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3 or not image.size:
+        raise ValueError(f"an image is (height, width, 3) uint8 RGB, not {image.shape} {image.dtype}")
     # Bilinear interpolation reads two pixels in each direction. Where more of them become one, averaging over areas, five
     # times as slow, keeps edges smooth.
     height, width = image.shape[:2]
@@ -122,10 +132,12 @@ def decode_batches(paths, image_size):
     """Decode files in parallel and in order, for evaluation and prediction, inference_batch_size() at a time.
 
     Yields (paths, reasons, images): some of `paths`; for each the reason why it cannot be used, or None; and the usable
-    images, (n, image_size, image_size, 3) uint8 RGB.
+    images, (n, image_size, image_size, 3) uint8 RGB. In place of a path there may be an array: see to_square().
     """
 
     def attempt(path):
+        if isinstance(path, np.ndarray):
+            return None, to_square(path, image_size)
         try:
             return None, load_image(path, image_size)
         except BadImageError as error:

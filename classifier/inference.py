@@ -1,9 +1,19 @@
-"""Inference: a run as a function from images to predictions, through LiteRT, which starts faster, or TensorFlow."""
+"""Inference: a run as a function from images to predictions, through LiteRT, which starts faster, or TensorFlow.
+
+    from classifier.inference import Classifier
+
+    for answer in Classifier("runs/001").predict(["photo.jpg", array]):
+        print(answer.predicted_class, answer.probabilities, answer.ood_score)
+
+An array is (height, width, 3) uint8 RGB, of any size. The folder of this project must be on sys.path.
+"""
 
 import contextlib
+import math
 import os
 import sys
 from collections.abc import Sequence
+from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
@@ -14,22 +24,81 @@ from classifier.files import digest_of
 from classifier.finding import walk_images
 from classifier.images import decode_batches
 from classifier.metrics import log_softmax
-from classifier.runs import LITERT, METADATA, network_digest
+from classifier.runs import LITERT, METADATA, find_run, network_digest, read_metadata
 
 LITERT_BATCH = 8  # the feature maps of more images do not fit into the CPU's cache
+UNKNOWN = "unknown"
+
+
+class Answer(NamedTuple):
+    """What a Classifier says of one image; where a file cannot be used, nothing but the reason."""
+
+    path: str | os.PathLike | None  # None for an array
+    predicted_class: str | None = None  # name_for_unknown() for an image that is unlike those of training, or not sure
+    probability: float = 0.0  # of the most likely class
+    probabilities: dict[str, float] | None = None  # of all classes, the most likely first
+    ood_score: float = 0.0  # above 1, the image is unlike all training images (out of distribution)
+    reason: str | None = None  # why the file cannot be used
+
+
+class Classifier:
+    """A trained run, ready to predict; `classes` are its classes, `metadata` is the content of its model.json."""
+
+    def __init__(self, run, runtime="auto"):
+        """`run` is a run folder, or a folder of them: their newest finished one. `runtime`: see load_predictor().
+
+        Raises UserError where there is no run, or it is damaged.
+        """
+        self.run = find_run(Path(run))
+        self.metadata = read_metadata(self.run)
+        self.classes = self.metadata["classes"]
+        self._predictor = load_predictor(self.run, self.metadata, runtime)
+
+    def predict(self, images, tta=False, min_confidence=0.0):
+        """Yield an Answer for each of a list of images, in order: paths, or arrays, (height, width, 3) uint8 RGB, upright.
+
+        Files that cannot be used are also reported on standard error. With `tta`, test-time augmentation, probabilities are
+        the mean of those for the image and for its mirror image. Raises ValueError for an array of another kind.
+        """
+        if isinstance(images, str | os.PathLike):
+            raise ValueError(f"a list of images is needed, not {images!r} alone")
+        unknown = name_for_unknown(self.classes)
+        for path, scores, reason, ood_score in predict(self._predictor, self.metadata["image_size"], list(images), tta):
+            path = None if isinstance(path, np.ndarray) else path
+            if reason:
+                yield Answer(path, reason=reason)
+                continue
+            probabilities = dict(zip(self.classes, map(math.exp, scores), strict=True))
+            probabilities = dict(sorted(probabilities.items(), key=lambda item: item[1], reverse=True))
+            name, probability = next(iter(probabilities.items()))
+            known = ood_score <= 1 and probability >= min_confidence
+            yield Answer(path, name if known else unknown, probability, probabilities, ood_score)
+
+
+def name_for_unknown(classes):
+    """What is said instead of a class: unknown, or (unknown) if a class has that name."""
+    return free_name(UNKNOWN, classes)
+
+
+def free_name(name, classes):
+    """The name, in brackets if a class has it already."""
+    taken = {other.casefold() for other in classes}
+    while name in taken:
+        name = f"({name})"
+    return name
 
 
 class Prediction(NamedTuple):
-    """What the network predicts for one file."""
+    """What the network predicts for one image."""
 
-    path: str
+    path: str | os.PathLike | np.ndarray  # or the array itself
     scores: Sequence[float] | None  # (classes,) float64 log-probabilities; None where the file cannot be used
     reason: str | None  # why it cannot be used
     ood_score: float = 0.0  # relative to the threshold: above 1, the image is unlike all training images
 
 
 def predict(predictor, image_size, paths, tta=False):
-    """Yield a Prediction for each of `paths`, in order, and report files that cannot be used.
+    """Yield a Prediction for each of `paths`, or arrays, in order, and report files that cannot be used.
 
     `predictor`: see load_predictor(). With `tta`, test-time augmentation, probabilities are the mean of those for the image
     and for its mirror image.

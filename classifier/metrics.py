@@ -31,6 +31,17 @@ def chance_error(confidences, bins=15):
     return float(np.sqrt(2 / np.pi * np.maximum(variances, 0)).sum() / len(confidences))
 
 
+def accuracy_interval(correct, count):
+    """The 95 % confidence interval (low, high) of an accuracy, if `correct` of `count` predictions are.
+
+    Wilson, "Probable Inference, the Law of Succession, and Statistical Inference", 1927.
+    """
+    z = 1.96  # standard errors
+    middle = (correct + z**2 / 2) / (count + z**2)
+    half = z / (count + z**2) * np.sqrt(correct * (count - correct) / count + z**2 / 4)
+    return float(middle - half), float(middle + half)
+
+
 def _sums_in_bins(confidences, values, bins):
     places = np.minimum((confidences * bins).astype(int), bins - 1)
     return np.bincount(places, values, bins)

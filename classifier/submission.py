@@ -1,6 +1,5 @@
 """A submission to Kaggle's competition of dogs and cats: id,label, the probability of dog for each numbered image."""
 
-import math
 import os
 
 from classifier.console import NO_DATA, USAGE, UserError, say
@@ -15,26 +14,26 @@ class Submission:
 
     def __init__(self, file_path, paths, metadata):
         self._path, self._ids = file_path, image_numbers(paths)
-        self._dog = dog_column(metadata["classes"])
+        self._dog = dog_class(metadata["classes"])
         self._lowest = lowest_probability(metadata)
         if not file_path.parent.is_dir():
             raise UserError(f"there is no folder {file_path.parent} for --submission", USAGE)
 
-    def write(self, predictions):
+    def write(self, answers):
         """Write the file, in the order of the numbers; images that could not be read have no row."""
-        readable = [(number, p) for number, p in zip(self._ids, predictions, strict=True) if not p.reason]
-        rows = sorted((number, math.exp(p.scores[self._dog])) for number, p in readable)
+        readable = [(number, answer) for number, answer in zip(self._ids, answers, strict=True) if not answer.reason]
+        rows = sorted((number, answer.probabilities[self._dog]) for number, answer in readable)
         clipped = ([number, f"{min(max(dog, self._lowest), 1 - self._lowest):.6f}"] for number, dog in rows)
         write_text(self._path, csv_text(["id", "label"], clipped))
         say(f"{len(rows)} rows in {self._path}, labels from {self._lowest:.6f} to {1 - self._lowest:.6f}: "
             "log loss punishes certainty")  # fmt: skip
 
 
-def dog_column(classes):
-    """The index of the class that Kaggle asks for."""
-    for column, name in enumerate(classes):
+def dog_class(classes):
+    """The class that Kaggle asks for."""
+    for name in classes:
         if name.casefold() in ("dog", "dogs"):
-            return column
+            return name
     raise UserError(f"--submission needs a model with a class dog: this one has {', '.join(classes)}", USAGE)
 
 

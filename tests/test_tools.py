@@ -96,6 +96,24 @@ def test_a_run_has_one_row_with_the_figures_of_evaluation(trained, images, scrip
     assert Path("tests.csv").read_text() == "something,else\n"
 
 
+def test_planted_labels_are_counted_where_they_are_found(run_folder, scripts_in_this_process, monkeypatch):
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)  # without cleanlab
+    folder = draw_images("labelled", 20, ["cats", "stripes"])
+    arguments = ("--data-dir", folder, "--model", run_folder, "--rates", 0.05, "--seeds", 2)
+    lines = run("tools.planted_labels", *arguments).stdout.splitlines()
+    assert lines[0] == "5% of 40 labels planted, 2 times: found in the first …"
+    assert lines[1].split() == ["1%", "2%", "5%"]
+    method, *found = lines[2].split()
+    assert method == "evaluate.py"
+    assert found[0] == "0.0%"  # of 40 images, that is none
+    assert float(found[2].rstrip("%")) >= 50
+    assert lines[3].split()[-3:] == ["0.0%", "50.0%", "100.0%"]
+    assert len(list(folder.rglob("*.jpg"))) == 40
+    assert not Path("runs/.cache").exists()
+    shutil.rmtree(folder / "cats")
+    assert "only one class" in error_of(run("tools.planted_labels", *arguments, code=3))
+
+
 def test_the_drawings_can_be_drawn_again(tmp_path):
     """The committed samples are what draw_samples.py makes, and it overwrites nothing."""
     command = ("tools.draw_samples", "--output", tmp_path, "--per-class", 2, "--testing-per-class", 1)

@@ -9,6 +9,7 @@ from classifier.console import UserError
 from classifier.evaluation import evaluate
 from classifier.finding import find_images
 from classifier.images import load_image
+from classifier.inference import predict
 from classifier.zero_shot import imagenet_classes, predictor_by_imagenet
 
 LABELS = [f"class_{i}" for i in range(1000)]
@@ -36,7 +37,8 @@ def test_kinds_of_a_class_are_added_up():
 
 def test_a_folder_is_scored_without_training(images):
     found = find_images(images)
-    result = evaluate(predictor_by_imagenet(known_network(), LABELS, found.classes), 8, found)
+    predictor = predictor_by_imagenet(known_network(), LABELS, found.classes)
+    result = evaluate(list(predict(predictor, 8, found.paths)), found)
     light = [load_image(path, 8).mean() > 127 for path in found.paths]  # which the network takes for cats
     assert result["scored"] == 24
     assert 0 < sum(light) < 24
