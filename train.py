@@ -150,8 +150,8 @@ def train_in(run, metadata, sets):
         if not training.results().items() <= metadata.items():
             metadata |= training.results()
             write_metadata(run, metadata)  # the next phase begins after this number of epochs
-    predicted = finish(run, metadata, training)
-    print_closing(run, training, sets, predicted)
+    confusion = finish(run, metadata, training)
+    print_closing(run, training, sets, confusion)
     return training.history.rows
 
 
@@ -242,7 +242,7 @@ def validate(training):
 def finish(run, metadata, training):
     """Fit temperature and OOD threshold to the selected weights, and export them for prediction.
 
-    Adds to the metadata. Returns how often each class is predicted for validation images, (classes,).
+    Adds to the metadata. Returns the confusion matrix of validation images: see calibrate().
     """
     from classifier.calibration import calibrate
     from classifier.checkpoints import load_selected, save_ood
@@ -251,14 +251,14 @@ def finish(run, metadata, training):
 
     load_selected(run, training.networks.whole_average)
     with enough_memory():
-        temperature, ood, threshold, kind, predicted = calibrate(
+        temperature, ood, threshold, kind, confusion = calibrate(
             training.networks.average, training.sets, metadata["image_size"], training.phase.on_features
         )
     save_ood(run, ood, training.history.selected()["epoch"])
     metadata |= {"temperature": temperature, "novelty": {"limit": threshold, "features": kind}, "finished": True}
     write_metadata(run, metadata)
     export_for_prediction(run, metadata, training.sets.valid)
-    return predicted
+    return confusion
 
 
 if __name__ == "__main__":

@@ -7,7 +7,7 @@ import numpy as np
 
 from classifier.console import say
 from classifier.images import inference_batch_size
-from classifier.metrics import calibration_error, log_softmax
+from classifier.metrics import calibration_error, confusion_matrix, log_softmax
 from classifier.networks import compile_outputs, with_features
 from classifier.out_of_distribution import OutOfDistributionScore, usual_threshold
 
@@ -15,11 +15,11 @@ MOST_IMAGES = 3000  # of training and of validation each
 
 
 def calibrate(network, sets, image_size, on_features):
-    """Fit to the predictions of a trained network: returns (temperature, ood, threshold, kind, predicted).
+    """Fit to the predictions of a trained network: returns (temperature, ood, threshold, kind, confusion).
 
     `ood` is an OutOfDistributionScore of features of this kind, see with_features(); most images of the classes are below
-    the threshold. `predicted` is how often each class is predicted for validation images, (classes,). With `on_features`,
-    sets and network are those of extract_features() and of the head alone.
+    the threshold. `confusion`, (classes, classes), is how often validation images of each class are predicted as each class.
+    With `on_features`, sets and network are those of extract_features() and of the head alone.
     """
     if on_features:
         outputs, kind = compile_outputs(keras.Model(network.input, (network.input, network.output))), "last"
@@ -42,8 +42,7 @@ def calibrate(network, sets, image_size, on_features):
     ood.fit(train_features, train_labels)
     parts = np.array_split(features, math.ceil(len(features) / 8))  # it computes images × classes × features numbers
     threshold = usual_threshold(np.concatenate([ood(part) for part in parts]))
-    predicted = np.bincount(logits.argmax(axis=1), minlength=len(sets.classes))
-    return temperature, ood, threshold, kind, predicted
+    return temperature, ood, threshold, kind, confusion_matrix(logits.argmax(axis=1), labels, len(sets.classes))
 
 
 def some_of_each(labels, most, rng):

@@ -4,7 +4,7 @@ import numpy as np
 
 from classifier.console import NO_DATA, UserError
 from classifier.inference import list_images, predict
-from classifier.metrics import accuracy_interval, area_under_roc, calibration_error, chance_error
+from classifier.metrics import accuracy_interval, area_under_roc, calibration_error, chance_error, confusion_matrix
 
 MANY_CLASSES = 10  # from which on the five most likely ones are of interest
 
@@ -53,8 +53,7 @@ def per_class_metrics(predicted, labels, classes):
 
     Precision is None where the class was never predicted, recall where it has no images.
     """
-    confusion = np.zeros((len(classes), len(classes)), int)
-    np.add.at(confusion, (labels, predicted), 1)
+    confusion = confusion_matrix(predicted, labels, len(classes))
     correct, as_predicted, as_true = confusion.diagonal(), confusion.sum(axis=0), confusion.sum(axis=1)
     ratio = lambda part, whole: float(part / whole) if whole else None  # noqa: E731
     per_class = {

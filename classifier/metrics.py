@@ -47,6 +47,13 @@ def _sums_in_bins(confidences, values, bins):
     return np.bincount(places, values, bins)
 
 
+def confusion_matrix(predicted, labels, num_classes):
+    """How many images of each class, (row), are predicted as each class, (column): (classes, classes) integers."""
+    confusion = np.zeros((num_classes, num_classes), int)
+    np.add.at(confusion, (labels, predicted), 1)
+    return confusion
+
+
 def area_under_roc(negatives, positives):
     """Area under the ROC curve: the fraction of all pairs in which the positive has the higher score.
 

@@ -2,8 +2,11 @@
 
 import collections
 
+import numpy as np
+
 from classifier.console import command, say, shell_path
 from classifier.metadata import count_images, device, versions
+from classifier.settings import DEFAULTS, PRETRAINED_NETWORKS
 
 
 def say_header(run, metadata, sets):
@@ -41,18 +44,43 @@ def epoch_line(row, epochs, selected):
     )
 
 
-def print_closing(run, training, sets, predicted):
-    """Print the result, where it is, and what to do next. `predicted`: see calibration.calibrate()."""
+def print_closing(run, training, sets, confusion):
+    """Print the result, where it is, and what to do next. `confusion`: see calibration.calibrate()."""
     row = training.history.selected()
+    predicted = confusion.sum(axis=0)
     if (predicted > 0).sum() == 1:
         say(f"warning: the network predicts {sets.classes[predicted.argmax()]!r} for every validation image: try more"
             " --epochs, another --lr, or --class-weights balanced if some classes are smaller than others")  # fmt: skip
-    if not training.is_over:
+    if not (training.is_over or training.phase.until_best):
         print(f"stopped early: no better one in {training.settings['patience']} epochs (to continue: --resume --patience 0)")
     if row:
         largest = max(n["validation"] for n in count_images(sets).values()) / len(sets.valid)
         majority = 1 / len(sets.classes) if training.settings["class_weights"] == "balanced" else largest
         print(f"selected: epoch {row['epoch']}, validation accuracy {row['val_accuracy']:.1%}, loss {row['val_loss']:.4f}"
               f" (always predicting the largest class: {majority:.1%})")  # fmt: skip
+        say(f"likely to help next: {'; '.join(likely_to_help(run, training, row, confusion, sets.classes))}")
     print(f"saved in {shell_path(run)}; now run:")
     print(f"  {command('predict.py', '--model', run, sets.valid.paths[0])}")
+
+
+def likely_to_help(run, training, row, confusion, classes):
+    """What is likely to make the network better, by what was trained, and on how many images; the best first."""
+    settings, errors = training.settings, confusion.sum() - confusion.trace()
+    if errors < 3:
+        return ["images for testing, from other times and places: the validation images show too few errors to learn from"]
+    advice = []
+    if training.phase.on_features:
+        advice.append(f"fine-tuning: {command('train.py', '--resume', run, '--fine-tune', 'auto')}")
+    elif not training.phase.unfrozen and settings["weights"] == DEFAULTS["weights"]:
+        advice.append("a pretrained network: --network mobilenet_v2")
+    if row["accuracy"] > row["val_accuracy"] or training.phase.on_features:  # more than it can generalize from
+        counts = confusion.sum(axis=1)
+        recalls = confusion.diagonal() / np.maximum(counts, 1)
+        worst = int(np.argmin(recalls))
+        advice.append(f"more images of {classes[worst]!r}: {recalls[worst]:.0%} of {counts[worst]} validation images are "
+                      "predicted correctly")  # fmt: skip
+    else:
+        advice.append(f"more --epochs than {settings['epochs']}: the training images are not learnt yet")
+    if settings["image_size"] < 224 and settings["network"] in PRETRAINED_NETWORKS:
+        advice.append("--image-size 224, for which the network was pretrained")
+    return advice
