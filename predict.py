@@ -12,7 +12,7 @@ from pathlib import Path
 
 from classifier import console
 from classifier.console import DONE, FAILED, PROJECT, number
-from classifier.runs import find_run, read_metadata
+from classifier.runs import find_run, fit_of, read_metadata
 
 UNKNOWN = "unknown"
 
@@ -50,7 +50,7 @@ def main(argv=None):
     metadata = read_metadata(run)
     paths = list_images(arguments.paths)
     predictor = load_predictor(run, metadata, arguments.runtime)
-    predictions = predict(predictor, metadata["image_size"], paths, arguments.tta)
+    predictions = predict(predictor, metadata["image_size"], paths, arguments.tta, fit_of(metadata))
     if arguments.submission:
         from classifier.submission import Submission
 

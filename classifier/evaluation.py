@@ -7,7 +7,7 @@ from classifier.inference import list_images, predict
 from classifier.metrics import area_under_roc, calibration_error, chance_error
 
 
-def evaluate(predictor, image_size, found, tta=False, ood_dirs=()):
+def evaluate(predictor, image_size, found, tta=False, ood_dirs=(), fit="squash"):
     """Score each of the images found, see dataset.Found, once; for the rest, see predict().
 
     Returns a dictionary: accuracy; majority, the accuracy of always predicting the largest class; log_loss, the mean of
@@ -17,7 +17,7 @@ def evaluate(predictor, image_size, found, tta=False, ood_dirs=()):
     Raises UserError if no image can be scored.
     """
     predictions, labels, skipped = [], [], 0
-    for label, prediction in zip(found.labels, predict(predictor, image_size, found.paths, tta), strict=True):
+    for label, prediction in zip(found.labels, predict(predictor, image_size, found.paths, tta, fit), strict=True):
         if prediction.reason:
             skipped += 1
         else:
@@ -43,7 +43,9 @@ def evaluate(predictor, image_size, found, tta=False, ood_dirs=()):
         "unknown": sum(score > 1 for score in ood_scores),
         "scored": scored,
         "skipped": skipped,
-        "out_of_distribution": {str(folder): evaluate_ood(predictor, image_size, folder, ood_scores) for folder in ood_dirs},
+        "out_of_distribution": {
+            str(folder): evaluate_ood(predictor, image_size, folder, ood_scores, fit) for folder in ood_dirs
+        },
     }
 
 
@@ -64,12 +66,12 @@ def per_class_metrics(predicted, labels, classes):
     return {"per_class": per_class, "confusion_matrix": confusion.tolist()}
 
 
-def evaluate_ood(predictor, image_size, folder, in_distribution):
+def evaluate_ood(predictor, image_size, folder, in_distribution, fit="squash"):
     """How well the images in a folder, of none of the classes, are separated from others, whose OOD scores are given, (n,).
 
     Returns {area_under_roc: see metrics.py, unknown: how many predict.py would predict as unknown, scored, skipped}.
     """
-    predictions = list(predict(predictor, image_size, list_images([folder])))
+    predictions = list(predict(predictor, image_size, list_images([folder]), fit=fit))
     scores = [p.ood_score for p in predictions if not p.reason]
     if not scores:
         raise UserError(f"none of the {len(predictions)} images in {folder} can be read", NO_DATA)

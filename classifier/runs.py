@@ -26,6 +26,7 @@ from classifier.files import digest_of, write_text
 
 METADATA = "model.json"
 MIN_IMAGE_SIZE, MAX_IMAGE_SIZE = 8, 2048  # the cnn halves an image three times
+FITS = ("squash", "crop", "pad")  # how an image becomes a square: see images.fit_square()
 LITERT = "model.tflite"
 EXPORTS = {  # format: file, and the packages that it needs
     "litert": (LITERT, ["ai_edge_litert"]),
@@ -94,6 +95,7 @@ def read_metadata(run):
             and len({name.encode(errors="surrogateescape") for name in classes}) == len(classes) >= 2
             and type(size) is int
             and MIN_IMAGE_SIZE <= size <= MAX_IMAGE_SIZE
+            and fit_of(metadata) in FITS
             and isinstance(metadata["settings"], dict)
             and isinstance(metadata["network"], str)
             and isinstance(metadata["finished"], bool)
@@ -110,6 +112,11 @@ def read_metadata(run):
     if not sound:
         raise UserError(f"{run / METADATA} is damaged: restore it, or use another run", NO_DATA)
     return metadata
+
+
+def fit_of(metadata):
+    """How the images of a run become squares; earlier runs do not record it."""
+    return metadata.get("fit", "squash")
 
 
 def _is_positive(number):
