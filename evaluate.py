@@ -6,7 +6,7 @@ from pathlib import Path
 
 from classifier import console
 from classifier.console import BELOW_ACCURACY, DONE, NO_DATA, PROJECT, USAGE, UserError, number, say
-from classifier.runs import find_run, read_metadata
+from classifier.runs import find_run, fit_of, read_metadata
 from classifier.settings import PRETRAINED_NETWORKS
 
 
@@ -18,7 +18,10 @@ def parse_arguments(argv):
         "4 below --min-accuracy, 130 interrupted, 143 terminated",
     )
     add = parser.add_argument
-    add("folder", type=Path, nargs="?", default=PROJECT / "testing_data", help="default: testing_data")
+    add("folder", type=Path, nargs="?", default=PROJECT / "testing_data",
+        help="or a CSV file of path,label (default: testing_data)")  # fmt: skip
+    add("--classes-from", choices=["leaf", "top"],
+        help="which folders are the classes, if some are below others (default: those that the network knows)")  # fmt: skip
     add("--model", type=Path, default=PROJECT / "runs", metavar="RUN_FOLDER", help="default: the newest finished run")
     add("--zero-shot", choices=PRETRAINED_NETWORKS, metavar="NAME",
         help="score a network of keras.applications without any training, if ImageNet has the folder's classes")  # fmt: skip
@@ -40,9 +43,9 @@ def main(argv=None):
         raise UserError("--ood-dir is for runs: --zero-shot has no out-of-distribution scores", USAGE)
     from classifier.evaluation import evaluate
 
-    model, predictor, image_size, found = load(arguments)
+    model, predictor, image_size, fit, found = load(arguments)
     result = {"model": str(model), "folder": str(arguments.folder)}
-    result |= evaluate(predictor, image_size, found, arguments.tta, arguments.ood_dir)
+    result |= evaluate(predictor, image_size, found, arguments.tta, arguments.ood_dir, fit)
     print(json.dumps(result, indent=1) if arguments.format == "json" else table_of(result))
     if arguments.min_accuracy is not None and result["accuracy"] < arguments.min_accuracy:
         say(f"accuracy {result['accuracy']:.2%} is below the required {arguments.min_accuracy:.2%}")
@@ -51,22 +54,22 @@ def main(argv=None):
 
 
 def load(arguments):
-    """(name or run folder, predictor, image_size, labelled images) as the command line says."""
+    """(name or run folder, predictor, image_size, fit, labelled images) as the command line says."""
     from classifier.finding import find_images
 
     if arguments.zero_shot:
         from classifier.zero_shot import load_zero_shot
 
-        found = find_images(arguments.folder)
-        return arguments.zero_shot, *load_zero_shot(arguments.zero_shot, found.classes), found
+        found = find_images(arguments.folder, classes_from=arguments.classes_from)
+        return arguments.zero_shot, *load_zero_shot(arguments.zero_shot, found.classes), "squash", found
     from classifier.inference import load_predictor
 
     run = find_run(arguments.model)
     metadata = read_metadata(run)
     if arguments.ood_dir and "novelty" not in metadata:
         raise UserError(f"--ood-dir: {run} has no out-of-distribution scores", USAGE)
-    found = find_images(arguments.folder, metadata["classes"])
-    return run, load_predictor(run, metadata), metadata["image_size"], found
+    found = find_images(arguments.folder, metadata["classes"], classes_from=arguments.classes_from)
+    return run, load_predictor(run, metadata), metadata["image_size"], fit_of(metadata), found
 
 
 def table_of(result):
