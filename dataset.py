@@ -77,21 +77,22 @@ def _usable(found, reasons, positions):
     return usable
 
 
-def _split_each_class(found, decoded, validation_size, group_by):
-    """(training, validation, how): positions in found.paths, and how they were split, for the metadata."""
+def _split_each_class(found, decoded, validation_size, group_by=None, near_copies=None):
+    """(training, validation, how): positions in found.paths, and how they were split, for the metadata.
+
+    `near_copies` is None, or a list: for each of found.paths an id that it shares with its near-copies, None if it has none.
+    """
     usable = _usable(found, decoded.reasons, range(len(found.paths)))
     for name, members in usable.items():
         if len({decoded.digests[i] for i in members}) < 2:
             count = ["no usable images", "one usable image", "only copies of one image"][min(len(members), 2)]
             raise UserError(f"class {name!r} in {found.folder} has {count}: it needs two, one to validate on", NO_DATA)
-    if group_by is None:
+    if group_by is None and near_copies is None:
         sides = [split(members, decoded.digests, validation_size) for members in usable.values()]
         train, valid = (sum(parts, []) for parts in zip(*sides, strict=True))
         return train, valid, {"by": "image"}
-    names = dict.fromkeys(range(len(found.paths)))
-    positions = sorted(sum(usable.values(), []))
-    names |= zip(positions, group_names_of([found.relative(i) for i in positions], group_by), strict=True)
-    train, valid, groups = split_groups(usable, decoded.digests, validation_size, list(names.values()))
+    names = group_by and group_names_of([found.relative(i) for i in range(len(found.paths))], decoded.reasons, group_by)
+    train, valid, groups = split_groups(usable, decoded.digests, validation_size, names, near_copies)
     return train, valid, {"by": "group", "group_by": group_by, "groups": groups}
 
 

@@ -203,7 +203,7 @@ def _is_from_leaf(folder, paths, classes):
     them, if every top folder has images of its own, or if the other folders have names like session1 (see SERIES).
     """
     tops, leaves = ({path.parts[k] for path in paths} for k in (0, -2))
-    deeper = {path.parts[-2] for path in paths if len(path.parts) > 2}
+    deeper = {name for path in paths for name in path.parts[1:-1]}
     _refuse_parts(folder, paths)
     if classes is not None:
         return not tops <= set(classes) and len(leaves & set(classes)) > len(tops & set(classes))
@@ -242,6 +242,6 @@ def only_one_class(found):
     """Say which class is the only one, and what to do if the class folders are one level deeper."""
     message = f"there is only one class, {found.classes[0]!r}, in {found.folder}"
     first = Path(found.relative(0))
-    if len(first.parts) > 2 or (len(first.parts) == 2 and first.name.count(".") >= 2):
+    if found.folder.is_dir() and (len(first.parts) > 2 or (len(first.parts) == 2 and first.name.count(".") >= 2)):
         message += f" (are the classes in {found.folder / first.parts[0]}?)"
     return message

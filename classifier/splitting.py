@@ -100,14 +100,14 @@ def join_groups(positions, *groupings):
     return list(groups.values())
 
 
-def group_names_of(paths, pattern):
+def group_names_of(paths, reasons, pattern):
     """What the regular expression finds in each path: its first group in parentheses, or else the whole match.
 
-    Raises UserError if it finds nothing.
+    Those with a reason why they are skipped need none. Raises UserError if it finds nothing in another.
     """
     matches = [re.search(pattern, path) for path in paths]
     names = [match and match[min(match.re.groups, 1)] for match in matches]
-    without = [path for path, name in zip(paths, names, strict=True) if not name]
+    without = [path for path, name, reason in zip(paths, names, reasons, strict=True) if not (name or reason)]
     if without:
         more = f" and {len(without) - 1} others" if len(without) > 1 else ""
         raise UserError(f"--group-by {pattern!r} finds no group in {without[0]}{more}", USAGE)
