@@ -16,6 +16,7 @@ from classifier.files import digest_of
 from classifier.finding import find_images, only_one_class
 from classifier.images import load_image
 from classifier.parallel import in_chunks, prefetch
+from classifier.splitting import group_names_of, split, split_groups
 
 
 @dataclasses.dataclass
@@ -26,60 +27,91 @@ class TrainSets:
     valid: "DataSet"
     classes: list[str]
     skipped: list[tuple[Path, str]]
+    split: dict  # how it was made
     fingerprint: str  # of all that the network learns from: classes, images, split
 
 
-def read_train_sets(train_path, image_size, classes=None, validation_size=0.2, limit_per_class=None, cache_dir=None):
+def read_train_sets(
+    train_path, image_size, classes=None, validation_size=0.2, limit_per_class=None, cache_dir=None, *,
+    fit="squash", classes_from=None, group_by=None, validation_path=None,
+):  # fmt: skip
     """Find, decode and split the images in a folder: the whole way from a folder to batches.
 
     `validation_size` is the fraction of each class, between 0 and 1, that is kept for validation; at least one image of
-    a class goes to either side. `classes`, `limit_per_class`: see find_images(). `cache_dir`: see decode_once().
+    a class goes to either side. Images stay together if the regular expression `group_by` finds the same in their paths.
+    All are for training if those in the folder `validation_path` are for validation. `classes`, `limit_per_class`,
+    `classes_from`: see find_images(). `cache_dir`: see decode_once(). `fit`: see fit_square().
     Returns TrainSets. Raises UserError where fewer than two classes, or fewer than two different images of a class, are
     usable.
     """
-    found = find_images(train_path, classes, limit_per_class)
+    found = find_images(train_path, classes, limit_per_class, classes_from)
     if len(found.classes) < 2:
         raise UserError(f"{only_one_class(found)}: at least two are needed", NO_DATA)
-    decoded = decode_once(found.paths, image_size, cache_dir)
+    num_train = len(found.paths)
+    if validation_path is not None:
+        found = found.with_others(find_images(validation_path, found.classes, classes_from=classes_from))
+    decoded = decode_once(found.paths, image_size, cache_dir, fit)
     _warn_of_contradictions(found, decoded.digests)
-    train, valid = _split_each_class(found, decoded, validation_size)
+    if validation_path is not None:
+        train, valid, how = _split_by_folder(found, decoded, num_train, validation_path)
+    else:
+        train, valid, how = _split_each_class(found, decoded, validation_size, group_by)
     learnt_from = [[(decoded.digests[i], found.labels[i]) for i in side] for side in (train, valid)]
+    shaping = [found.classes, learnt_from, *([fit] if fit != "squash" else [])]  # runs without a fit were squashed
     return TrainSets(
-        data_set_of(found, decoded, train, image_size),
-        data_set_of(found, decoded, valid, image_size),
+        data_set_of(found, decoded, train, image_size, fit),
+        data_set_of(found, decoded, valid, image_size, fit),
         found.classes,
         [(path, reason) for path, reason in zip(found.paths, decoded.reasons, strict=True) if reason],
-        digest_of(json.dumps([found.classes, learnt_from]).encode(), size=12),
+        how,
+        digest_of(json.dumps(shaping).encode(), size=12),
     )
 
 
-def _split_each_class(found, decoded, validation_size):
-    """Positions in found.paths of the training images, and of the validation images."""
-    usable = [[] for _ in found.classes]
-    for i, (label, reason) in enumerate(zip(found.labels, decoded.reasons, strict=True)):
-        if reason is None:
-            usable[label].append(i)
-    train, valid = [], []
-    for name, members in zip(found.classes, usable, strict=True):
+def _usable(found, reasons, positions):
+    """{class: the positions of its usable images}."""
+    usable = {name: [] for name in found.classes}
+    for i in positions:
+        if reasons[i] is None:
+            usable[found.classes[found.labels[i]]].append(i)
+    return usable
+
+
+def _split_each_class(found, decoded, validation_size, group_by=None, near_copies=None):
+    """(training, validation, how): positions in found.paths, and how they were split, for the metadata.
+
+    `near_copies` is None, or a list: for each of found.paths an id that it shares with its near-copies, None if it has none.
+    """
+    usable = _usable(found, decoded.reasons, range(len(found.paths)))
+    for name, members in usable.items():
         if len({decoded.digests[i] for i in members}) < 2:
             count = ["no usable images", "one usable image", "only copies of one image"][min(len(members), 2)]
             raise UserError(f"class {name!r} in {found.folder} has {count}: it needs two, one to validate on", NO_DATA)
-        train_part, valid_part = split(members, decoded.digests, validation_size)
-        train += train_part
-        valid += valid_part
-    return train, valid
+    if group_by is None and near_copies is None:
+        sides = [split(members, decoded.digests, validation_size) for members in usable.values()]
+        train, valid = (sum(parts, []) for parts in zip(*sides, strict=True))
+        return train, valid, {"by": "image"}
+    names = group_by and group_names_of([found.relative(i) for i in range(len(found.paths))], decoded.reasons, group_by)
+    train, valid, groups = split_groups(usable, decoded.digests, validation_size, names, near_copies)
+    return train, valid, {"by": "group", "group_by": group_by, "groups": groups}
 
 
-def split(members, digests, validation_size):
-    """Split the images of one class, a list of positions in `digests`: returns (training, validation), both in order.
-
-    At least two of them must be different. They are ranked by the digest of their bytes. Chance, order and file names have
-    no influence: an image stays on its side when others are added, except a few next to the border, and so do its copies.
-    """
-    ranked = sorted(members, key=lambda i: (digests[i], i))
-    borders = [n for n in range(1, len(ranked)) if digests[ranked[n - 1]] != digests[ranked[n]]]  # between two images
-    count = next((n for n in borders if n >= round(len(members) * validation_size)), borders[-1])
-    return sorted(ranked[count:]), sorted(ranked[:count])
+def _split_by_folder(found, decoded, num_train, validation_path):
+    """(training, validation, how): the first `num_train` images are for training. Warns of copies on both sides."""
+    sides = []
+    for folder, positions in (found.folder, range(num_train)), (validation_path, range(num_train, len(found.paths))):
+        usable = _usable(found, decoded.reasons, positions)
+        for name, members in usable.items():
+            if not members:
+                raise UserError(f"class {name!r} has no usable images in {folder}", NO_DATA)
+        sides.append(sum(usable.values(), []))
+    digests = {decoded.digests[i]: i for i in reversed(sides[0])}
+    copies = [(i, digests[decoded.digests[i]]) for i in sides[1] if decoded.digests[i] in digests]
+    if copies:
+        copy, original = (found.paths[i] for i in copies[0])
+        say(f"warning: {len(copies)} validation images are trained on, too, such as {copy}, a copy of {original}: the"
+            " validation accuracy will be too high")  # fmt: skip
+    return *sides, {"by": "folder", "validation_dir": str(Path(validation_path).absolute())}
 
 
 def _warn_of_contradictions(found, digests):
@@ -136,7 +168,7 @@ class DataSet:
         return prefetch(load, chunks, batch_size * self._image_bytes)
 
 
-def data_set_of(found, decoded, members, image_size):
+def data_set_of(found, decoded, members, image_size, fit):
     """The DataSet of found images at the positions `members`: from the cache, or from their files if there is none."""
     paths = [found.paths[i] for i in members]
     rows = np.cumsum([reason is None for reason in decoded.reasons])[members] - 1
@@ -144,6 +176,6 @@ def data_set_of(found, decoded, members, image_size):
     def load(positions):
         if decoded.images is not None:
             return decoded.images[rows[positions]]
-        return np.stack([load_image(paths[i], image_size) for i in positions])
+        return np.stack([load_image(paths[i], image_size, fit) for i in positions])
 
     return DataSet(paths, [found.labels[i] for i in members], load, 3 * image_size**2)

@@ -21,7 +21,10 @@ def parse_arguments(argv):
         "4 below --min-accuracy, 130 interrupted, 143 terminated",
     )
     add = parser.add_argument
-    add("folder", type=Path, nargs="?", default=PROJECT / "testing_data", help="default: testing_data")
+    add("folder", type=Path, nargs="?", default=PROJECT / "testing_data",
+        help="or a CSV file of path,label (default: testing_data)")  # fmt: skip
+    add("--classes-from", choices=["leaf", "top"],
+        help="which folders are the classes, if some are below others (default: those that the network knows)")  # fmt: skip
     add("--model", type=Path, default=PROJECT / "runs", metavar="RUN_FOLDER", help="default: the newest finished run")
     add("--zero-shot", choices=PRETRAINED_NETWORKS, metavar="NAME",
         help="score a network of keras.applications without any training, if ImageNet has the folder's classes")  # fmt: skip
@@ -54,10 +57,10 @@ def main(argv=None):
     from classifier.evaluation import evaluate, evaluate_ood, prediction_table
     from classifier.inference import predict
 
-    model, predictor, image_size, found = load(arguments)
-    predictions = list(predict(predictor, image_size, found.paths, arguments.tta))
+    model, predictor, image_size, fit, found = load(arguments)
+    predictions = list(predict(predictor, image_size, found.paths, arguments.tta, fit))
     result = {"model": str(model), "folder": str(arguments.folder)} | evaluate(predictions, found)
-    others = {str(folder): evaluate_ood(predictor, image_size, folder, predictions) for folder in arguments.ood_dir}
+    others = {str(folder): evaluate_ood(predictor, image_size, folder, predictions, fit) for folder in arguments.ood_dir}
     result["out_of_distribution"] = others
     print(json.dumps(result, indent=1) if arguments.format == "json" else table_of(result))
     if arguments.predictions:
@@ -109,22 +112,22 @@ def write_contact_sheet(path, suspects):
 
 
 def load(arguments):
-    """(name or run folder, predictor, image_size, labelled images) as the command line says."""
+    """(name or run folder, predictor, image_size, fit, labelled images) as the command line says."""
     from classifier.finding import find_images
 
     if arguments.zero_shot:
         from classifier.zero_shot import load_zero_shot
 
-        found = find_images(arguments.folder)
-        return arguments.zero_shot, *load_zero_shot(arguments.zero_shot, found.classes), found
+        found = find_images(arguments.folder, classes_from=arguments.classes_from)
+        return arguments.zero_shot, *load_zero_shot(arguments.zero_shot, found.classes), "squash", found
     from classifier.inference import load_predictor
 
     run = find_run(arguments.model)
     metadata = read_metadata(run)
     if arguments.ood_dir and "novelty" not in metadata:
         raise UserError(f"--ood-dir: {run} has no out-of-distribution scores", USAGE)
-    found = find_images(arguments.folder, metadata["classes"])
-    return run, load_predictor(run, metadata), metadata["image_size"], found
+    found = find_images(arguments.folder, metadata["classes"], classes_from=arguments.classes_from)
+    return run, load_predictor(run, metadata), metadata["image_size"], metadata["fit"], found
 
 
 def table_of(result):

@@ -45,6 +45,7 @@ def main(argv=None):
 def labelled_images(run, metadata, data_dir=None):
     """Paths and labels of images to check an export with: those in a folder, or the validation images of the training."""
     from classifier.finding import find_images
+    from classifier.settings import data_options
     from dataset import read_train_sets
 
     if data_dir:
@@ -52,11 +53,11 @@ def labelled_images(run, metadata, data_dir=None):
         return found.paths, found.labels
     settings = metadata["settings"]
     try:
-        data_dir, part, limit = Path(settings["data_dir"]), settings["validation_split"], settings["limit_per_class"]
+        data_dir, options = Path(settings["data_dir"]), data_options(settings)
     except (KeyError, TypeError):
         raise UserError(f"the settings in {run / METADATA} are damaged: restore them, or give --data-dir", NO_DATA) from None
     cache = run.parent / ".cache"
-    valid = read_train_sets(data_dir, metadata["image_size"], metadata["classes"], part, limit, cache).valid
+    valid = read_train_sets(data_dir, metadata["image_size"], metadata["classes"], cache_dir=cache, **options).valid
     return valid.paths, valid.labels
 
 

@@ -14,7 +14,15 @@ from classifier import console
 from classifier.console import PROJECT, UserError
 from classifier.files import locked
 from classifier.runs import checkpoints_in, find_run, new_run, read_metadata, write_metadata
-from classifier.settings import DEFAULTS, add_flags, check_settings, epochs_for, recipe_of, settings_to_resume
+from classifier.settings import (
+    DEFAULTS,
+    add_flags,
+    check_settings,
+    data_options,
+    epochs_for,
+    recipe_of,
+    settings_to_resume,
+)  # fmt: skip
 
 # TensorFlow, and what imports it, is imported inside the functions that use it: --help and a wrong flag answer at once.
 
@@ -64,9 +72,8 @@ def train(settings, output, run=None):
         sets = read_train_sets(
             settings["data_dir"],
             settings["image_size"],
-            validation_size=settings["validation_split"],
-            limit_per_class=settings["limit_per_class"],
             cache_dir=output / ".cache",
+            **data_options(settings),
         )
         check_layer(settings, len(sets.classes))
     except BaseException:
@@ -74,7 +81,8 @@ def train(settings, output, run=None):
             run.rmdir()
         raise
     with locked(run):
-        settings = settings | {"data_dir": str(Path(settings["data_dir"]).absolute())}
+        folders = {name: settings[name] for name in ("data_dir", "validation_dir") if settings[name] is not None}
+        settings = settings | {name: str(Path(folder).absolute()) for name, folder in folders.items()}
         settings["epochs"] = settings["epochs"] or epochs_for(len(sets.train))
         metadata = begin_run(run, settings, sets, resuming)
         if settings["minutes"] and not checkpoints_in(run / "checkpoints" / "newest"):

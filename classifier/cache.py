@@ -78,15 +78,15 @@ class Decoded:
     images: np.ndarray | None = None
 
 
-def decode_once(paths, image_size, folder=None):
+def decode_once(paths, image_size, folder=None, fit="squash"):
     """Decode every image, once for this run and later ones: they are kept in a folder. Returns Decoded.
 
-    The file is named after all that shapes its pixels: each image's path, size and time, the image size, OpenCV.
+    The file is named after all that shapes its pixels: each image's path, size and time, image size and fit, OpenCV.
     Where nothing can be written (or `folder` is None) all images are checked, but decoded again whenever they are needed.
     """
-    make = lambda write: _decode_all(paths, image_size, write)  # noqa: E731
+    make = lambda write: _decode_all(paths, image_size, fit, write)  # noqa: E731
     if folder is not None:
-        path = Path(folder, f"{_decoding_key(paths, image_size)}.pixels")
+        path = Path(folder, f"{_decoding_key(paths, image_size, fit)}.pixels")
         try:
             images, index = cached_rows(path, (image_size, image_size, 3), np.uint8, make)
             return Decoded(index["digests"], index["reasons"], images)
@@ -96,8 +96,8 @@ def decode_once(paths, image_size, folder=None):
     return Decoded(index["digests"], index["reasons"])
 
 
-def _decoding_key(paths, image_size):
-    parts = [f"{DECODING_VERSION} {cv2.__version__} {image_size}".encode()]
+def _decoding_key(paths, image_size, fit):
+    parts = [f"{DECODING_VERSION} {cv2.__version__} {image_size} {fit}".encode()]
     for path in paths:
         parts.append(os.fsencode(path.absolute()) + b"\0")
         with contextlib.suppress(OSError):  # decoding it will say what is wrong
@@ -106,13 +106,13 @@ def _decoding_key(paths, image_size):
     return digest_of(*parts, size=12)
 
 
-def _decode_all(paths, image_size, write):
+def _decode_all(paths, image_size, fit, write):
     """Decode all files in parallel, and pass the usable images to write(); returns the index of the cache."""
 
     def attempt(path):
         try:
             data = read_file(path)
-            return digest_of(data), decode_image(path, data, image_size), None
+            return digest_of(data), decode_image(path, data, image_size, fit), None
         except BadImageError as error:
             return None, None, error
 

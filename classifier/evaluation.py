@@ -85,7 +85,7 @@ def prediction_table(predictions, found):
     return header, [row for _, row in sorted(ranked, key=lambda pair: pair[0])]
 
 
-def evaluate_ood(predictor, image_size, folder, in_distribution):
+def evaluate_ood(predictor, image_size, folder, in_distribution, fit="squash"):
     """How well the images in a folder, of none of the classes, are separated from those of Predictions.
 
     Returns {area_under_roc: see metrics.py, unknown: how many predict.py would predict as unknown, scored, skipped}.
@@ -93,7 +93,7 @@ def evaluate_ood(predictor, image_size, folder, in_distribution):
     known = [p.ood_score for p in in_distribution if not p.reason]
     if not any(known):
         raise UserError("--ood-dir: the statistics for out-of-distribution scores are lost", NO_DATA)
-    predictions = list(predict(predictor, image_size, list_images([folder])))
+    predictions = list(predict(predictor, image_size, list_images([folder]), fit=fit))
     scores = [p.ood_score for p in predictions if not p.reason]
     if not scores:
         raise UserError(f"none of the {len(predictions)} images in {folder} can be read", NO_DATA)

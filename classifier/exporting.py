@@ -46,12 +46,13 @@ def export(run, metadata, name, paths, labels):
     chosen = np.random.default_rng(0).permutation(len(paths))[:MOST_IMAGES]
     paths, labels = [paths[i] for i in chosen], np.asarray(labels)[chosen]
     network = load_network(run, metadata, with_ood=name == "litert")
+    decode = functools.partial(decode_batches, image_size=metadata["image_size"], fit=metadata["fit"])
     target = run / EXPORTS[name][0]
     with replacing(target) as partial:
         with contextlib.redirect_stdout(io.StringIO()), warnings.catch_warnings():  # converters print much
             warnings.simplefilter("ignore")
-            converted = CONVERTERS[name](network, paths, partial)
-        difference = compare(name, compile_outputs(network), converted, paths, labels, metadata["image_size"])
+            converted = CONVERTERS[name](network, lambda: decode(paths[:200]), partial)
+        difference = compare(name, compile_outputs(network), converted, decode(paths), labels)
         if name != "litert-int8" and difference > TOLERANCE:
             raise UserError(f"{target.name} is not kept: its probabilities differ by more than {TOLERANCE}")
     if name == "litert":
@@ -59,10 +60,13 @@ def export(run, metadata, name, paths, labels):
         write_metadata(run, metadata)
 
 
-def compare(name, original, converted, paths, labels, image_size):
-    """Report the accuracy of both networks on these images; returns the largest difference of a probability."""
+def compare(name, original, converted, batches, labels):
+    """Report the accuracy of both networks on some images; returns the largest difference of a probability.
+
+    `batches`: see decode_batches(). `labels` are those of all their images, (n,).
+    """
     usable, probabilities = [], []
-    for _, reasons, images in decode_batches(paths, image_size):
+    for _, reasons, images in batches:
         usable += [reason is None for reason in reasons]
         if len(images):
             probabilities.append([np.exp(log_softmax(logits_of(outputs(images)))) for outputs in (original, converted)])
@@ -81,22 +85,21 @@ def logits_of(outputs):
     return outputs[0] if isinstance(outputs, tuple) else outputs
 
 
-# Each converter writes a network to `path` and returns `outputs(images)` of the written file. `paths` are those of images.
+# Each converter writes a network to `path` and returns `outputs(images)` of the written file. `sample()`
+# gives some images: see decode_batches().
 
 
-def convert_litert(network, paths, path, int8=False):
+def convert_litert(network, sample, path, int8=False):
     """LiteRT in float32, or with weights and feature maps in 8 bits, their ranges measured on some images."""
     converter = tf.lite.TFLiteConverter.from_keras_model(network)
     if int8:
         converter.optimizations = [tf.lite.Optimize.DEFAULT]
-        converter.representative_dataset = lambda: (
-            [image[None]] for _, _, images in decode_batches(paths[:200], network.input_shape[1]) for image in images
-        )
+        converter.representative_dataset = lambda: ([image[None]] for _, _, images in sample() for image in images)
     path.write_bytes(converter.convert())
     return load_litert(path)[0]
 
 
-def convert_onnx(network, paths, path):
+def convert_onnx(network, sample, path):
     """ONNX, run by onnxruntime."""
     import onnxruntime
     import tf2onnx
@@ -108,7 +111,7 @@ def convert_onnx(network, paths, path):
     return lambda images: session.run(None, {"pictures": images})[0]
 
 
-def convert_savedmodel(network, paths, path):
+def convert_savedmodel(network, sample, path):
     """TensorFlow's SavedModel; its signature is `serve`."""
     network.export(str(path), verbose=False)
     saved = tf.saved_model.load(str(path))

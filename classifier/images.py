@@ -3,11 +3,14 @@
 An image is always `(image_size, image_size, 3)`, uint8, RGB, upright.
 """
 
+import functools
+import io
 import itertools
 import os
 import re
 import stat
 import struct
+import warnings
 
 import cv2
 import numpy as np
@@ -19,12 +22,14 @@ from classifier.parallel import in_chunks, prefetch
 MAX_FILE_BYTES = 1 << 30
 KIND_OF_SUFFIX = {
     ".jpg": "JPEG", ".jpeg": "JPEG", ".jpe": "JPEG", ".jfif": "JPEG", ".png": "PNG", ".bmp": "BMP", ".gif": "GIF",
-    ".webp": "WebP", ".tif": "TIFF", ".tiff": "TIFF",
+    ".webp": "WebP", ".tif": "TIFF", ".tiff": "TIFF", ".heic": "HEIC", ".heif": "HEIC", ".avif": "AVIF",
 }  # fmt: skip
 SIGNATURES = {
     "JPEG": rb"\xff\xd8\xff", "PNG": rb"\x89PNG\r\n\x1a\n", "BMP": rb"BM", "GIF": rb"GIF8[79]a",
     "WebP": rb"RIFF....WEBP", "TIFF": rb"II\*\0|MM\0\*",
+    "AVIF": rb"....ftyp(avi[fs]|mif1(....){1,8}?avi[fs])", "HEIC": rb"....ftyp(hei[cxms]|hev[cxms]|mif1|msf1)",
 }  # fmt: skip
+PILLOW_PACKAGES = {"HEIC": "pillow-heif", "AVIF": "pillow"}  # OpenCV reads no HEIC, and turns and colours AVIF wrongly
 REDUCTIONS = {1: 0, 2: cv2.IMREAD_REDUCED_GRAYSCALE_2, 4: cv2.IMREAD_REDUCED_GRAYSCALE_4, 8: cv2.IMREAD_REDUCED_GRAYSCALE_8}
 
 cv2.setNumThreads(1)  # images are decoded in parallel; more threads inside each one would only compete with these
@@ -39,9 +44,9 @@ class BadImageError(UserError):
         self.reason, self.lasting = reason, lasting
 
 
-def load_image(path, image_size):
-    """Read and decode one file: (image_size, image_size, 3) uint8 RGB. Raises BadImageError with the reason."""
-    return decode_image(path, read_file(path), image_size)
+def load_image(path, image_size, fit="squash"):
+    """Read and decode one file: (image_size, image_size, 3) uint8 RGB; see decode_image(). Raises BadImageError."""
+    return decode_image(path, read_file(path), image_size, fit)
 
 
 def read_file(path):
@@ -62,12 +67,12 @@ def read_file(path):
         raise BadImageError(path, str(error)) from None
 
 
-def decode_image(path, data, image_size):
+def decode_image(path, data, image_size, fit="squash"):
     """Decode the bytes of a file to (image_size, image_size, 3) uint8 RGB.
 
     The suffix in `path` must fit the content. Grey, palette, 16-bit, CMYK and transparent images become 8-bit RGB (alpha
-    is dropped), Exif orientation is applied, and the whole image is resized to a square, whatever its shape. Of an
-    animation, it is the first frame. Raises BadImageError with the reason.
+    is dropped) and the orientation that the file gives is applied. Of an animation, it is the first frame. `fit` says how
+    the image becomes a square: see fit_square(). Raises BadImageError with the reason.
     """
     kind = next((kind for kind, signature in SIGNATURES.items() if re.match(signature, data, re.DOTALL)), None)
     if kind is None:
@@ -75,49 +80,133 @@ def decode_image(path, data, image_size):
     suffix = os.path.splitext(os.fspath(path))[1].lower()
     if KIND_OF_SUFFIX.get(suffix, kind) != kind:
         raise BadImageError(path, f"{kind} data in a {suffix} file")
-    flags = cv2.IMREAD_COLOR_RGB | (REDUCTIONS[_jpeg_reduction(data, image_size)] if kind == "JPEG" else 0)
+    if kind in PILLOW_PACKAGES:
+        image = _decode_by_pillow(path, data, kind)
+    else:
+        reduction = REDUCTIONS[_jpeg_reduction(data, image_size, fit)] if kind == "JPEG" else 0
+        image = _decode_by_opencv(path, data, kind, cv2.IMREAD_COLOR_RGB | reduction)
+    return fit_square(image, image_size, fit)
+
+
+def _decode_by_opencv(path, data, kind, flags):
+    """The pixels, (height, width, 3) uint8 RGB."""
     try:
         image = cv2.imdecode(np.frombuffer(data, np.uint8), flags)
     except cv2.error as error:
         if error.code == cv2.Error.StsNoMem:
-            raise BadImageError(path, "too large for the memory of this machine", lasting=False) from None
+            raise _no_memory(path) from None
         if "CV_IO_MAX_IMAGE" in error.err:
-            limit = f"{MAX_PIXELS:,} pixels" if "PIXELS" in error.err else "a million pixels wide or high"
-            raise BadImageError(path, f"too large: more than {limit}") from None
+            raise _too_large(path, None if "PIXELS" in error.err else "a million pixels wide or high") from None
         image = None
     if image is None:
-        raise BadImageError(path, f"damaged, truncated or unsupported {kind}")
-    return to_square(image, image_size)
+        raise _damaged(path, kind)
+    return image
 
 
-def to_square(image, image_size):
-    """Resize an image, (height, width, 3) uint8 RGB, to (image_size, image_size, 3), whatever its shape.
+def _decode_by_pillow(path, data, kind):
+    """The pixels, (height, width, 3) uint8 RGB."""
+    package = PILLOW_PACKAGES[kind]
+    try:
+        module = _pillow_for(kind)
+    except ImportError:
+        reason = f"{kind} needs {package}: pip install -c requirements-optional.txt {package}"
+        raise BadImageError(path, reason, lasting=False) from None
+    try:
+        image = module.Image.open(io.BytesIO(data))  # it reads the header alone, and checks the size against our MAX_PIXELS
+        if kind == "AVIF":  # libheif has turned a HEIC image already
+            image = module.ImageOps.exif_transpose(image)
+        if image.mode.startswith("I;16"):  # Pillow would clip its values
+            return cv2.cvtColor((np.asarray(image) >> 8).astype(np.uint8), cv2.COLOR_GRAY2RGB)
+        return np.array(image.convert("RGB"))
+    except MemoryError:
+        raise _no_memory(path) from None
+    except module.Image.DecompressionBombError:
+        raise _too_large(path) from None
+    except Exception:  # decoders raise exceptions of many kinds
+        raise _damaged(path, kind) from None
 
-    Raises ValueError for any other array.
+
+@functools.cache
+def _pillow_for(kind):
+    """Pillow, once it can read this kind. Raises ImportError where that, or what it needs, is not installed."""
+    import PIL.features
+    import PIL.Image
+    import PIL.ImageOps
+
+    warnings.simplefilter("ignore", PIL.Image.DecompressionBombWarning)  # from half of MAX_PIXELS on
+    if kind == "HEIC":
+        import pillow_heif
+
+        pillow_heif.options.DECODE_THREADS = 1  # as for OpenCV
+        pillow_heif.register_heif_opener()
+    elif not PIL.features.check("avif"):
+        raise ImportError
+    return PIL
+
+
+def _damaged(path, kind):
+    return BadImageError(path, f"damaged, truncated or unsupported {kind}")
+
+
+def _too_large(path, limit=None):
+    return BadImageError(path, f"too large: more than {limit or f'{MAX_PIXELS:,} pixels'}")
+
+
+def _no_memory(path):
+    return BadImageError(path, "too large for the memory of this machine", lasting=False)
+
+
+def fit_square(image, image_size, fit):
+    """Make an image, (height, width, 3) uint8, a square: (image_size, image_size, 3) uint8.
+
+    "squash" resizes the whole image, whatever its shape; "crop" takes the largest square in the centre; "pad" keeps the
+    shape of the whole image and fills the rest with its mean colour, which adds the weakest edge. Raises ValueError for an
+    array of another kind.
     """
     if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3 or not image.size:
         raise ValueError(f"an image is (height, width, 3) uint8 RGB, not {image.shape} {image.dtype}")
-    # Bilinear interpolation reads two pixels in each direction. Where more of them become one, averaging over areas, five
-    # times as slow, keeps edges smooth.
     height, width = image.shape[:2]
-    averages = max(height, width) >= 2 * image_size and min(height, width) >= image_size
-    interpolation = cv2.INTER_AREA if averages else cv2.INTER_LINEAR
-    return cv2.resize(image, (image_size, image_size), interpolation=interpolation)
+    if fit == "crop":
+        side = min(height, width)
+        top, left = (height - side) // 2, (width - side) // 2
+        image = image[top : top + side, left : left + side]
+    if fit != "pad" or height == width:
+        return _resize(image, image_size, image_size)
+    scale = image_size / max(height, width)
+    height, width = (max(round(side * scale), 1) for side in (height, width))
+    square = np.empty((image_size, image_size, 3), np.uint8)
+    image = _resize(image, width, height)
+    square[:] = image.mean(axis=(0, 1)).round()
+    top, left = (image_size - height) // 2, (image_size - width) // 2
+    square[top : top + height, left : left + width] = image
+    return square
 
 
-def _jpeg_reduction(data, image_size):
+def _resize(image, width, height):
+    """Resize an image, (height, width, 3) uint8.
+
+    Bilinear interpolation reads two pixels in each direction. Where more of them become one, averaging over areas, five
+    times as slow, keeps edges smooth.
+    """
+    down, across = image.shape[0] / height, image.shape[1] / width
+    averages = max(down, across) >= 2 and min(down, across) >= 1
+    return cv2.resize(image, (width, height), interpolation=cv2.INTER_AREA if averages else cv2.INTER_LINEAR)
+
+
+def _jpeg_reduction(data, image_size, fit):
     """The factor, 1, 2, 4 or 8, by which a JPEG can be reduced while it is decoded without becoming too small.
 
     The decoder then computes fewer pixels from the same coefficients, several times as fast. The size is in the frame
     header, which follows some other segments, each a marker of two bytes and its length.
     """
+    decisive = max if fit == "pad" else min  # the side that becomes image_size, or the shorter of two
     position = 2
     while position + 9 <= len(data) and data[position] == 0xFF:
         marker, length, height, width = struct.unpack_from(">xBHxHH", data, position)
         if marker == 0xFF:  # padding
             position += 1
         elif 0xC0 <= marker <= 0xCF and marker not in (0xC4, 0xC8, 0xCC):
-            return max(n for n in REDUCTIONS if n == 1 or min(height, width) // n >= image_size)
+            return max(n for n in REDUCTIONS if n == 1 or decisive(height, width) // n >= image_size)
         else:
             position += 2 + length
     return 1
@@ -128,18 +217,18 @@ def inference_batch_size(image_size):
     return max(1, min(64, 64 * 128**2 // image_size**2))
 
 
-def decode_batches(paths, image_size):
+def decode_batches(paths, image_size, fit="squash"):
     """Decode files in parallel and in order, for evaluation and prediction, inference_batch_size() at a time.
 
     Yields (paths, reasons, images): some of `paths`; for each the reason why it cannot be used, or None; and the usable
-    images, (n, image_size, image_size, 3) uint8 RGB. In place of a path there may be an array: see to_square().
+    images, (n, image_size, image_size, 3) uint8 RGB. In place of a path there may be an array: see fit_square().
     """
 
     def attempt(path):
         if isinstance(path, np.ndarray):
-            return None, to_square(path, image_size)
+            return None, fit_square(path, image_size, fit)
         try:
-            return None, load_image(path, image_size)
+            return None, load_image(path, image_size, fit)
         except BadImageError as error:
             return error.reason, None
 

@@ -63,7 +63,9 @@ class Classifier:
         if isinstance(images, str | os.PathLike):
             raise ValueError(f"a list of images is needed, not {images!r} alone")
         unknown = name_for_unknown(self.classes)
-        for path, scores, reason, ood_score in predict(self._predictor, self.metadata["image_size"], list(images), tta):
+        for path, scores, reason, ood_score in predict(
+            self._predictor, self.metadata["image_size"], list(images), tta, self.metadata["fit"]
+        ):
             path = None if isinstance(path, np.ndarray) else path
             if reason:
                 yield Answer(path, reason=reason)
@@ -97,14 +99,15 @@ class Prediction(NamedTuple):
     ood_score: float = 0.0  # relative to the threshold: above 1, the image is unlike all training images
 
 
-def predict(predictor, image_size, paths, tta=False):
+def predict(predictor, image_size, paths, tta=False, fit="squash"):
     """Yield a Prediction for each of `paths`, or arrays, in order, and report files that cannot be used.
 
+
     `predictor`: see load_predictor(). With `tta`, test-time augmentation, probabilities are the mean of those for the image
-    and for its mirror image.
+    and for its mirror image. `fit` is how the training images became squares: see images.fit_square().
     """
     with console.progress("predicting", len(paths)) as advance:
-        for batch, reasons, images in decode_batches(paths, image_size):
+        for batch, reasons, images in decode_batches(paths, image_size, fit):
             logits, ood_scores = predictor(images)
             scores = log_softmax(logits)
             if tta:

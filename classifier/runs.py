@@ -26,6 +26,7 @@ from classifier.files import digest_of, write_text
 
 METADATA = "model.json"
 MIN_IMAGE_SIZE, MAX_IMAGE_SIZE = 8, 2048  # the cnn halves an image three times
+FITS = ("squash", "crop", "pad")  # how an image becomes a square: see images.fit_square()
 LITERT = "model.tflite"
 EXPORTS = {  # format: file, and the packages that it needs
     "litert": (LITERT, ["ai_edge_litert"]),
@@ -88,12 +89,14 @@ def read_metadata(run):
     """The metadata of a run, a dictionary. Raises UserError if there is none, or it is damaged."""
     try:
         metadata = json.loads((run / METADATA).read_text(encoding="utf-8"))
+        metadata = {"fit": "squash", "feature_scales": 1} | metadata  # earlier runs had no other
         classes, size = metadata["classes"], metadata["image_size"]
         sound = (
             isinstance(classes, list)
             and len({name.encode(errors="surrogateescape") for name in classes}) == len(classes) >= 2
             and type(size) is int
             and MIN_IMAGE_SIZE <= size <= MAX_IMAGE_SIZE
+            and metadata["fit"] in FITS
             and isinstance(metadata["settings"], dict)
             and isinstance(metadata["network"], str)
             and isinstance(metadata["finished"], bool)
@@ -109,7 +112,7 @@ def read_metadata(run):
         sound = False
     if not sound:
         raise UserError(f"{run / METADATA} is damaged: restore it, or use another run", NO_DATA)
-    return {"feature_scales": 1} | metadata  # an earlier version had no more
+    return metadata
 
 
 def _is_positive(number):

@@ -2,11 +2,12 @@
 
 import argparse
 import dataclasses
+import re
 from collections.abc import Callable
 from pathlib import Path
 
 from classifier.console import NO_DATA, PROJECT, USAGE, UserError, number, switch
-from classifier.runs import MAX_IMAGE_SIZE, METADATA, MIN_IMAGE_SIZE
+from classifier.runs import FITS, MAX_IMAGE_SIZE, METADATA, MIN_IMAGE_SIZE
 
 PRETRAINED_NETWORKS = {  # name: module and class in keras.applications
     **{f"convnext_{n.lower()}": f"convnext.ConvNeXt{n}" for n in ("Tiny", "Small", "Base", "Large", "XLarge")},
@@ -41,13 +42,34 @@ class Setting:
     choices: tuple | None = None
 
 
+def regular_expression(text):
+    """An argparse type: a regular expression, as text."""
+    try:
+        re.compile(text)
+    except re.error as error:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a regular expression: {error}") from None
+    return text
+
+
 SETTINGS = {
-    "data_dir": Setting(Path, PROJECT / "training_data", "images", "FOLDER", "class folders, or images named cat.1.jpg"),
+    "data_dir": Setting(Path, PROJECT / "training_data", "images", "FOLDER",
+        "class folders, images named cat.1.jpg or cat_1.jpg, or a CSV file of path,label"),
+    "classes_from": Setting(str, None, "images", "LEVEL",
+        "leaf or top: which folders are the classes, if some are below others: those of the images, or the topmost",
+        ("leaf", "top")),
     "limit_per_class": Setting(number(int, 2), None, "images", "N", "use only the first N images of each class"),
     "validation_split": Setting(number(float, above=0, below=1), 0.2, "images", "P",
         "fraction of each class that is used for validation"),
+    "validation_dir": Setting(Path, None, "images", "FOLDER",
+        "validate on the images in this folder, and train on all in --data-dir"),
+    "group_by": Setting(regular_expression, None, "images", "REGEX",
+        "keep images together, for training or for validation, where this finds the same in their paths, such as a patient,"
+        " a video or a place: its first group in parentheses, or all that it matches"),
     "image_size": Setting(number(int, MIN_IMAGE_SIZE, MAX_IMAGE_SIZE), 128, "images", "PX",
         "side of the square that every image is resized to"),
+    "fit": Setting(str, "squash", "images", "HOW",
+        "how an image becomes a square: squash (all of it, resized), crop (the largest square in the centre), or pad (all of"
+        " it, in its shape, the rest filled with its mean colour)", FITS),
     "start_size": Setting(number(int, MIN_IMAGE_SIZE, MAX_IMAGE_SIZE), None, "images", "PX",
         "side of the augmented images in the first epoch, which grows to --image-size"),
     "augment": Setting(switch, True, "images", None, "train without augmentation"),
@@ -86,7 +108,9 @@ SETTINGS = {
     "save_minutes": Setting(number(float, 0), 5.0, "runs", "MINUTES", "save at least this often within an epoch"),
 }  # fmt: skip
 DEFAULTS = {name: setting.default for name, setting in SETTINGS.items()}
-CHANGEABLE_ON_RESUME = {"data_dir", "patience", "save_minutes"}
+# What runs did before they recorded it; the defaults above may change.
+UNRECORDED = {"fit": "squash", "classes_from": "top", "class_weights": "none"}
+CHANGEABLE_ON_RESUME = {"data_dir", "validation_dir", "patience", "save_minutes"}
 FINE_TUNING = {"fine_tune", "fine_tune_epochs", "fine_tune_lr"}
 AUTO = "auto"
 
@@ -150,6 +174,9 @@ def check_settings(settings):
     """Raise UserError for settings that do not fit the network, or each other."""
     network = settings["network"]
     pretrained = network in PRETRAINED_NETWORKS
+    for name in ("validation_split", "group_by"):
+        if settings["validation_dir"] and settings[name] != DEFAULTS[name]:
+            raise UserError(f"--{name.replace('_', '-')} is for images without --validation-dir", USAGE)
     if settings["start_size"] and network != "resnet":
         raise UserError(f"--start-size is for resnet: {network} takes images of one size", USAGE)
     if not pretrained and settings["weights"] != DEFAULTS["weights"]:
@@ -163,7 +190,7 @@ def check_settings(settings):
 
 def settings_to_resume(run, metadata, given):
     """The settings in the metadata of a run, with those given that may change. Raises UserError for any other."""
-    settings = DEFAULTS | {"class_weights": "none"} | metadata["settings"]
+    settings = DEFAULTS | UNRECORDED | metadata["settings"]
     if isinstance(settings["class_weights"], bool):  # as in earlier versions
         settings["class_weights"] = "balanced" if settings["class_weights"] else "none"
     for name, setting in SETTINGS.items():
@@ -185,3 +212,11 @@ def settings_to_resume(run, metadata, given):
     if wanted < metadata.get("epochs", 0):
         raise UserError(f"{run} has done {metadata['epochs']} epochs already: the number cannot be lower", USAGE)
     return changed
+
+
+def data_options(settings):
+    """The arguments of read_train_sets() that these settings, or those of an earlier run, say."""
+    names = {"validation_size": "validation_split", "limit_per_class": "limit_per_class", "classes_from": "classes_from",
+             "group_by": "group_by", "validation_path": "validation_dir", "fit": "fit"}  # fmt: skip
+    settings = DEFAULTS | UNRECORDED | settings
+    return {argument: settings[name] for argument, name in names.items()}

@@ -84,7 +84,7 @@ def find_suspects(found, run):
     if len(found.classes) < 2:
         raise UserError(f"--suspects: {only_one_class(found)}: at least two are needed", NO_DATA)
     metadata = read_metadata(run)
-    decoded = decode_once(found.paths, metadata["image_size"], run.parent / ".cache")
+    decoded = decode_once(found.paths, metadata["image_size"], run.parent / ".cache", metadata["fit"])
     usable = [i for i, reason in enumerate(decoded.reasons) if reason is None]
     digests, labels = [decoded.digests[i] for i in usable], np.array([found.labels[i] for i in usable])
     for label, name in enumerate(found.classes):
@@ -181,16 +181,17 @@ def _features(found, decoded, usable, run, metadata):
     import keras
 
     from classifier.checkpoints import load_selected
-    from classifier.networks import create_network, extract_features
+    from classifier.networks import create_network, extract_features, with_features
     from dataset import TrainSets, data_set_of
 
-    network = create_network(metadata["network"], metadata["image_size"], len(metadata["classes"]))
+    size, fit, scales = (metadata[name] for name in ("image_size", "fit", "feature_scales"))
+    network = create_network(metadata["network"], size, len(metadata["classes"]), feature_scales=scales)
     load_selected(run, network)
     order = sorted(usable, key=lambda i: decoded.digests[i])
-    everything, nothing = (data_set_of(found, decoded, members, metadata["image_size"]) for members in (order, []))
-    fingerprint = digest_of(*(decoded.digests[i].encode() for i in order))
-    sets = TrainSets(everything, nothing, found.classes, [], fingerprint)
-    extractor = keras.Model(network.input, network.layers[-1].input)
+    everything, nothing = (data_set_of(found, decoded, members, size, fit) for members in (order, []))
+    fingerprint = digest_of(fit.encode(), *(decoded.digests[i].encode() for i in order))
+    sets = TrainSets(everything, nothing, found.classes, [], {}, fingerprint)
+    extractor = keras.Model(network.input, with_features(network, "last").outputs[0])
     features, _ = next(extract_features(sets, extractor, run.parent / ".cache").train.batches(len(order)))
     row_of = {i: row for row, i in enumerate(order)}
     return features[[row_of[i] for i in usable]]

@@ -18,6 +18,8 @@ def say_header(run, metadata, sets):
     say("versions   " + ", ".join(f"{name} {version}" for name, version in versions().items()))
     say("device     " + ", ".join(filter(None, [*computing["gpus"], *cpu, *on_or_off])))
     say(f"images     {counts} (training + validation)")
+    if "groups" in metadata.get("split", {}):
+        say(f"split      {metadata['split']['groups']} groups of images, each on one side")
     if sets.skipped:
         reasons = collections.Counter(reason for _, reason in sets.skipped)
         summary = ", ".join(f"{count} {reason}" for reason, count in reasons.most_common())

@@ -1,5 +1,6 @@
 """What becomes of every kind of image and every kind of bad file, in training and in prediction."""
 
+import io
 import json
 import os
 import struct
@@ -11,8 +12,10 @@ from pathlib import Path
 import cv2
 import numpy as np
 import pytest
-from conftest import DRAWING, PROJECT, REAL_DATA, encoded, needs_real_data, predictions, rows_of, run, save, train
+from conftest import DRAWING, PROJECT, REAL_DATA, encoded, error_of, needs_real_data, predictions, rows_of, run, save, train
+from run_folders import change_metadata
 
+import classifier.images as decoding
 from classifier.console import UserError
 from classifier.images import load_image
 from dataset import read_train_sets
@@ -189,18 +192,127 @@ def test_a_large_jpeg_decoded_at_reduced_size_looks_the_same(tmp_path, size):
         load_image(tmp_path / "large.jpg", 64)
 
 
-def test_training_sees_what_prediction_sees(tmp_path):
+@pytest.fixture
+def pillow():
+    """Pillow, which writes HEIC and AVIF. Both packages are optional."""
+    pytest.importorskip("pillow_heif").register_heif_opener()
+    import PIL.Image
+    import PIL.ImageOps
+
+    return PIL
+
+
+def written(image, suffix):
+    """The bytes of a HEIC or AVIF file of Pillow's image. The writers turn its Exif orientation into irot and imir."""
+    file = io.BytesIO()
+    options = {"exif": image.getexif()} if suffix == ".avif" else {}
+    image.save(file, {".heic": "HEIF", ".avif": "AVIF"}[suffix], quality=95, **options)
+    return file.getvalue()
+
+
+@pytest.mark.parametrize("suffix", [".heic", ".avif"])
+def test_heic_and_avif_are_upright_rgb(tmp_path, pillow, monkeypatch, suffix):
+    def check(image, upright):
+        path = tmp_path / f"image{suffix}"
+        path.write_bytes(written(image, suffix))
+        expected = cv2.resize(upright, (32, 32), interpolation=cv2.INTER_AREA)
+        assert np.abs(load_image(path, 32).astype(int) - expected).mean() < 4
+
+    for orientation in range(1, 9):
+        image = pillow.Image.fromarray(DRAWING)
+        image.getexif()[0x112] = orientation
+        check(image, np.array(pillow.ImageOps.exif_transpose(image)))
+    check(pillow.Image.fromarray(np.dstack([DRAWING, np.full(DRAWING.shape[:2], 128, np.uint8)])), DRAWING)
+    check(pillow.Image.fromarray(GREY), GREY_AS_RGB)
+    if suffix == ".heic":
+        monkeypatch.setattr("pillow_heif.options.SAVE_HDR_TO_12_BIT", True)
+        check(pillow.Image.fromarray(GREY.astype(np.uint16) * 257), GREY_AS_RGB)
+
+
+def test_bad_heic_and_avif_files_are_refused_and_missing_packages_named(trained, tmp_path, pillow, monkeypatch):
+    heic, avif = (written(pillow.Image.fromarray(DRAWING), suffix) for suffix in (".heic", ".avif"))
+    files = {
+        "half.heic": (heic[: len(heic) // 2], "damaged, truncated or unsupported HEIC"),
+        "end_missing.heif": (heic[:-1], "damaged, truncated or unsupported HEIC"),
+        "end_missing.avif": (avif[:-1], "damaged, truncated or unsupported AVIF"),
+        "renamed.jpg": (heic, "HEIC data in a .jpg file"),
+        "renamed.heic": (avif, "AVIF data in a .heic file"),
+        "good.heic": (heic, None),
+        "good.avif": (avif, None),
+    }
+    for name, (data, _) in files.items():
+        (tmp_path / name).write_bytes(data)
+    predicted = predictions(trained, *files, code=1)
+    assert {name: predicted[name].get("error") for name in files} == {name: reason for name, (_, reason) in files.items()}
+    with monkeypatch.context() as patch:
+        patch.setattr(pillow.Image, "MAX_IMAGE_PIXELS", 1000)
+        assert "too large: more than" in predictions(trained, "good.heic", code=1)["good.heic"]["error"]
+    for name, package, module in (("good.heic", "pillow-heif", "pillow_heif"), ("good.avif", "pillow", "PIL.features")):
+        monkeypatch.setitem(sys.modules, module, None)
+        decoding._pillow_for.cache_clear()
+        needed = f"needs {package}: pip install -c requirements-optional.txt {package}"
+        assert needed in predictions(trained, name, code=1)[name]["error"]
+    decoding._pillow_for.cache_clear()
+
+
+def by_hand(image, fit):
+    """What a drawing of (70, 90) pixels becomes before it is resized to a square."""
+    if fit == "crop":
+        return image[:, 10:80]
+    if fit == "squash":
+        return image
+    square = np.empty((90, 90, 3), np.uint8)
+    square[:] = image.mean(axis=(0, 1)).round()
+    square[10:80] = image
+    return square
+
+
+@pytest.mark.parametrize("fit", ["squash", "crop", "pad"])
+def test_every_fit_makes_a_square_and_a_reduced_jpeg_the_same(tmp_path, fit):
+    expected = by_hand(DRAWING, fit)
+    for turn, name in enumerate(("wide.png", "high.png")):
+        save(tmp_path / name, np.ascontiguousarray(np.rot90(DRAWING, turn)))
+        resized = cv2.resize(np.rot90(expected, turn), (18, 18), interpolation=cv2.INTER_AREA)
+        assert np.abs(load_image(tmp_path / name, 18, fit).astype(int) - resized).mean() < 0.5
+    large = cv2.GaussianBlur(cv2.resize(DRAWING, (1080, 840)), (0, 0), 2)
+    save(tmp_path / "large.jpg", large)
+    resized = cv2.resize(expected, (90, 90), interpolation=cv2.INTER_AREA)
+    assert np.abs(load_image(tmp_path / "large.jpg", 90, fit).astype(int) - resized).mean() < 4
+    for extreme in ((1, 200), (200, 1)):
+        save(tmp_path / "line.png", np.full((*extreme, 3), 99, np.uint8))
+        np.testing.assert_array_equal(load_image(tmp_path / "line.png", 16, fit), np.full((16, 16, 3), 99))
+
+
+def test_a_run_keeps_its_fit_and_every_script_takes_it_from_there(images, tmp_path, monkeypatch):
+    wide = save(images / "dogs/wide.png")
+    fitted = save(tmp_path / "fitted.png", cv2.resize(by_hand(DRAWING, "crop"), (32, 32), interpolation=cv2.INTER_AREA))
+    train(images, "--fit", "crop", "--epochs", 1)
+    predicted = predictions("runs/001", wide, fitted)
+    assert predicted[str(wide)]["probabilities"] == predicted[str(fitted)]["probabilities"]
+    assert json.loads(Path("runs/001/model.json").read_text())["fit"] == "crop"
+    assert "cannot change on --resume" in error_of(run("train", "--resume", "runs/001", "--fit", "pad", code=2))
+    seen, square = [], decoding.fit_square
+    monkeypatch.setattr(decoding, "fit_square", lambda *given: seen.append(given[2]) or square(*given))
+    run("evaluate", "--model", "runs/001", images, "--ood-dir", images)
+    run("export", "--model", "runs/001", "--data-dir", images)
+    assert set(seen) == {"crop"}
+    change_metadata("runs/001", fit="stretch")
+    assert "damaged" in error_of(run("predict", "--model", "runs/001", wide, code=3))
+
+
+@pytest.mark.parametrize("fit", ["squash", "crop", "pad"])
+def test_training_sees_what_prediction_sees(tmp_path, fit):
     """The same pixels on both ways, for every kind of image."""
     for name, (data, _) in ORDINARY_IMAGES.items():
         for kind in ("cats", "dogs"):
             path = tmp_path / "images" / kind / name
             path.parent.mkdir(parents=True, exist_ok=True)
             path.write_bytes(data)
-    sets = read_train_sets(tmp_path / "images", 32, cache_dir=tmp_path / "cache")
+    sets = read_train_sets(tmp_path / "images", 32, cache_dir=tmp_path / "cache", fit=fit)
     for data_set in (sets.train, sets.valid):
         pixels = np.concatenate([pixels for pixels, _ in data_set.batches(4)])
         for path, seen in zip(data_set.paths, pixels, strict=True):
-            np.testing.assert_array_equal(seen, load_image(path, 32))
+            np.testing.assert_array_equal(seen, load_image(path, 32, fit))
 
 
 @needs_real_data
