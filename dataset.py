@@ -4,14 +4,16 @@ Read here how images come from a folder to the network: find, decode, split, bat
 augmentation of its images depend on nothing but (seed, epoch, image), so that a training can resume anywhere.
 """
 
+import argparse
 import dataclasses
 import json
 from pathlib import Path
 
 import numpy as np
 
+from classifier import console
 from classifier.cache import decode_once
-from classifier.console import NO_DATA, UserError, say
+from classifier.console import DONE, NO_DATA, PROJECT, UserError, say
 from classifier.files import digest_of
 from classifier.finding import find_images, only_one_class
 from classifier.images import load_image
@@ -147,3 +149,36 @@ def _data_set(found, decoded, members, image_size):
         return np.stack([load_image(paths[i], image_size) for i in positions])
 
     return DataSet(paths, [found.labels[i] for i in members], load, 3 * image_size**2)
+
+
+def parse_arguments(argv):
+    """The command line as a namespace."""
+    parser = argparse.ArgumentParser(
+        description="Look at a folder of images before training: classes, sizes, unreadable files, copies, odd images. "
+        "Nothing is changed.",
+    )
+    add = parser.add_argument
+    add("folder", type=Path, nargs="?", default=PROJECT / "training_data", help="default: training_data")
+    add("--against", type=Path, metavar="FOLDER", help="images for testing, perhaps: also find those that both folders have")
+    add("--format", choices=["table", "json"], default="table", help="format of standard output (default: table)")
+    add("--html", type=Path, metavar="FILE", help="also write a page with the images of each finding and each class")
+    return parser.parse_args(argv)
+
+
+def main(argv=None):
+    """Look at the images, print what was found, and return the exit code."""
+    arguments = parse_arguments(argv)
+    from classifier.inspection import inspect, sections_of, table_of
+
+    findings, found = inspect(arguments.folder, arguments.against)
+    print(json.dumps(findings, indent=1) if arguments.format == "json" else table_of(findings))
+    if arguments.html is not None:
+        from classifier.report import write_report
+
+        write_report(arguments.html, f"Images in {arguments.folder}", sections_of(findings, found))
+        say(f"written: {arguments.html}")
+    return DONE
+
+
+if __name__ == "__main__":
+    console.run(main)

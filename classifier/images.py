@@ -63,7 +63,12 @@ def read_file(path):
 
 
 def decode_image(path, data, image_size):
-    """Decode the bytes of a file to (image_size, image_size, 3) uint8 RGB.
+    """Decode the bytes of a file to (image_size, image_size, 3) uint8 RGB. See decode_with_shape()."""
+    return decode_with_shape(path, data, image_size)[0]
+
+
+def decode_with_shape(path, data, image_size):
+    """Decode the bytes of a file to (image_size, image_size, 3) uint8 RGB, and its (height, width) in the file, upright.
 
     The suffix in `path` must fit the content. Grey, palette, 16-bit, CMYK and transparent images become 8-bit RGB (alpha
     is dropped), Exif orientation is applied, and the whole image is resized to a square, whatever its shape. Of an
@@ -75,7 +80,10 @@ def decode_image(path, data, image_size):
     suffix = os.path.splitext(os.fspath(path))[1].lower()
     if KIND_OF_SUFFIX.get(suffix, kind) != kind:
         raise BadImageError(path, f"{kind} data in a {suffix} file")
-    flags = cv2.IMREAD_COLOR_RGB | (REDUCTIONS[_jpeg_reduction(data, image_size)] if kind == "JPEG" else 0)
+    shape = _jpeg_shape(data) if kind == "JPEG" else None
+    # A JPEG can be reduced while it is decoded: fewer pixels are computed from the same coefficients, several times as fast.
+    reduction = max(n for n in REDUCTIONS if n == 1 or (shape and min(shape) // n >= image_size))
+    flags = cv2.IMREAD_COLOR_RGB | REDUCTIONS[reduction]
     try:
         image = cv2.imdecode(np.frombuffer(data, np.uint8), flags)
     except cv2.error as error:
@@ -92,14 +100,17 @@ def decode_image(path, data, image_size):
     height, width = image.shape[:2]
     averages = max(height, width) >= 2 * image_size and min(height, width) >= image_size
     interpolation = cv2.INTER_AREA if averages else cv2.INTER_LINEAR
-    return cv2.resize(image, (image_size, image_size), interpolation=interpolation)
+    if reduction == 1:
+        shape = height, width
+    elif (height > width) != (shape[0] > shape[1]):  # turned by its Exif orientation
+        shape = shape[::-1]
+    return cv2.resize(image, (image_size, image_size), interpolation=interpolation), shape
 
 
-def _jpeg_reduction(data, image_size):
-    """The factor, 1, 2, 4 or 8, by which a JPEG can be reduced while it is decoded without becoming too small.
+def _jpeg_shape(data):
+    """The (height, width) of a JPEG, or None: they are in its frame header.
 
-    The decoder then computes fewer pixels from the same coefficients, several times as fast. The size is in the frame
-    header, which follows some other segments, each a marker of two bytes and its length.
+    It follows some other segments, each a marker of two bytes and its length.
     """
     position = 2
     while position + 9 <= len(data) and data[position] == 0xFF:
@@ -107,10 +118,10 @@ def _jpeg_reduction(data, image_size):
         if marker == 0xFF:  # padding
             position += 1
         elif 0xC0 <= marker <= 0xCF and marker not in (0xC4, 0xC8, 0xCC):
-            return max(n for n in REDUCTIONS if n == 1 or min(height, width) // n >= image_size)
+            return height, width
         else:
             position += 2 + length
-    return 1
+    return None
 
 
 def inference_batch_size(image_size):
