@@ -149,7 +149,8 @@ def agreement(one, other, change):
 
 def _refine(one, other, warp, factor):
     """A better warp, (2, 3), of `one` to `other`, from both images reduced by a factor."""
-    one, other = (cv2.resize(image, (SIDE // factor, SIDE // factor), interpolation=cv2.INTER_AREA) for image in (one, other))
+    size = (SIDE // factor, SIDE // factor)
+    one, other = (cv2.resize(image, size, interpolation=cv2.INTER_AREA) for image in (one, other))
     scale = np.array([1, 1, factor], np.float32)
     stop = (cv2.TERM_CRITERIA_COUNT | cv2.TERM_CRITERIA_EPS, 20, 1e-3)
     return cv2.findTransformECC(other, one, warp / scale, cv2.MOTION_AFFINE, stop, None, 5)[1] * scale

@@ -43,10 +43,11 @@ ADVICE = {
 def inspect(folder, against=None):
     """Look at all images of a folder, and at those that it shares with the folder `against`. Nothing is written.
 
-    Returns the findings, JSON data, and the labelled images as find_images() does. Each of FINDINGS is a list: of groups of copies, {"copies": exact or near, "paths"},
-    leaks with "paths" in `folder` and "against" in the other one; of unreadable files with the reason, {"path", "reason"};
-    of paths. "classes" are the images of each class, {name: count}; "width" and "height" are [lowest, median, highest] in
-    pixels of the usable images. Raises UserError where there are no images.
+    Returns the findings, JSON data, and the labelled images as find_images() does. Each of FINDINGS is a list: of paths; of
+    unreadable files, {"path", "reason"}; of groups of copies, {"paths"}, if need be with {"copies": "exact" or "near"}.
+    Leaks have "paths" in `folder` and, "against", those in the other one. "classes" are the images of each class, {name:
+    count}; "width" and "height" are [lowest, median, highest] in pixels of the usable images. Raises UserError where there
+    are none.
     """
     found = find_images(folder)
     others = []
