@@ -4,14 +4,17 @@ Read here how images come from a folder to the network: find, decode, split, bat
 augmentation of its images depend on nothing but (seed, epoch, image), so that a training can resume anywhere.
 """
 
+import argparse
 import dataclasses
 import json
 from pathlib import Path
 
 import numpy as np
 
+from classifier import console
 from classifier.cache import decode_once
-from classifier.console import NO_DATA, UserError, say
+from classifier.console import DONE, NO_DATA, PROJECT, UserError, say
+from classifier.duplicates import grey_images, group_near_copies
 from classifier.files import digest_of
 from classifier.finding import find_images, only_one_class
 from classifier.images import load_image
@@ -33,12 +36,13 @@ class TrainSets:
 
 def read_train_sets(
     train_path, image_size, classes=None, validation_size=0.2, limit_per_class=None, cache_dir=None, *,
-    fit="squash", classes_from=None, group_by=None, validation_path=None,
+    fit="squash", classes_from=None, group_by=None, group_near_copies=False, validation_path=None,
 ):  # fmt: skip
     """Find, decode and split the images in a folder: the whole way from a folder to batches.
 
     `validation_size` is the fraction of each class, between 0 and 1, that is kept for validation; at least one image of
-    a class goes to either side. Images stay together if the regular expression `group_by` finds the same in their paths.
+    a class goes to either side. Images stay together if the regular expression `group_by` finds the same in their paths,
+    and, with `group_near_copies`, if they show the same photograph: see duplicates.py.
     All are for training if those in the folder `validation_path` are for validation. `classes`, `limit_per_class`,
     `classes_from`: see find_images(). `cache_dir`: see decode_once(). `fit`: see fit_square().
     Returns TrainSets. Raises UserError where fewer than two classes, or fewer than two different images of a class, are
@@ -52,15 +56,17 @@ def read_train_sets(
         found = found.with_others(find_images(validation_path, found.classes, classes_from=classes_from))
     decoded = decode_once(found.paths, image_size, cache_dir, fit)
     _warn_of_contradictions(found, decoded.digests)
+    load = load_of(found, decoded, image_size, fit)
     if validation_path is not None:
         train, valid, how = _split_by_folder(found, decoded, num_train, validation_path)
     else:
-        train, valid, how = _split_each_class(found, decoded, validation_size, group_by)
+        near_copies = _near_copies(found, decoded, load) if group_near_copies else None
+        train, valid, how = _split_each_class(found, decoded, validation_size, group_by, near_copies)
     learnt_from = [[(decoded.digests[i], found.labels[i]) for i in side] for side in (train, valid)]
     shaping = [found.classes, learnt_from, *([fit] if fit != "squash" else [])]  # runs without a fit were squashed
     return TrainSets(
-        data_set_of(found, decoded, train, image_size, fit),
-        data_set_of(found, decoded, valid, image_size, fit),
+        data_set_of(found, train, load, image_size),
+        data_set_of(found, valid, load, image_size),
         found.classes,
         [(path, reason) for path, reason in zip(found.paths, decoded.reasons, strict=True) if reason],
         how,
@@ -93,7 +99,24 @@ def _split_each_class(found, decoded, validation_size, group_by=None, near_copie
         return train, valid, {"by": "image"}
     names = group_by and group_names_of([found.relative(i) for i in range(len(found.paths))], decoded.reasons, group_by)
     train, valid, groups = split_groups(usable, decoded.digests, validation_size, names, near_copies)
-    return train, valid, {"by": "group", "group_by": group_by, "groups": groups}
+    return train, valid, {"by": "group", "group_by": group_by, "near_copies": near_copies is not None, "groups": groups}
+
+
+def _near_copies(found, decoded, load):
+    """For each of found.paths an id that it shares with its near-copies, None if it has none; None if no image has any.
+
+    `load` takes positions of usable images: see load_of().
+    """
+    usable = [i for i, reason in enumerate(decoded.reasons) if reason is None]
+    firsts = group_near_copies(grey_images(lambda i: load([usable[i]])[0], len(usable)))
+    ids = [None] * len(found.paths)
+    for i, first in zip(usable, firsts.tolist(), strict=True):
+        ids[i] = first
+    copies = len({decoded.digests[i] for i in usable}) - len(set(firsts))  # exact copies stay together anyway
+    if copies == 0:
+        return None
+    say(f"split      {copies} images are near-copies of others: kept on one side (--no-group-near-copies: on any)")
+    return ids
 
 
 def _split_by_folder(found, decoded, num_train, validation_path):
@@ -168,14 +191,52 @@ class DataSet:
         return prefetch(load, chunks, batch_size * self._image_bytes)
 
 
-def data_set_of(found, decoded, members, image_size, fit):
-    """The DataSet of found images at the positions `members`: from the cache, or from their files if there is none."""
-    paths = [found.paths[i] for i in members]
-    rows = np.cumsum([reason is None for reason in decoded.reasons])[members] - 1
+def load_of(found, decoded, image_size, fit):
+    """A function from positions of usable images, (k,), to the images: from the cache, or from their files without one."""
+    rows = np.cumsum([reason is None for reason in decoded.reasons]) - 1
 
     def load(positions):
         if decoded.images is not None:
             return decoded.images[rows[positions]]
-        return np.stack([load_image(paths[i], image_size, fit) for i in positions])
+        return np.stack([load_image(found.paths[i], image_size, fit) for i in positions])
 
-    return DataSet(paths, [found.labels[i] for i in members], load, 3 * image_size**2)
+    return load
+
+
+def data_set_of(found, members, load, image_size):
+    """The DataSet of the found images at the positions `members`; load: see load_of()."""
+    paths, labels, members = [found.paths[i] for i in members], [found.labels[i] for i in members], np.array(members, int)
+    return DataSet(paths, labels, lambda positions: load(members[positions]), 3 * image_size**2)
+
+
+def parse_arguments(argv):
+    """The command line as a namespace."""
+    parser = argparse.ArgumentParser(
+        description="Look at a folder of images before training: classes, sizes, unreadable files, copies, odd images. "
+        "Nothing is changed.",
+    )
+    add = parser.add_argument
+    add("folder", type=Path, nargs="?", default=PROJECT / "training_data", help="default: training_data")
+    add("--against", type=Path, metavar="FOLDER", help="images for testing, perhaps: also find those that both folders have")
+    add("--format", choices=["table", "json"], default="table", help="format of standard output (default: table)")
+    add("--html", type=Path, metavar="FILE", help="also write a page with the images of each finding and each class")
+    return parser.parse_args(argv)
+
+
+def main(argv=None):
+    """Look at the images, print what was found, and return the exit code."""
+    arguments = parse_arguments(argv)
+    from classifier.inspection import inspect, sections_of, table_of
+
+    findings, found = inspect(arguments.folder, arguments.against)
+    print(json.dumps(findings, indent=1) if arguments.format == "json" else table_of(findings))
+    if arguments.html is not None:
+        from classifier.report import write_report
+
+        write_report(arguments.html, f"Images in {arguments.folder}", sections_of(findings, found))
+        say(f"written: {arguments.html}")
+    return DONE
+
+
+if __name__ == "__main__":
+    console.run(main)

@@ -79,6 +79,7 @@ def show_suspects(arguments):
     if arguments.suspects.suffix.lower() != ".csv":
         raise UserError(f"--suspects: {arguments.suspects} does not end in .csv", USAGE)
     from classifier.finding import find_images
+    from classifier.report import write_report
     from classifier.suspects import DOUBTFUL, find_suspects
 
     run = find_run(arguments.model)
@@ -87,7 +88,8 @@ def show_suspects(arguments):
         say(f"skipped: {path}: {reason}")
     write_text(arguments.suspects, csv_text(*suspects.table()))
     sheet = arguments.suspects.with_suffix(".html")
-    shown = f", images in {sheet}" if write_contact_sheet(sheet, suspects) else ""
+    text = "The label and its probability, and another class and its probability, by a head that was fitted to other images."
+    write_report(sheet, "Which labels are wrong?", [("Most suspicious first", text, None, suspects.contact_sheet())])
     result = {"model": str(run), "folder": str(arguments.folder)} | suspects.summary()
     if arguments.format == "json":
         print(json.dumps(result, indent=1))
@@ -96,19 +98,8 @@ def show_suspects(arguments):
         print(f"{caption}  {path}")
     print(f"{result['scored']} images ranked, {result['skipped']} skipped; {result['doubtful']} labels have a probability "
           f"below {DOUBTFUL:.0%}; accuracy out of fold {result['out_of_fold_accuracy']:.2%}")  # fmt: skip
-    say(f"all of them in {arguments.suspects}{shown}: look at them in this order until most labels are correct")
+    say(f"all of them in {arguments.suspects}, images in {sheet}: look at them in this order until most labels are correct")
     return DONE
-
-
-def write_contact_sheet(path, suspects):
-    """Write the most suspicious images and their labels as a page; returns whether that is possible."""
-    try:
-        from classifier.report import write_report
-    except ImportError:  # TODO(merge): remove this when classifier/report.py is there
-        return False
-    text = "The label and its probability, and another class and its probability, by a head that was fitted to other images."
-    write_report(path, "Which labels are wrong?", [("Most suspicious first", text, None, suspects.contact_sheet())])
-    return True
 
 
 def load(arguments):

@@ -68,7 +68,12 @@ def read_file(path):
 
 
 def decode_image(path, data, image_size, fit="squash"):
-    """Decode the bytes of a file to (image_size, image_size, 3) uint8 RGB.
+    """Decode the bytes of a file to (image_size, image_size, 3) uint8 RGB: see decode_with_shape()."""
+    return decode_with_shape(path, data, image_size, fit)[0]
+
+
+def decode_with_shape(path, data, image_size, fit="squash"):
+    """Decode the bytes of a file to (image_size, image_size, 3) uint8 RGB, and its (height, width) in the file, upright.
 
     The suffix in `path` must fit the content. Grey, palette, 16-bit, CMYK and transparent images become 8-bit RGB (alpha
     is dropped) and the orientation that the file gives is applied. Of an animation, it is the first frame. `fit` says how
@@ -82,10 +87,18 @@ def decode_image(path, data, image_size, fit="squash"):
         raise BadImageError(path, f"{kind} data in a {suffix} file")
     if kind in PILLOW_PACKAGES:
         image = _decode_by_pillow(path, data, kind)
+        shape = image.shape[:2]
     else:
-        reduction = REDUCTIONS[_jpeg_reduction(data, image_size, fit)] if kind == "JPEG" else 0
-        image = _decode_by_opencv(path, data, kind, cv2.IMREAD_COLOR_RGB | reduction)
-    return fit_square(image, image_size, fit)
+        stored = _jpeg_shape(data) if kind == "JPEG" else None
+        # A JPEG can be reduced while it is decoded: fewer pixels are computed from the same coefficients, several times as
+        # fast. The side that decides is the one that becomes image_size, or the shorter of two.
+        decisive = stored and (max(stored) if fit == "pad" else min(stored))
+        reduction = max(n for n in REDUCTIONS if n == 1 or (decisive and decisive // n >= image_size))
+        image = _decode_by_opencv(path, data, kind, cv2.IMREAD_COLOR_RGB | REDUCTIONS[reduction])
+        height, width = shape = image.shape[:2]
+        if reduction > 1:
+            shape = stored if (height > width) == (stored[0] > stored[1]) else stored[::-1]  # turned by its orientation
+    return fit_square(image, image_size, fit), shape
 
 
 def _decode_by_opencv(path, data, kind, flags):
@@ -193,23 +206,21 @@ def _resize(image, width, height):
     return cv2.resize(image, (width, height), interpolation=cv2.INTER_AREA if averages else cv2.INTER_LINEAR)
 
 
-def _jpeg_reduction(data, image_size, fit):
-    """The factor, 1, 2, 4 or 8, by which a JPEG can be reduced while it is decoded without becoming too small.
+def _jpeg_shape(data):
+    """The (height, width) of a JPEG, or None: they are in its frame header.
 
-    The decoder then computes fewer pixels from the same coefficients, several times as fast. The size is in the frame
-    header, which follows some other segments, each a marker of two bytes and its length.
+    It follows some other segments, each a marker of two bytes and its length.
     """
-    decisive = max if fit == "pad" else min  # the side that becomes image_size, or the shorter of two
     position = 2
     while position + 9 <= len(data) and data[position] == 0xFF:
         marker, length, height, width = struct.unpack_from(">xBHxHH", data, position)
         if marker == 0xFF:  # padding
             position += 1
         elif 0xC0 <= marker <= 0xCF and marker not in (0xC4, 0xC8, 0xCC):
-            return max(n for n in REDUCTIONS if n == 1 or decisive(height, width) // n >= image_size)
+            return height, width
         else:
             position += 2 + length
-    return 1
+    return None
 
 
 def inference_batch_size(image_size):

@@ -62,6 +62,8 @@ SETTINGS = {
         "fraction of each class that is used for validation"),
     "validation_dir": Setting(Path, None, "images", "FOLDER",
         "validate on the images in this folder, and train on all in --data-dir"),
+    "group_near_copies": Setting(switch, True, "images", None,
+        "near-copies of an image may be on either side of the split into training and validation"),
     "group_by": Setting(regular_expression, None, "images", "REGEX",
         "keep images together, for training or for validation, where this finds the same in their paths, such as a patient,"
         " a video or a place: its first group in parentheses, or all that it matches"),
@@ -109,7 +111,7 @@ SETTINGS = {
 }  # fmt: skip
 DEFAULTS = {name: setting.default for name, setting in SETTINGS.items()}
 # What runs did before they recorded it; the defaults above may change.
-UNRECORDED = {"fit": "squash", "classes_from": "top", "class_weights": "none"}
+UNRECORDED = {"fit": "squash", "classes_from": "top", "class_weights": "none", "group_near_copies": False}
 CHANGEABLE_ON_RESUME = {"data_dir", "validation_dir", "patience", "save_minutes"}
 FINE_TUNING = {"fine_tune", "fine_tune_epochs", "fine_tune_lr"}
 AUTO = "auto"
@@ -216,7 +218,7 @@ def settings_to_resume(run, metadata, given):
 
 def data_options(settings):
     """The arguments of read_train_sets() that these settings, or those of an earlier run, say."""
-    names = {"validation_size": "validation_split", "limit_per_class": "limit_per_class", "classes_from": "classes_from",
-             "group_by": "group_by", "validation_path": "validation_dir", "fit": "fit"}  # fmt: skip
     settings = DEFAULTS | UNRECORDED | settings
-    return {argument: settings[name] for argument, name in names.items()}
+    same = ("limit_per_class", "classes_from", "group_by", "group_near_copies", "fit")
+    options = {name: settings[name] for name in same}
+    return options | {"validation_size": settings["validation_split"], "validation_path": settings["validation_dir"]}

@@ -182,13 +182,14 @@ def _features(found, decoded, usable, run, metadata):
 
     from classifier.checkpoints import load_selected
     from classifier.networks import create_network, extract_features, with_features
-    from dataset import TrainSets, data_set_of
+    from dataset import TrainSets, data_set_of, load_of
 
     size, fit, scales = (metadata[name] for name in ("image_size", "fit", "feature_scales"))
     network = create_network(metadata["network"], size, len(metadata["classes"]), feature_scales=scales)
     load_selected(run, network)
     order = sorted(usable, key=lambda i: decoded.digests[i])
-    everything, nothing = (data_set_of(found, decoded, members, size, fit) for members in (order, []))
+    load = load_of(found, decoded, size, fit)
+    everything, nothing = (data_set_of(found, members, load, size) for members in (order, []))
     fingerprint = digest_of(fit.encode(), *(decoded.digests[i].encode() for i in order))
     sets = TrainSets(everything, nothing, found.classes, [], {}, fingerprint)
     extractor = keras.Model(network.input, with_features(network, "last").outputs[0])

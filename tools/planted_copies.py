@@ -1,0 +1,103 @@
+"""Plant changed copies among images and count how many dataset.py finds: python -m tools.planted_copies"""
+
+import argparse
+import collections
+import json
+import tempfile
+from pathlib import Path
+
+import cv2
+import numpy as np
+
+from classifier import console
+from classifier.console import DONE, PROJECT, aligned, number
+from classifier.finding import find_images
+from tools.scripts import run_script
+
+
+def main(argv=None):
+    """Plant, look, and print the table; returns the exit code."""
+    parser = argparse.ArgumentParser(description="Plant changed copies among images and count how many dataset.py finds.")
+    add = parser.add_argument
+    add("--data-dir", type=Path, default=PROJECT / "training_data", metavar="FOLDER", help="default: training_data")
+    add("--limit-per-class", type=number(int, 1), metavar="N", help="take the first N images of each class (default: all)")
+    add("--copies", type=number(int, 1), default=200, metavar="N", help="copies of each kind (default: 200)")
+    add("--seed", type=number(int, 0), default=0, help="default: 0")
+    arguments = parser.parse_args(argv)
+    found = find_images(arguments.data_dir, limit_per_class=arguments.limit_per_class)
+    with tempfile.TemporaryDirectory() as folder:
+        planted = plant(found, Path(folder), arguments.copies, np.random.default_rng(arguments.seed))
+        findings = json.loads(run_script("dataset.py", folder, "--format", "json"))
+    groups = [[Path(path).name for path in group["paths"]] for group in findings["near_copies"]]
+    print(table_of(planted, groups, found))
+    return DONE
+
+
+def plant(found, folder, copies, rng):
+    """Link to all images from a new folder and add changed copies; returns {kind: names of its copies}.
+
+    An image is named `number.suffix`, its copy `number-kind.jpg`.
+    """
+    planted = collections.defaultdict(list)
+    for i, (path, label) in enumerate(zip(found.paths, found.labels, strict=True)):
+        (folder / str(label)).mkdir(exist_ok=True)
+        (folder / str(label) / f"{i}{path.suffix}").symlink_to(path.absolute())
+    for kind, change in CHANGES.items():
+        for i in rng.permutation(len(found.paths))[:copies]:
+            image = cv2.imread(str(found.paths[i]))
+            if image is not None:
+                name = f"{i}-{kind}.jpg"
+                quality = [cv2.IMWRITE_JPEG_QUALITY, 40 if kind in ("encoded", "combined") else 90]
+                cv2.imwrite(str(folder / str(found.labels[i]) / name), change(image, rng), quality)
+                planted[kind].append(name)
+    return planted
+
+
+def scaled(image, rng):
+    """Half as wide and high."""
+    return cv2.resize(image, None, fx=0.5, fy=0.5, interpolation=cv2.INTER_AREA)
+
+
+def cropped(image, rng, fraction=0.9):
+    """A part anywhere in the image, `fraction` of its width and height."""
+    height, width = (round(side * fraction) for side in image.shape[:2])
+    y, x = (rng.integers(side - part + 1) for side, part in zip(image.shape, (height, width), strict=False))
+    return image[y : y + height, x : x + width]
+
+
+def mirrored(image, rng):
+    return cv2.flip(image, 1)
+
+
+def brightened(image, rng):
+    """All values 1.3 times as large, at most 255."""
+    return cv2.convertScaleAbs(image, alpha=1.3)
+
+
+CHANGES = {
+    "encoded": lambda image, rng: image,  # as JPEG with quality 40
+    "scaled": scaled,
+    "cropped": cropped,
+    "mirrored": mirrored,
+    "brightened": brightened,
+    "combined": lambda image, rng: brightened(mirrored(cropped(scaled(image, rng), rng), rng), rng),
+}
+
+
+def table_of(planted, groups, found):
+    """How many copies of each kind are in a group with their original, and how many groups join different images."""
+    of_groups = [collections.defaultdict(set) for _ in groups]  # for each group {number of an original: kinds}
+    for numbers, group in zip(of_groups, groups, strict=True):
+        for name in group:
+            i, _, kind = name.split(".")[0].partition("-")
+            numbers[int(i)].add(kind)
+    hits = collections.Counter(kind for numbers in of_groups for kinds in numbers.values() if "" in kinds for kind in kinds)
+    rows = [[kind, len(names), hits[kind], f"{hits[kind] / len(names):.1%}"] for kind, names in planted.items()]
+    others = [sorted(numbers) for numbers in of_groups if len(numbers) > 1]
+    lines = [aligned([["copies", "planted", "found", "recall"], *rows]),
+             f"{len(groups)} groups, {len(others)} of them with several of the {len(found.paths)} originals:"]  # fmt: skip
+    return "\n".join(lines + ["  " + " = ".join(str(found.paths[i]) for i in group) for group in others])
+
+
+if __name__ == "__main__":
+    console.run(main)
