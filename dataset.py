@@ -14,7 +14,7 @@ import numpy as np
 from classifier import console
 from classifier.cache import decode_once
 from classifier.console import DONE, NO_DATA, PROJECT, UserError, say
-from classifier.duplicates import grey_images, group_near_copies
+from classifier.duplicates import cached_near_copies, grey_images
 from classifier.files import digest_of
 from classifier.finding import find_images, only_one_class
 from classifier.images import load_image
@@ -60,7 +60,7 @@ def read_train_sets(
     if validation_path is not None:
         train, valid, how = _split_by_folder(found, decoded, num_train, validation_path)
     else:
-        near_copies = _near_copies(found, decoded, load) if group_near_copies else None
+        near_copies = _near_copies(found, decoded, load, f"{image_size} {fit}", cache_dir) if group_near_copies else None
         train, valid, how = _split_each_class(found, decoded, validation_size, group_by, near_copies)
     learnt_from = [[(decoded.digests[i], found.labels[i]) for i in side] for side in (train, valid)]
     shaping = [found.classes, learnt_from, *([fit] if fit != "squash" else [])]  # runs without a fit were squashed
@@ -93,29 +93,38 @@ def _split_each_class(found, decoded, validation_size, group_by=None, near_copie
         if len({decoded.digests[i] for i in members}) < 2:
             count = ["no usable images", "one usable image", "only copies of one image"][min(len(members), 2)]
             raise UserError(f"class {name!r} in {found.folder} has {count}: it needs two, one to validate on", NO_DATA)
-    if group_by is None and near_copies is None:
+    names = group_by and group_names_of([found.relative(i) for i in range(len(found.paths))], decoded.reasons, group_by)
+    how = {"by": "group", "group_by": group_by} if group_by else {"by": "image"}
+    if near_copies:
+        groups = len({near_copies[i] for members in usable.values() for i in members})
+        how |= {"near_copies": len({decoded.digests[i] for members in usable.values() for i in members}) - groups}
+        try:
+            train, valid, how["groups"] = split_groups(usable, decoded.digests, validation_size, names, near_copies)
+            return train, valid, how | {"together": True}
+        except UserError:  # a class has nothing else
+            how["together"] = False
+    if group_by:
+        train, valid, how["groups"] = split_groups(usable, decoded.digests, validation_size, names)
+    else:
         sides = [split(members, decoded.digests, validation_size) for members in usable.values()]
         train, valid = (sum(parts, []) for parts in zip(*sides, strict=True))
-        return train, valid, {"by": "image"}
-    names = group_by and group_names_of([found.relative(i) for i in range(len(found.paths))], decoded.reasons, group_by)
-    train, valid, groups = split_groups(usable, decoded.digests, validation_size, names, near_copies)
-    return train, valid, {"by": "group", "group_by": group_by, "near_copies": near_copies is not None, "groups": groups}
+    return train, valid, how
 
 
-def _near_copies(found, decoded, load):
-    """For each of found.paths an id that it shares with its near-copies, None if it has none; None if no image has any.
+def _near_copies(found, decoded, load, key, cache_dir):
+    """For each of found.paths an id that it shares with its near-copies; None if no image has any but exact copies.
 
-    `load` takes positions of usable images: see load_of().
+    `load` takes positions of usable images: see load_of(). The result is kept in the folder `cache_dir`; `key` is all that
+    shapes the images beside their files.
     """
     usable = [i for i, reason in enumerate(decoded.reasons) if reason is None]
-    firsts = group_near_copies(grey_images(lambda i: load([usable[i]])[0], len(usable)))
-    ids = [None] * len(found.paths)
-    for i, first in zip(usable, firsts.tolist(), strict=True):
-        ids[i] = first
-    copies = len({decoded.digests[i] for i in usable}) - len(set(firsts))  # exact copies stay together anyway
-    if copies == 0:
+    greys = lambda: grey_images(lambda i: load([usable[i]])[0], len(usable))  # noqa: E731
+    firsts = cached_near_copies(f"{key} {[decoded.digests[i] for i in usable]}", greys, cache_dir).tolist()
+    if len(set(firsts)) == len({decoded.digests[i] for i in usable}):
         return None
-    say(f"split      {copies} images are near-copies of others: kept on one side (--no-group-near-copies: on any)")
+    ids = [None] * len(found.paths)
+    for i, first in zip(usable, firsts, strict=True):
+        ids[i] = first
     return ids
 
 

@@ -4,12 +4,18 @@ Candidates are pairs of images that look alike at a glance: by their thumbnails,
 them only look alike. So they are aligned, and their fine details are compared: those of copies agree almost everywhere.
 """
 
+import contextlib
+from pathlib import Path
+
 import cv2
 import numpy as np
 
+from classifier.cache import cached_rows
 from classifier.console import progress, say
+from classifier.files import digest_of
 from classifier.parallel import in_chunks, prefetch
 
+VERSION = 1  # raise it when other images come to be near-copies
 SIDE = 96  # pixels, of the grey images that are compared
 THUMBNAIL = 12  # pixels
 CROP = 86  # pixels: about 90 % of the side
@@ -59,6 +65,24 @@ def group_near_copies(greys):
                 first, second = sorted((first_of(i), first_of(j)))
                 parents[second] = first
     return np.array([first_of(i) for i in range(len(parents))], int)
+
+
+def cached_near_copies(key, make_greys, folder=None):
+    """group_near_copies() of the grey images that make_greys() returns, kept in a folder for later.
+
+    `key`, a string, identifies these images.
+    """
+
+    def make(write):
+        write(group_near_copies(make_greys()))
+
+    if folder is not None:
+        key = digest_of(f"{VERSION} {cv2.__version__} {key}".encode(), size=12)
+        with contextlib.suppress(OSError):
+            return cached_rows(Path(folder, f"{key}.copies"), (), np.int64, make)[0]
+    groups = []
+    make(groups.append)
+    return groups[0]
 
 
 def grey_images(load, count):

@@ -18,8 +18,12 @@ def say_header(run, metadata, sets):
     say("versions   " + ", ".join(f"{name} {version}" for name, version in versions().items()))
     say("device     " + ", ".join(filter(None, [*computing["gpus"], *cpu, *on_or_off])))
     say(f"images     {counts} (training + validation)")
-    if "groups" in metadata.get("split", {}):
-        say(f"split      {metadata['split']['groups']} groups of images, each on one side")
+    split = metadata.get("split", {})
+    if split.get("group_by"):
+        say(f"split      {split['groups']} groups of images, each on one side")
+    if "near_copies" in split:
+        where = "kept together" if split["together"] else "on both sides, or a class would be on one side only"
+        say(f"split      {split['near_copies']} images are near-copies of others: {where} (see --no-group-near-copies)")
     if sets.skipped:
         reasons = collections.Counter(reason for _, reason in sets.skipped)
         summary = ", ".join(f"{count} {reason}" for reason, count in reasons.most_common())
