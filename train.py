@@ -111,7 +111,7 @@ def train_in(run, metadata, sets):
             training.leave_if_asked()  # if a signal came while the last epoch was saved
         metadata |= training.results()
     predicted = finish(run, metadata, training)
-    print_closing(run, training, sets, predicted)
+    print_closing(run, metadata, training, sets, predicted)
     return training.history.rows
 
 
@@ -211,11 +211,11 @@ def finish(run, metadata, training):
 
     load_selected(run, training.networks.whole_average)
     with enough_memory():
-        temperature, ood, threshold, kind, predicted = calibrate(
+        fitted, ood, predicted = calibrate(
             training.networks.average, training.sets, metadata["image_size"], training.phase.on_features
         )
     save_ood(run, ood, training.history.selected()["epoch"])
-    metadata |= {"temperature": temperature, "novelty": {"limit": threshold, "features": kind}, "finished": True}
+    metadata |= fitted | {"finished": True}
     write_metadata(run, metadata)
     export_for_prediction(run, metadata, training.sets.valid)
     return predicted

@@ -4,6 +4,20 @@ import keras
 import numpy as np
 import tensorflow as tf
 
+from classifier.metrics import area_under_roc
+
+
+class LogStatistics(keras.layers.Layer):
+    """Logarithms of the mean of each feature map and of its mean changes to the next row and column.
+
+    (n, height, width, maps) → (n, 3 × maps). The maps of smooth or grey images have means near 0, which only their
+    logarithms tell from those of ordinary images.
+    """
+
+    def call(self, maps):
+        means = [tf.reduce_mean(tf.abs(values), axis=(1, 2)) for values in (maps, *tf.image.image_gradients(maps))]
+        return tf.math.log(tf.concat(means, axis=1) + 1e-3)
+
 
 class OutOfDistributionScore(keras.layers.Layer):
     """The distance of features from the nearest class, in standard deviations: (n, features) → (n,).
@@ -23,8 +37,12 @@ class OutOfDistributionScore(keras.layers.Layer):
         self.centres = self.add_weight(name="centres", shape=(self.num_classes, size), initializer="zeros")
 
     def call(self, features):
+        return tf.reduce_min(self.distances(features), axis=1)
+
+    def distances(self, features):
+        """The distances of features, (n, features), from all classes: (n, classes)."""
         differences = tf.matmul(features, self.whitening)[:, None] - self.centres  # (n, classes, features)
-        return tf.sqrt(tf.reduce_min(tf.reduce_mean(tf.square(differences), axis=2), axis=1))
+        return tf.sqrt(tf.reduce_mean(tf.square(differences), axis=2))
 
     def fit(self, features, labels):
         """Fit to the features of training images of all classes, (n, features), and their labels, (n,)."""
@@ -37,6 +55,19 @@ class OutOfDistributionScore(keras.layers.Layer):
         whitening = directions / np.sqrt(variances + 0.01) / scale[:, None]  # likewise a constant direction
         self.build(features.shape)
         self.set_weights([whitening, means @ whitening])
+
+
+def left_out_area_under_roc(distances, labels):
+    """How well images of a class would be recognized if it were none of the classes: ½ is chance, 1 perfect.
+
+    `distances` are those of images from all classes, (n, classes), `labels` their own classes, (n,). Each class is left out
+    in turn, with its distances; the result is the mean of the areas under the ROC curve.
+    """
+    areas = []
+    for label in np.unique(labels):
+        scores, is_left_out = np.delete(distances, label, axis=1).min(axis=1), labels == label
+        areas.append(area_under_roc(scores[~is_left_out], scores[is_left_out]))
+    return float(np.mean(areas))
 
 
 def usual_threshold(scores):

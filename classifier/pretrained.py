@@ -52,18 +52,17 @@ def preprocess(name, images):
     return getattr(keras.applications, module).preprocess_input(keras.ops.cast(images, "float32"))
 
 
-def with_middle_maps(network):
-    """A pretrained network with two outputs: the means of feature maps, (n, maps), and the logits.
+def middle_maps(network):
+    """Feature maps of a pretrained network, (n, height, width, maps), and its logits.
 
     These maps are in the middle of the backbone: the last ones of about twice the side of its final maps.
     """
     backbone = network.get_layer("backbone")
     maps = [layer.output for layer in backbone.layers if len(layer.output.shape) == 4]
     middle = [tensor for tensor in maps if tensor.shape[1] > 1.5 * maps[-1].shape[1]][-1]
-    means = keras.layers.GlobalAveragePooling2D()(middle)
-    both = keras.Model(backbone.input, (means, backbone.output), name="backbone_with_maps")
-    means, features = both(normalize(network.name, network.input))
-    return keras.Model(network.input, (means, network.get_layer("fc")(features)))
+    both = keras.Model(backbone.input, (middle, backbone.output), name="backbone_with_maps")
+    maps, features = both(normalize(network.name, network.input))
+    return maps, network.get_layer("fc")(features)
 
 
 def split_at_features(network):

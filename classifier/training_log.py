@@ -41,7 +41,7 @@ def epoch_line(row, epochs, selected):
     )
 
 
-def print_closing(run, training, sets, predicted):
+def print_closing(run, metadata, training, sets, predicted):
     """Print the result, where it is, and what to do next. `predicted`: see calibration.calibrate()."""
     row = training.history.selected()
     if (predicted > 0).sum() == 1:
@@ -54,5 +54,9 @@ def print_closing(run, training, sets, predicted):
         majority = 1 / len(sets.classes) if training.settings["class_weights"] else largest
         print(f"selected: epoch {row['epoch']}, validation accuracy {row['val_accuracy']:.1%}, loss {row['val_loss']:.4f}"
               f" (always predicting the largest class: {majority:.1%})")  # fmt: skip
+    left_out = metadata["novelty"]["left_out_area_under_roc"]
+    rarely = "rarely" if left_out < 0.75 else "often, not always," if left_out < 0.95 else "most often"
+    print(f"unknown: things that resemble the classes will {rarely} be recognized"
+          f" (area under the ROC curve with a class left out: {left_out:.2f}; by chance: 0.50)")  # fmt: skip
     print(f"saved in {shell_path(run)}; now run:")
     print(f"  {command('predict.py', '--model', run, sets.valid.paths[0])}")
