@@ -9,7 +9,12 @@ from classifier.console import say
 from classifier.images import inference_batch_size
 from classifier.metrics import calibration_error, log_softmax
 from classifier.networks import compile_outputs, with_features
-from classifier.out_of_distribution import OutOfDistributionScore, left_out_area_under_roc, usual_threshold
+from classifier.out_of_distribution import (
+    OutOfDistributionScore,
+    SignedLogarithms,
+    left_out_area_under_roc,
+    usual_threshold,
+)
 
 MOST_IMAGES = 3000  # of training and of validation each
 
@@ -23,9 +28,10 @@ def calibrate(network, sets, image_size, on_features):
     `on_features`, sets and network are those of extract_features() and of the head alone.
     """
     if on_features:
-        outputs, kind = compile_outputs(keras.Model(network.input, (network.input, network.output))), "last"
+        both, kind = keras.Model(network.input, (SignedLogarithms()(network.input), network.output)), "log_last"
     else:
-        outputs, kind = compile_outputs(with_features(network, "log_maps")), "log_maps"
+        both, kind = with_features(network, "log_maps"), "log_maps"
+    outputs = compile_outputs(both)
 
     def collect(data_set, positions):
         """(features, logits, labels) of the images at these positions, without augmentation."""

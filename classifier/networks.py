@@ -13,7 +13,7 @@ from classifier.cache import DECODING_VERSION, cached_rows
 from classifier.console import NO_DATA, UserError, describe, progress, say
 from classifier.files import digest_of
 from classifier.images import inference_batch_size
-from classifier.out_of_distribution import LogStatistics
+from classifier.out_of_distribution import LogMeans, SignedLogarithms
 from classifier.pretrained import create_pretrained_network, middle_maps
 from classifier.settings import PRETRAINED_NETWORKS
 from dataset import DataSet
@@ -71,19 +71,20 @@ def enough_memory():
 def with_features(network, kind):
     """A network with two outputs: features, (n, features), for out-of-distribution scores, and its logits.
 
-    Features of kind "last" are the input of the last layer: best for a frozen pretrained network, which knows a thousand
-    classes. Layers that were trained on the user's classes tell little else apart. So features of kind "log_maps" are the
-    LogStatistics of the feature maps in FEATURE_MAPS, or of those in the middle of a pretrained network. Older runs have
-    the means of these maps: kind "maps".
+    Features of kind "log_last" are logarithms of the input of the last layer: best for a frozen pretrained network, which
+    knows a thousand classes. Layers that were trained on the user's classes tell little else apart. So features of kind
+    "log_maps" are the LogMeans of the feature maps in FEATURE_MAPS, or of those in the middle of a pretrained network.
+    Older runs have the kinds "last", without logarithms, and "maps", the means of the maps.
     """
-    if kind == "last":
-        return keras.Model(network.input, (network.layers[-1].input, network.output))
+    if kind in ("last", "log_last"):
+        features = network.layers[-1].input
+        return keras.Model(network.input, (SignedLogarithms()(features) if kind == "log_last" else features, network.output))
     if network.name in PRETRAINED_NETWORKS:
         *maps, logits = middle_maps(network)
     else:
         maps, logits = [layer.output for layer in network.layers if layer.name in FEATURE_MAPS], network.output
-    statistics = LogStatistics() if kind == "log_maps" else keras.layers.GlobalAveragePooling2D()
-    return keras.Model(network.input, (keras.ops.concatenate([statistics(each) for each in maps], axis=1), logits))
+    means = LogMeans() if kind == "log_maps" else keras.layers.GlobalAveragePooling2D()
+    return keras.Model(network.input, (keras.ops.concatenate([means(each) for each in maps], axis=1), logits))
 
 
 def extract_features(sets, feature_extractor, cache_dir):

@@ -7,16 +7,24 @@ import tensorflow as tf
 from classifier.metrics import area_under_roc
 
 
-class LogStatistics(keras.layers.Layer):
-    """Logarithms of the mean of each feature map and of its mean changes to the next row and column.
+class LogMeans(keras.layers.Layer):
+    """Logarithms of the means of feature maps over their centre, half as wide and high: (n, h, w, maps) → (n, maps).
 
-    (n, height, width, maps) → (n, 3 × maps). The maps of smooth or grey images have means near 0, which only their
-    logarithms tell from those of ordinary images.
+    The centre shows what a photograph is of. Maps of smooth or grey images have means near 0, which only their logarithms
+    tell from those of ordinary images.
     """
 
     def call(self, maps):
-        means = [tf.reduce_mean(tf.abs(values), axis=(1, 2)) for values in (maps, *tf.image.image_gradients(maps))]
-        return tf.math.log(tf.concat(means, axis=1) + 1e-3)
+        side = tf.shape(maps)[1]
+        centre = maps[:, side // 4 : side - side // 4, side // 4 : side - side // 4]
+        return tf.math.log(tf.reduce_mean(tf.abs(centre), axis=(1, 2)) + 1e-3)
+
+
+class SignedLogarithms(keras.layers.Layer):
+    """Logarithms of features of either sign, nearly proportional to them within ±0.1: (n, features) → (n, features)."""
+
+    def call(self, features):
+        return tf.sign(features) * tf.math.log(1 + 10 * tf.abs(features))
 
 
 class OutOfDistributionScore(keras.layers.Layer):
@@ -61,10 +69,13 @@ def left_out_area_under_roc(distances, labels):
     """How well images of a class would be recognized if it were none of the classes: ½ is chance, 1 perfect.
 
     `distances` are those of images from all classes, (n, classes), `labels` their own classes, (n,). Each class is left out
-    in turn, with its distances; the result is the mean of the areas under the ROC curve.
+    in turn, with its distances; the result is the mean of the areas under the ROC curve. It is ½ for images of one class.
     """
+    present = np.unique(labels)
+    if len(present) == 1:
+        return 0.5
     areas = []
-    for label in np.unique(labels):
+    for label in present:
         scores, is_left_out = np.delete(distances, label, axis=1).min(axis=1), labels == label
         areas.append(area_under_roc(scores[~is_left_out], scores[is_left_out]))
     return float(np.mean(areas))

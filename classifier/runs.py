@@ -101,7 +101,7 @@ def read_metadata(run):
             and type(metadata.get("epochs", 0)) is int
             and _is_positive(metadata.get("temperature", 1.0))
             and _is_positive(metadata.get("novelty", {"limit": 1.0})["limit"])
-            and metadata.get("novelty", {}).get("features", "last") in ("last", "maps", "log_maps")
+            and metadata.get("novelty", {}).get("features", "last") in ("last", "maps", "log_last", "log_maps")
         )
     except OSError as error:
         raise UserError(f"{run} is not a run folder of this project: {describe(error)}", NO_DATA) from None
