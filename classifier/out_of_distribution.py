@@ -8,7 +8,7 @@ from classifier.metrics import area_under_roc
 
 
 class LogMeans(keras.layers.Layer):
-    """Logarithms of the means of feature maps over their centre, half as wide and high: (n, h, w, maps) → (n, maps).
+    """Logarithms of the means of feature maps, and of their centres, half as wide: (n, side, side, maps) → (n, 2 × maps).
 
     The centre shows what a photograph is of. Maps of smooth or grey images have means near 0, which only their logarithms
     tell from those of ordinary images.
@@ -17,7 +17,8 @@ class LogMeans(keras.layers.Layer):
     def call(self, maps):
         side = tf.shape(maps)[1]
         centre = maps[:, side // 4 : side - side // 4, side // 4 : side - side // 4]
-        return tf.math.log(tf.reduce_mean(tf.abs(centre), axis=(1, 2)) + 1e-3)
+        means = [tf.reduce_mean(tf.abs(part), axis=(1, 2)) for part in (maps, centre)]
+        return tf.math.log(tf.concat(means, axis=1) + 1e-3)
 
 
 class SignedLogarithms(keras.layers.Layer):
@@ -82,10 +83,14 @@ def left_out_area_under_roc(distances, labels):
 
 
 def usual_threshold(scores):
-    """A threshold that few images like these, whose OOD scores are given, (n,), exceed: three σ above the median.
+    """A threshold that one in fifty images like these, whose OOD scores are given, (n,), exceeds.
 
-    σ is that of the logarithm, estimated from the median of the deviations, so that outliers have no influence.
+    Fewer than fifty do not tell: then it is three σ above the median. σ is that of the logarithm, estimated from the median
+    of the deviations, so that outliers have no influence.
     """
+    exceeding = (len(scores) + 1) // 50  # of n + 1 images, the next one included: conformal prediction
+    if exceeding:
+        return float(np.sort(scores)[-exceeding])
     logarithms = np.log(np.maximum(scores, 1e-6))
     median = np.median(logarithms)
     sigma = 1.4826 * np.median(np.abs(logarithms - median))  # of a normal distribution

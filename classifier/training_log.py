@@ -54,9 +54,15 @@ def print_closing(run, metadata, training, sets, predicted):
         majority = 1 / len(sets.classes) if training.settings["class_weights"] else largest
         print(f"selected: epoch {row['epoch']}, validation accuracy {row['val_accuracy']:.1%}, loss {row['val_loss']:.4f}"
               f" (always predicting the largest class: {majority:.1%})")  # fmt: skip
-    left_out = metadata["novelty"]["left_out_area_under_roc"]
-    rarely = "rarely" if left_out < 0.75 else "often, not always," if left_out < 0.95 else "most often"
-    print(f"unknown: things that resemble the classes will {rarely} be recognized"
-          f" (area under the ROC curve with a class left out: {left_out:.2f}; by chance: 0.50)")  # fmt: skip
+    print(_how_far_to_trust_unknown(training.phase, metadata["novelty"]["left_out_area_under_roc"]))
     print(f"saved in {shell_path(run)}; now run:")
     print(f"  {command('predict.py', '--model', run, sets.valid.paths[0])}")
+
+
+def _how_far_to_trust_unknown(phase, left_out):
+    """`left_out`: see left_out_area_under_roc(), all that can be measured here. The rest was: see results/README.md."""
+    near = "few" if left_out < 0.75 else "some" if left_out < 0.95 else "most"
+    advice = "do not rely on it: a network from scratch sees little but that colours or textures are unusual"
+    if phase.on_features or phase.unfrozen:
+        advice = f"expect it for many photographs of other things, and for {near} of things like the classes"
+    return f"unknown: {advice} (area under the ROC curve {left_out:.2f} if a class is left out, 0.50 by chance)"

@@ -135,8 +135,11 @@ def test_settings_that_are_not_for_the_network(images, weights):
 
 
 def test_fine_tuning_that_explodes_costs_nothing_and_can_be_tried_again(images, photo, weights):
-    train(images, *SETTINGS, "--weights", weights, "--epochs", 1)
-    before = predictions("runs", photo)
+    finished = train(images, *SETTINGS, "--weights", weights, "--epochs", 1)
+    assert "unknown: expect it for many photographs of other things" in finished.stdout
+    before, by_tensorflow = assert_runtimes_agree("runs", photo)
+    assert before[str(photo)]["novelty"] == pytest.approx(by_tensorflow[str(photo)]["novelty"], abs=2e-4)
+    assert metadata_of("runs/001")["novelty"]["features"] == "log_last"
     failed = run("train", "--resume", "--output", "runs", "--fine-tune", "9", "--fine-tune-lr", 1e30, code=1)
     assert "--resume, with a lower --fine-tune-lr than 1e+30" in error_of(failed)
     assert predictions("runs", photo) == before  # it is as finished as it was
