@@ -7,12 +7,9 @@ import argparse
 import json
 from pathlib import Path
 
-import numpy as np
-
 from classifier import console
 from classifier.console import DONE, FAILED, PROJECT, UserError
 from classifier.files import csv_text, write_text
-from classifier.metrics import area_under_roc
 from classifier.runs import find_run, read_metadata
 from tools.scripts import checked_out_commit, read_table, run_script
 
@@ -53,19 +50,23 @@ def main(argv=None):
 
 
 def ood_scores(run, folder):
-    """The OOD scores of the images in a folder, (n,), relative to the threshold of the run."""
+    """The OOD scores of the images in a folder, a list of them relative to the threshold of the run."""
     output = run_script("predict.py", "--model", run, "--format", "json", folder, codes=(DONE, FAILED))
     scores = [image["novelty"] for image in json.loads(output) if "novelty" in image]
     if not any(scores):
         raise UserError(f"{run} has no out-of-distribution scores for {folder}")
-    return np.array(scores)
+    return scores
 
 
 def figures(test_scores, other_scores):
     """The figures of a row as text, in the order of COLUMNS from the number of test images on."""
-    shares = [
-        (other_scores > np.quantile(test_scores, 1 - LOST)).mean(), (test_scores > 1).mean(), (other_scores > 1).mean()
-    ]  # fmt: skip
+    import numpy as np  # not before it is needed: --help answers at once
+
+    from classifier.metrics import area_under_roc
+
+    threshold = np.quantile(test_scores, 1 - LOST)
+    pairs = (other_scores, threshold), (test_scores, 1), (other_scores, 1)
+    shares = [np.mean(np.array(scores) > limit) for scores, limit in pairs]
     counts = [str(len(scores)) for scores in (test_scores, other_scores)]
     return [*counts, f"{area_under_roc(test_scores, other_scores):.4f}", *(f"{share:.4f}" for share in shares)]
 
