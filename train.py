@@ -159,7 +159,7 @@ def train_in(run, metadata, sets):
             metadata |= training.results()
             write_metadata(run, metadata)  # the next phase begins after this number of epochs
     confusion = finish(run, metadata, training)
-    print_closing(run, training, sets, confusion)
+    print_closing(run, metadata, training, sets, confusion)
     return training.history.rows
 
 
@@ -259,11 +259,11 @@ def finish(run, metadata, training):
 
     load_selected(run, training.networks.whole_average)
     with enough_memory():
-        temperature, ood, threshold, kind, confusion = calibrate(
+        fitted, ood, confusion = calibrate(
             training.networks.average, training.sets, metadata["image_size"], training.phase.on_features
         )
     save_ood(run, ood, training.history.selected()["epoch"])
-    metadata |= {"temperature": temperature, "novelty": {"limit": threshold, "features": kind}, "finished": True}
+    metadata |= fitted | {"finished": True}
     write_metadata(run, metadata)
     export_for_prediction(run, metadata, training.sets.valid)
     return confusion

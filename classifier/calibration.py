@@ -9,22 +9,29 @@ from classifier.console import say
 from classifier.images import inference_batch_size
 from classifier.metrics import calibration_error, confusion_matrix, log_softmax
 from classifier.networks import compile_outputs, with_features
-from classifier.out_of_distribution import OutOfDistributionScore, usual_threshold
+from classifier.out_of_distribution import (
+    OutOfDistributionScore,
+    SignedLogarithms,
+    left_out_area_under_roc,
+    usual_threshold,
+)
 
 MOST_IMAGES = 3000  # of training and of validation each
 
 
 def calibrate(network, sets, image_size, on_features):
-    """Fit to the predictions of a trained network: returns (temperature, ood, threshold, kind, confusion).
+    """Fit to the predictions of a trained network: returns (fitted, ood, confusion).
 
-    `ood` is an OutOfDistributionScore of features of this kind, see with_features(); most images of the classes are below
-    the threshold. `confusion`, (classes, classes), is how often validation images of each class are predicted as each class.
-    With `on_features`, sets and network are those of extract_features() and of the head alone.
+    `fitted` is what the metadata records: the temperature; of the OOD scores, under "novelty", the threshold that most
+    images of the classes are below, the kind of features, see with_features(), and left_out_area_under_roc(). `ood` is an
+    OutOfDistributionScore. `confusion`, (classes, classes), is how often validation images of each class are predicted as
+    each class. With `on_features`, sets and network are those of extract_features() and of the head alone.
     """
     if on_features:
-        outputs, kind = compile_outputs(keras.Model(network.input, (network.input, network.output))), "last"
+        both, kind = keras.Model(network.input, (SignedLogarithms()(network.input), network.output)), "log_last"
     else:
-        outputs, kind = compile_outputs(with_features(network, "maps")), "maps"
+        both, kind = with_features(network, "log_maps"), "log_maps"
+    outputs = compile_outputs(both)
 
     def collect(data_set, positions):
         """(features, logits, labels) of the images at these positions, without augmentation."""
@@ -41,8 +48,11 @@ def calibrate(network, sets, image_size, on_features):
     ood = OutOfDistributionScore(len(sets.classes))
     ood.fit(train_features, train_labels)
     parts = np.array_split(features, math.ceil(len(features) / 8))  # it computes images × classes × features numbers
-    threshold = usual_threshold(np.concatenate([ood(part) for part in parts]))
-    return temperature, ood, threshold, kind, confusion_matrix(logits.argmax(axis=1), labels, len(sets.classes))
+    distances = np.concatenate([ood.distances(part) for part in parts])  # (n, classes)
+    left_out = left_out_area_under_roc(distances, labels)
+    novelty = {"limit": usual_threshold(distances.min(axis=1)), "features": kind, "left_out_area_under_roc": left_out}
+    confusion = confusion_matrix(logits.argmax(axis=1), labels, len(sets.classes))
+    return {"temperature": temperature, "novelty": novelty}, ood, confusion
 
 
 def some_of_each(labels, most, rng):

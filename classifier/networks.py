@@ -13,7 +13,8 @@ from classifier.cache import DECODING_VERSION, cached_rows
 from classifier.console import NO_DATA, UserError, describe, progress, say
 from classifier.files import digest_of
 from classifier.images import inference_batch_size
-from classifier.pretrained import FEATURE_SCALES, create_pretrained_network, features_of, with_middle_maps
+from classifier.out_of_distribution import LogMeans, SignedLogarithms
+from classifier.pretrained import FEATURE_SCALES, create_pretrained_network, features_of, middle_maps
 from classifier.settings import PRETRAINED_NETWORKS
 from dataset import DataSet
 from model import create_cnn, create_resnet
@@ -70,17 +71,20 @@ def enough_memory():
 def with_features(network, kind):
     """A network with two outputs: features, (n, features), for out-of-distribution scores, and its logits.
 
-    Features of kind "last" are those that the head takes: best for a frozen pretrained network, which knows a thousand
-    classes. Layers that were trained on the user's classes tell little else apart. So features of kind "maps" are the means
-    of the feature maps in FEATURE_MAPS, or of those in the middle of a pretrained network.
+    Features of kind "log_last" are logarithms of those that the head takes: best for a frozen pretrained network, which
+    knows a thousand classes. Layers that were trained on the user's classes tell little else apart. So features of kind
+    "log_maps" are the LogMeans of the feature maps in FEATURE_MAPS, or of those in the middle of a pretrained network.
+    Older runs have the kinds "last", without logarithms, and "maps", the means of the maps.
     """
-    if kind == "last":
+    if kind in ("last", "log_last"):
         features = features_of(network) if network.name in PRETRAINED_NETWORKS else network.layers[-1].input
-        return keras.Model(network.input, (features, network.output))
+        return keras.Model(network.input, (SignedLogarithms()(features) if kind == "log_last" else features, network.output))
     if network.name in PRETRAINED_NETWORKS:
-        return with_middle_maps(network)
-    means = [keras.layers.GlobalAveragePooling2D()(layer.output) for layer in network.layers if layer.name in FEATURE_MAPS]
-    return keras.Model(network.input, (keras.layers.Concatenate()(means), network.output))
+        *maps, logits = middle_maps(network)
+    else:
+        maps, logits = [layer.output for layer in network.layers if layer.name in FEATURE_MAPS], network.output
+    means = LogMeans() if kind == "log_maps" else keras.layers.GlobalAveragePooling2D()
+    return keras.Model(network.input, (keras.ops.concatenate([means(each) for each in maps], axis=1), logits))
 
 
 def extract_features(sets, feature_extractor, cache_dir):

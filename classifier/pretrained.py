@@ -88,16 +88,16 @@ def preprocess(name, images):
     return getattr(keras.applications, module).preprocess_input(keras.ops.cast(images, "float32"))
 
 
-def with_middle_maps(network):
-    """A pretrained network with two outputs: the means of feature maps, (n, maps), and the logits.
+def middle_maps(network):
+    """Feature maps of a pretrained network, (n, height, width, maps), and its logits.
 
     These maps are in the middle of the backbone: the last ones of about twice the side of its final maps.
     """
     backbone = network.get_layer("backbone")
-    means = keras.layers.GlobalAveragePooling2D()(_maps_before_the_last(backbone, 1)[0])
-    both = keras.Model(backbone.input, (means, backbone.output), name="backbone_with_maps")
-    means, features = both(normalize(network.name, network.input))
-    return keras.Model(network.input, (means, head_of(network)(features)))
+    middle = _maps_before_the_last(backbone, 1)[0]
+    both = keras.Model(backbone.input, (middle, backbone.output), name="backbone_with_maps")
+    maps, features = both(normalize(network.name, network.input))
+    return maps, head_of(network)(features)
 
 
 def split_at_features(network):

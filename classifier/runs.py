@@ -104,7 +104,7 @@ def read_metadata(run):
             and all(type(metadata.get(name, 1)) is int for name in ("epochs", "head_epochs", "feature_scales"))
             and _is_positive(metadata.get("temperature", 1.0))
             and _is_positive(metadata.get("novelty", {"limit": 1.0})["limit"])
-            and metadata.get("novelty", {}).get("features", "last") in ("last", "maps")
+            and metadata.get("novelty", {}).get("features", "last") in ("last", "maps", "log_last", "log_maps")
         )
     except OSError as error:
         raise UserError(f"{run} is not a run folder of this project: {describe(error)}", NO_DATA) from None

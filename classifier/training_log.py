@@ -50,7 +50,7 @@ def epoch_line(row, epochs, selected):
     )
 
 
-def print_closing(run, training, sets, confusion):
+def print_closing(run, metadata, training, sets, confusion):
     """Print the result, where it is, and what to do next. `confusion`: see calibration.calibrate()."""
     row = training.history.selected()
     predicted = confusion.sum(axis=0)
@@ -64,12 +64,13 @@ def print_closing(run, training, sets, confusion):
         majority = 1 / len(sets.classes) if training.settings["class_weights"] == "balanced" else largest
         print(f"selected: epoch {row['epoch']}, validation accuracy {row['val_accuracy']:.1%}, loss {row['val_loss']:.4f}"
               f" (always predicting the largest class: {majority:.1%})")  # fmt: skip
-        say(f"likely to help next: {'; '.join(likely_to_help(run, training, row, confusion, sets.classes))}")
+        say(f"likely to help next: {'; '.join(_likely_to_help(run, training, row, confusion, sets.classes))}")
+    print(_how_far_to_trust_unknown(training.phase, metadata["novelty"]["left_out_area_under_roc"]))
     print(f"saved in {shell_path(run)}; now run:")
     print(f"  {command('predict.py', '--model', run, sets.valid.paths[0])}")
 
 
-def likely_to_help(run, training, row, confusion, classes):
+def _likely_to_help(run, training, row, confusion, classes):
     """What is likely to make the network better, by what was trained, and on how many images; the best first."""
     settings, errors = training.settings, confusion.sum() - confusion.trace()
     if errors < 3:
@@ -90,3 +91,12 @@ def likely_to_help(run, training, row, confusion, classes):
     if settings["image_size"] < 224 and settings["network"] in PRETRAINED_NETWORKS:
         advice.append("--image-size 224, for which the network was pretrained")
     return advice
+
+
+def _how_far_to_trust_unknown(phase, left_out):
+    """`left_out`: see left_out_area_under_roc(), all that can be measured here. The rest was: see results/README.md."""
+    near = "few" if left_out < 0.75 else "some" if left_out < 0.95 else "most"
+    advice = "do not rely on it: a network from scratch sees little but that colours or textures are unusual"
+    if phase.on_features or phase.unfrozen:
+        advice = f"expect it for many photographs of other things, and for {near} of things like the classes"
+    return f"unknown: {advice} (area under the ROC curve {left_out:.2f} if a class is left out, 0.50 by chance)"

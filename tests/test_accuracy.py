@@ -9,9 +9,11 @@ from run_folders import assert_runtimes_agree, assert_same_run, change_metadata,
 
 from classifier.augmentation import augment, random_places
 from classifier.calibration import fit_temperature, some_of_each
+from classifier.checkpoints import load_selected, save_ood
 from classifier.images import load_image
 from classifier.metrics import area_under_roc, calibration_error, chance_error, log_softmax
-from classifier.out_of_distribution import OutOfDistributionScore, usual_threshold
+from classifier.networks import create_network, with_features
+from classifier.out_of_distribution import OutOfDistributionScore, left_out_area_under_roc, usual_threshold
 from classifier.settings import DEFAULTS
 from classifier.training import Training, class_weights
 
@@ -156,6 +158,28 @@ def test_the_ood_score_is_the_distance_to_the_nearest_class():
     assert (distances > threshold).mean() < 0.02
     assert usual_threshold(np.append(distances, 1e6)) == pytest.approx(threshold, rel=0.01)  # one odd image moves nothing
     assert threshold < ood_score(between).numpy()[0]
+    apart = ood_score.distances(features.astype(np.float32)).numpy()
+    np.testing.assert_allclose(apart.min(axis=1), distances)
+    assert left_out_area_under_roc(apart, labels) > 0.999  # the classes are 6 standard deviations apart
+    assert left_out_area_under_roc(rng.normal(size=(4000, 2)), labels) == pytest.approx(0.5, abs=0.05)
+    assert left_out_area_under_roc(apart, np.zeros(4000, int)) == 0.5  # there is nothing to compare with
+
+
+@pytest.mark.parametrize("kind", ["last", "maps"])
+def test_an_older_run_keeps_its_ood_score(run_folder, images, kind):
+    """These features have no logarithms."""
+    network = create_network("cnn", 32, 2)
+    load_selected(run_folder, network)
+    paths = [images / f"{name}/{name}_{k}.jpg" for name in ("cats", "dogs") for k in range(12)]
+    features, _ = with_features(network, kind)(np.stack([load_image(path, 32) for path in paths]), training=False)
+    ood_score = OutOfDistributionScore(2)
+    ood_score.fit(features.numpy()[::2], np.repeat([0, 1], 6))  # of half of them: or all would be as far away
+    save_ood(run_folder, ood_score, metadata_of(run_folder)["best"]["epoch"])
+    change_metadata(run_folder, novelty={"limit": 2.0, "features": kind})
+    predicted = predictions(run_folder, *paths)
+    for path, expected in zip(paths, ood_score(features).numpy(), strict=True):
+        assert predicted[str(path)]["novelty"] == pytest.approx(expected / 2, rel=1e-3)
+    assert np.ptp(ood_score(features)) > 0.01
 
 
 def test_every_class_is_among_the_images_that_the_ood_score_is_fitted_to():
@@ -168,14 +192,18 @@ def test_every_class_is_among_the_images_that_the_ood_score_is_fitted_to():
 
 def test_the_drawn_samples_are_learnt_and_an_image_unlike_them_is_unknown(tmp_path):
     """At 64 px; .ci/run holds the README's promise for a fresh clone: the defaults, on the committed drawings, over 90 %."""
-    run("train", "--output", "runs", "--image-size", 64)
+    finished = run("train", "--output", "runs", "--image-size", 64)
+    left_out = metadata_of("runs/001")["novelty"]["left_out_area_under_roc"]
+    assert "unknown: do not rely on it: a network from scratch" in finished.stdout
+    assert f"(area under the ROC curve {left_out:.2f} if a class is left out" in finished.stdout
     assert "160 images scored" in run("evaluate", "--model", "runs", "--min-accuracy", "0.9").stdout
     noise = save(tmp_path / "noise.png", np.random.default_rng(0).integers(0, 256, (64, 64, 3), dtype=np.uint8))
+    smooth = save(tmp_path / "smooth.png", np.repeat(np.linspace(60, 180, 64 * 64, dtype=np.uint8), 3).reshape(64, 64, 3))
     drawing = PROJECT / "testing_data/dogs/dog_002.jpg"
     for runtime in ("litert", "tensorflow"):
-        of_noise, of_drawing = predictions("runs", noise, drawing, "--runtime", runtime).values()
-        assert of_noise["class"] == "unknown"
-        assert of_noise["novelty"] > 1 > of_drawing["novelty"]
+        of_noise, of_smooth, of_drawing = predictions("runs", noise, smooth, drawing, "--runtime", runtime).values()
+        assert of_noise["class"] == of_smooth["class"] == "unknown"
+        assert min(of_noise["novelty"], of_smooth["novelty"]) > 1 > of_drawing["novelty"]
         assert sum(of_noise["probabilities"].values()) == pytest.approx(1)
         assert of_drawing["class"] in ("cats", "dogs")
     assert f"{noise}: unknown (" in run("predict", "--model", "runs", noise).stdout

@@ -84,7 +84,7 @@ def test_killed_while_it_is_fine_tuned_and_resumed_it_is_the_same_run(images, tm
 def test_a_fine_tuned_network_predicts_without_tensorflow_as_with_it(photo, fine_tuned):
     by_litert, by_tensorflow = assert_runtimes_agree(fine_tuned, photo)
     assert by_litert[str(photo)]["novelty"] == pytest.approx(by_tensorflow[str(photo)]["novelty"], abs=2e-4)
-    assert metadata_of(fine_tuned)["novelty"]["features"] == "maps"  # its last features know little but the classes now
+    assert metadata_of(fine_tuned)["novelty"]["features"] == "log_maps"  # its last features know little but the classes now
 
 
 def test_weights_that_cannot_be_had_are_one_clear_line(images, tmp_path, weights):
@@ -135,8 +135,11 @@ def test_settings_that_are_not_for_the_network(images, weights):
 
 
 def test_fine_tuning_that_explodes_costs_nothing_and_can_be_tried_again(images, photo, weights):
-    train(images, *SETTINGS, "--weights", weights, "--epochs", 1)
-    before = predictions("runs", photo)
+    finished = train(images, *SETTINGS, "--weights", weights, "--epochs", 1)
+    assert "unknown: expect it for many photographs of other things" in finished.stdout
+    before, by_tensorflow = assert_runtimes_agree("runs", photo)
+    assert before[str(photo)]["novelty"] == pytest.approx(by_tensorflow[str(photo)]["novelty"], abs=2e-4)
+    assert metadata_of("runs/001")["novelty"]["features"] == "log_last"
     failed = run("train", "--resume", "--output", "runs", "--fine-tune", "9", "--fine-tune-lr", 1e30, code=1)
     assert "--resume, with a lower --fine-tune-lr than 1e+30" in error_of(failed)
     assert predictions("runs", photo) == before  # it is as finished as it was
@@ -187,6 +190,8 @@ def test_every_kind_of_pretrained_network_has_its_own_preprocessing(name):
     logits = network(pixels, training=False)
     assert np.ptp(logits) > 0
     np.testing.assert_allclose(head(features), logits, rtol=1e-3, atol=1e-4 * np.abs(logits).max())
-    means, same = with_features(network, "maps")(pixels, training=False)
-    np.testing.assert_allclose(same, logits, rtol=1e-3, atol=1e-4 * np.abs(logits).max())
-    assert means.shape != features.shape or np.abs(means - features).max() > 1e-3 * np.abs(means).max()
+    for kind in ("maps", "log_maps"):
+        means, same = with_features(network, kind)(pixels, training=False)
+        np.testing.assert_allclose(same, logits, rtol=1e-3, atol=1e-4 * np.abs(logits).max())
+        assert np.isfinite(means).all()
+        assert means.shape != features.shape or np.abs(means - features).max() > 1e-3 * np.abs(means).max()

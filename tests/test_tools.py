@@ -10,7 +10,7 @@ from pathlib import Path
 import cv2
 import numpy as np
 import pytest
-from conftest import PROJECT, draw_images, error_of, rows_of, run
+from conftest import PROJECT, draw_images, error_of, rows_of, run, save
 
 from classifier import cpu
 from classifier.images import load_image
@@ -112,6 +112,24 @@ def test_planted_labels_are_counted_where_they_are_found(run_folder, scripts_in_
     assert not Path("runs/.cache").exists()
     shutil.rmtree(folder / "cats")
     assert "only one class" in error_of(run("tools.planted_labels", *arguments, code=3))
+
+
+def test_how_well_unknown_works_is_measured(trained, images, scripts_in_this_process):
+    save(Path("noise/noise.png"), np.random.default_rng(0).integers(0, 256, (48, 48, 3), dtype=np.uint8))
+    Path("noise/empty.jpg").touch()
+    arguments = ("quick", trained, "--test-dir", images, "--ood-dir", "noise", images, "--table", "unknown.csv")
+    for commit in ("1234567", "1234567", "89abcde"):
+        run("tools.ood_table", *arguments, "--commit", commit)
+    rows = rows_of("unknown.csv")
+    assert [(row["commit"], row["other folder"]) for row in rows] == [
+        (commit, folder) for commit in ("1234567", "89abcde") for folder in ("noise", str(images))
+    ]
+    noise, same = rows[:2]
+    assert (noise["other images"], noise["AUROC"], noise["unknown at 2 % lost"], noise["unknown"]) == ("1", *["1.0000"] * 3)
+    assert (same["other images"], same["AUROC"], same["lost"]) == ("24", "0.5000", same["unknown"])
+    shutil.copytree(trained, "runs/001")
+    shutil.rmtree("runs/001/checkpoints/novelty")
+    assert "no out-of-distribution scores" in error_of(run("tools.ood_table", "quick", "runs", *arguments[2:], code=1))
 
 
 def test_the_drawings_can_be_drawn_again(tmp_path):

@@ -2,14 +2,13 @@
 
 import argparse
 import json
-import subprocess
 from pathlib import Path
 
 from classifier import console
 from classifier.console import DONE, PROJECT, UserError
 from classifier.files import csv_text, write_text
 from classifier.runs import find_run, read_metadata
-from tools.scripts import read_table, run_script
+from tools.scripts import checked_out_commit, read_table, run_script
 
 COLUMNS = ["training", "seed", "commit", "validation accuracy", "temperature", "test images", "accuracy", "log loss",
            "calibration error", "by chance", "called unknown", "OOD AUROC", "accuracy --tta", "log loss --tta",
@@ -28,8 +27,7 @@ def main(argv=None):
     add("--commit", help="the commit of this project that trained them (default: the one that is checked out)")
     add("--table", type=Path, default=PROJECT / "results" / "tests.csv", metavar="FILE", help="default: results/tests.csv")
     arguments = parser.parse_args(argv)
-    describe = ["git", "-C", PROJECT, "describe", "--always", "--dirty"]  # the commit, marked if there are changes
-    commit = arguments.commit or subprocess.run(describe, capture_output=True, text=True, check=True).stdout.strip()
+    commit = arguments.commit or checked_out_commit()
     rows = read_table(arguments.table, dict.fromkeys(COLUMNS, str), "--table")
     for run in map(find_run, arguments.runs):
         seed = read_metadata(run)["settings"]["seed"]

@@ -21,6 +21,12 @@ def run_script(script, *arguments, codes=(DONE,)):
     return finished.stdout
 
 
+def checked_out_commit():
+    """The commit of this project that is checked out, marked if there are changes."""
+    describe = ["git", "-C", PROJECT, "describe", "--always", "--dirty"]
+    return subprocess.run(describe, capture_output=True, text=True, check=True).stdout.strip()
+
+
 def read_table(path, columns, flag):
     """The rows of a CSV file, as lists; [] if there is no file. `columns` are its columns, {name: type}.
 
