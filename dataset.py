@@ -6,6 +6,7 @@ augmentation of its images depend on nothing but (seed, epoch, image), so that a
 
 import argparse
 import dataclasses
+import functools
 import json
 from pathlib import Path
 
@@ -14,7 +15,6 @@ import numpy as np
 from classifier import console
 from classifier.cache import decode_once
 from classifier.console import DONE, NO_DATA, PROJECT, UserError, say
-from classifier.duplicates import cached_near_copies, grey_images
 from classifier.files import digest_of
 from classifier.finding import find_images, only_one_class
 from classifier.images import load_image
@@ -24,27 +24,39 @@ from classifier.splitting import group_names_of, split, split_groups
 
 @dataclasses.dataclass
 class TrainSets:
-    """Both sides of the split, the classes in label order, and the files that were skipped: (path, reason)."""
+    """All usable images, the positions of those on each side of the split, and what is known of them."""
 
-    train: "DataSet"
-    valid: "DataSet"
-    classes: list[str]
-    skipped: list[tuple[Path, str]]
+    images: "DataSet"
+    train_positions: np.ndarray
+    valid_positions: np.ndarray
+    classes: list[str]  # in label order
+    skipped: list[tuple[Path, str]]  # files, and why
     split: dict  # how it was made
+    near_copies: dict[str, str]  # of digests of images that have near-copies, the name of their group
     fingerprint: str  # of all that the network learns from: classes, images, split
+
+    @functools.cached_property
+    def train(self):
+        """The DataSet for training."""
+        return self.images.take(self.train_positions)
+
+    @functools.cached_property
+    def valid(self):
+        """The DataSet for validation."""
+        return self.images.take(self.valid_positions)
 
 
 def read_train_sets(
     train_path, image_size, classes=None, validation_size=0.2, limit_per_class=None, cache_dir=None, *,
-    fit="squash", classes_from=None, group_by=None, group_near_copies=False, validation_path=None,
+    fit="squash", classes_from=None, group_by=None, validation_path=None, near_copies_of=None,
 ):  # fmt: skip
     """Find, decode and split the images in a folder: the whole way from a folder to batches.
 
     `validation_size` is the fraction of each class, between 0 and 1, that is kept for validation; at least one image of
     a class goes to either side. Images stay together if the regular expression `group_by` finds the same in their paths,
-    and, with `group_near_copies`, if they show the same photograph: see duplicates.py.
-    All are for training if those in the folder `validation_path` are for validation. `classes`, `limit_per_class`,
-    `classes_from`: see find_images(). `cache_dir`: see decode_once(). `fit`: see fit_square().
+    or if near_copies_of(images) says so: of a DataSet, {digest: name of a group}, see near_copies.py. All are for training
+    if those in the folder `validation_path` are for validation. `classes`, `limit_per_class`, `classes_from`: see
+    find_images(). `cache_dir`: see decode_once(). `fit`: see fit_square().
     Returns TrainSets. Raises UserError where fewer than two classes, or fewer than two different images of a class, are
     usable.
     """
@@ -56,20 +68,25 @@ def read_train_sets(
         found = found.with_others(find_images(validation_path, found.classes, classes_from=classes_from))
     decoded = decode_once(found.paths, image_size, cache_dir, fit)
     _warn_of_contradictions(found, decoded.digests)
-    load = load_of(found, decoded, image_size, fit)
+    images = usable_images(found, decoded, image_size, fit)
+    near_copies = {}
     if validation_path is not None:
         train, valid, how = _split_by_folder(found, decoded, num_train, validation_path)
     else:
-        near_copies = _near_copies(found, decoded, load, f"{image_size} {fit}", cache_dir) if group_near_copies else None
+        _refuse_classes_too_small(found, decoded)
+        near_copies = near_copies_of(images) if near_copies_of else {}
         train, valid, how = _split_each_class(found, decoded, validation_size, group_by, near_copies)
     learnt_from = [[(decoded.digests[i], found.labels[i]) for i in side] for side in (train, valid)]
     shaping = [found.classes, learnt_from, *([fit] if fit != "squash" else [])]  # runs without a fit were squashed
+    row_of = np.cumsum([reason is None for reason in decoded.reasons]) - 1
     return TrainSets(
-        data_set_of(found, train, load, image_size),
-        data_set_of(found, valid, load, image_size),
+        images,
+        row_of[train],
+        row_of[valid],
         found.classes,
         [(path, reason) for path, reason in zip(found.paths, decoded.reasons, strict=True) if reason],
         how,
+        near_copies,
         digest_of(json.dumps(shaping).encode(), size=12),
     )
 
@@ -83,23 +100,24 @@ def _usable(found, reasons, positions):
     return usable
 
 
-def _split_each_class(found, decoded, validation_size, group_by=None, near_copies=None):
-    """(training, validation, how): positions in found.paths, and how they were split, for the metadata.
-
-    `near_copies` is None, or a list: for each of found.paths an id that it shares with its near-copies, None if it has none.
-    """
-    usable = _usable(found, decoded.reasons, range(len(found.paths)))
-    for name, members in usable.items():
+def _refuse_classes_too_small(found, decoded):
+    """Raise UserError if a class has less than two different images."""
+    for name, members in _usable(found, decoded.reasons, range(len(found.paths))).items():
         if len({decoded.digests[i] for i in members}) < 2:
             count = ["no usable images", "one usable image", "only copies of one image"][min(len(members), 2)]
             raise UserError(f"class {name!r} in {found.folder} has {count}: it needs two, one to validate on", NO_DATA)
+
+
+def _split_each_class(found, decoded, validation_size, group_by, near_copies):
+    """(training, validation, how): positions in found.paths, and how they were split, for the metadata."""
+    usable = _usable(found, decoded.reasons, range(len(found.paths)))
     names = group_by and group_names_of([found.relative(i) for i in range(len(found.paths))], decoded.reasons, group_by)
     how = {"by": "group", "group_by": group_by} if group_by else {"by": "image"}
     if near_copies:
-        groups = len({near_copies[i] for members in usable.values() for i in members})
-        how |= {"near_copies": len({decoded.digests[i] for members in usable.values() for i in members}) - groups}
+        how["near_copies"] = len(near_copies) - len(set(near_copies.values()))
+        ids = [near_copies.get(digest) for digest in decoded.digests]
         try:
-            train, valid, how["groups"] = split_groups(usable, decoded.digests, validation_size, names, near_copies)
+            train, valid, how["groups"] = split_groups(usable, decoded.digests, validation_size, names, ids)
             return train, valid, how | {"together": True}
         except UserError:  # a class has nothing else
             how["together"] = False
@@ -109,23 +127,6 @@ def _split_each_class(found, decoded, validation_size, group_by=None, near_copie
         sides = [split(members, decoded.digests, validation_size) for members in usable.values()]
         train, valid = (sum(parts, []) for parts in zip(*sides, strict=True))
     return train, valid, how
-
-
-def _near_copies(found, decoded, load, key, cache_dir):
-    """For each of found.paths an id that it shares with its near-copies; None if no image has any but exact copies.
-
-    `load` takes positions of usable images: see load_of(). The result is kept in the folder `cache_dir`; `key` is all that
-    shapes the images beside their files.
-    """
-    usable = [i for i, reason in enumerate(decoded.reasons) if reason is None]
-    greys = lambda: grey_images(lambda i: load([usable[i]])[0], len(usable))  # noqa: E731
-    firsts = cached_near_copies(f"{key} {[decoded.digests[i] for i in usable]}", greys, cache_dir).tolist()
-    if len(set(firsts)) == len({decoded.digests[i] for i in usable}):
-        return None
-    ids = [None] * len(found.paths)
-    for i, first in zip(usable, firsts, strict=True):
-        ids[i] = first
-    return ids
 
 
 def _split_by_folder(found, decoded, num_train, validation_path):
@@ -161,24 +162,24 @@ def _warn_of_contradictions(found, digests):
 
 
 class DataSet:
-    """Labelled images of one side of the split: `paths` and `labels`, (n,) int32, in a fixed order."""
+    """Labelled images: `paths`, `labels`, (n,) int32, and `digests` of the files, in a fixed order."""
 
-    def __init__(self, paths, labels, load, image_bytes):
+    def __init__(self, paths, labels, digests, load, image_bytes):
         """`load` takes positions, (k,) integers, and returns images, (k, image_size, image_size, 3) uint8 RGB.
 
         `image_bytes` is the size of one of them in memory.
         """
-        self.paths = paths
+        self.paths, self.digests = paths, digests
         self.labels = np.asarray(labels, np.int32)
-        self._load, self._image_bytes = load, image_bytes
+        self.load, self._image_bytes = load, image_bytes
 
     def __len__(self):
         return len(self.paths)
 
     def take(self, positions):
         """The DataSet of the images at these positions, (k,) integers, alone."""
-        paths, labels = [self.paths[i] for i in positions], self.labels[positions]
-        return DataSet(paths, labels, lambda rows: self._load(positions[rows]), self._image_bytes)
+        paths, digests = ([column[i] for i in positions] for column in (self.paths, self.digests))
+        return DataSet(paths, self.labels[positions], digests, lambda rows: self.load(positions[rows]), self._image_bytes)
 
     def batches(self, batch_size, seed=None, epoch=0, first=0, augment=None):
         """Yield (images, labels): (k, image_size, image_size, 3) uint8 RGB and (k,) int32.
@@ -189,7 +190,7 @@ class DataSet:
         """
 
         def load(positions):
-            images = self._load(positions)
+            images = self.load(positions)
             if augment is not None:
                 rngs = (np.random.default_rng((seed, epoch, i)) for i in positions)
                 images = np.stack([augment(image, rng=rng) for image, rng in zip(images, rngs, strict=True)])
@@ -200,22 +201,17 @@ class DataSet:
         return prefetch(load, chunks, batch_size * self._image_bytes)
 
 
-def load_of(found, decoded, image_size, fit):
-    """A function from positions of usable images, (k,), to the images: from the cache, or from their files without one."""
-    rows = np.cumsum([reason is None for reason in decoded.reasons]) - 1
+def usable_images(found, decoded, image_size, fit):
+    """The DataSet of all found images that can be decoded: from the cache, or from their files if there is none."""
+    usable = [i for i, reason in enumerate(decoded.reasons) if reason is None]
+    paths, labels, digests = ([column[i] for i in usable] for column in (found.paths, found.labels, decoded.digests))
 
     def load(positions):
         if decoded.images is not None:
-            return decoded.images[rows[positions]]
-        return np.stack([load_image(found.paths[i], image_size, fit) for i in positions])
+            return decoded.images[positions]
+        return np.stack([load_image(paths[i], image_size, fit) for i in positions])
 
-    return load
-
-
-def data_set_of(found, members, load, image_size):
-    """The DataSet of the found images at the positions `members`; load: see load_of()."""
-    paths, labels, members = [found.paths[i] for i in members], [found.labels[i] for i in members], np.array(members, int)
-    return DataSet(paths, labels, lambda positions: load(members[positions]), 3 * image_size**2)
+    return DataSet(paths, labels, digests, load, 3 * image_size**2)
 
 
 def parse_arguments(argv):

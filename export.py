@@ -45,6 +45,7 @@ def main(argv=None):
 def labelled_images(run, metadata, data_dir=None):
     """Paths and labels of images to check an export with: those in a folder, or the validation images of the training."""
     from classifier.finding import find_images
+    from classifier.near_copies import near_copies_reader
     from classifier.settings import data_options
     from dataset import read_train_sets
 
@@ -57,7 +58,8 @@ def labelled_images(run, metadata, data_dir=None):
     except (KeyError, TypeError):
         raise UserError(f"the settings in {run / METADATA} are damaged: restore them, or give --data-dir", NO_DATA) from None
     cache = run.parent / ".cache"
-    valid = read_train_sets(data_dir, metadata["image_size"], metadata["classes"], cache_dir=cache, **options).valid
+    options |= {"cache_dir": cache, "near_copies_of": near_copies_reader(run)}
+    valid = read_train_sets(data_dir, metadata["image_size"], metadata["classes"], **options).valid
     return valid.paths, valid.labels
 
 

@@ -61,6 +61,7 @@ def train(settings, output, run=None):
     correct. A signal to stop saves a checkpoint and raises SystemExit.
     """
     from classifier.metadata import begin_run
+    from classifier.near_copies import near_copies_finder, near_copies_reader
     from classifier.phases import check_layer
     from dataset import read_train_sets
 
@@ -73,6 +74,7 @@ def train(settings, output, run=None):
             settings["data_dir"],
             settings["image_size"],
             cache_dir=output / ".cache",
+            near_copies_of=near_copies_reader(run) if resuming else near_copies_finder(settings, output / ".cache"),
             **data_options(settings),
         )
         check_layer(settings, len(sets.classes))

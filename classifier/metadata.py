@@ -7,7 +7,7 @@ import cv2
 import numpy as np
 import tensorflow as tf
 
-from classifier import cpu
+from classifier import cpu, near_copies
 from classifier.console import NO_DATA, UserError, say
 from classifier.files import csv_text, write_text
 from classifier.optimizer import steps_in_bfloat16
@@ -33,6 +33,8 @@ def begin_run(run, settings, sets, resuming):
             metadata.pop("head_epochs", None)
     write_metadata(run, metadata)
     write_text(run / "skipped.csv", csv_text(["path", "reason"], sets.skipped))
+    if sets.near_copies:
+        write_text(run / near_copies.FILE, near_copies.near_copies_text(sets))
     return metadata
 
 

@@ -1,7 +1,6 @@
 """Networks by name, their outputs as fast functions, and their features."""
 
 import contextlib
-import dataclasses
 from pathlib import Path
 
 import cv2
@@ -87,23 +86,26 @@ def with_features(network, kind):
     return keras.Model(network.input, (keras.ops.concatenate([means(each) for each in maps], axis=1), logits))
 
 
-def extract_features(sets, feature_extractor, cache_dir):
-    """TrainSets of features, (k, features) float32, instead of images: each image goes through the network once.
+def extract_features(images, feature_extractor, cache_dir, fit="squash"):
+    """The DataSet with features, (k, features) float32, in place of images; each different one goes through once.
 
-    They are kept in the folder `cache_dir` for later runs; where it cannot be written, in memory.
+    They are kept in the folder `cache_dir` for later runs, whatever their split; where it cannot be written, in memory.
+    `fit` is how the images became squares.
     """
-    compute, sides = compile_outputs(feature_extractor), (sets.train, sets.valid)
-    num_images, num_features = sum(map(len, sides)), feature_extractor.output_shape[1]
+    compute, size = compile_outputs(feature_extractor), feature_extractor.input_shape[1]
+    num_features = feature_extractor.output_shape[1]
+    position_of = dict(zip(reversed(images.digests), reversed(range(len(images))), strict=True))
+    digests = sorted(position_of)
     versions = FEATURES_VERSION, DECODING_VERSION, keras.__version__, cv2.__version__
-    key = f"{sets.fingerprint} {feature_extractor.input_shape} {num_features} {versions}".encode()
+    key = f"{size} {fit} {num_features} {versions} {digests}".encode()
     path = Path(cache_dir, f"{digest_of(key, *feature_extractor.get_weights(), size=12)}.features")
 
     def make(write):
-        with progress("extracting features", num_images) as advance:
-            for side in sides:
-                for images, _ in side.batches(inference_batch_size(feature_extractor.input_shape[1])):
-                    write(compute(images))
-                    advance(len(images))
+        different = images.take(np.array([position_of[digest] for digest in digests]))
+        with progress("extracting features", len(different)) as advance:
+            for batch, _ in different.batches(inference_batch_size(size)):
+                write(compute(batch))
+                advance(len(batch))
 
     try:
         features, _ = cached_rows(path, (num_features,), np.float32, make)
@@ -112,9 +114,7 @@ def extract_features(sets, feature_extractor, cache_dir):
         parts = []
         make(parts.append)
         features = np.concatenate(parts)
-    positions = np.split(np.arange(num_images), [len(sets.train)])
-    train, valid = (
-        DataSet(side.paths, side.labels, lambda rows, part=part: features[part[rows]], 4 * num_features)
-        for side, part in zip(sides, positions, strict=True)
-    )
-    return dataclasses.replace(sets, train=train, valid=valid)
+    row_of = {digest: row for row, digest in enumerate(digests)}
+    rows = np.array([row_of[digest] for digest in images.digests])
+    load = lambda positions: features[rows[positions]]  # noqa: E731
+    return DataSet(images.paths, images.labels, images.digests, load, 4 * num_features)

@@ -60,11 +60,13 @@ def _maps_before_the_last(backbone, count):
 
 
 def standardize(networks, features):
-    """Set the mean and the variance by which the heads of these networks standardize features, (n, features)."""
+    """Set the mean and the variance by which the heads of these networks standardize features, to those of a DataSet."""
+    sums = sum(np.stack([batch, batch**2]).sum(axis=1, dtype=np.float64) for batch, _ in features.batches(1024))
+    mean, mean_square = sums / len(features)
+    variance = np.maximum(mean_square - mean**2, 0)
     for network in networks:
         layer = network.get_layer("standardize")
-        variance = features.var(axis=0, dtype=np.float64)
-        layer.moving_mean.assign(features.mean(axis=0, dtype=np.float64))
+        layer.moving_mean.assign(mean)
         layer.moving_variance.assign(variance + 1e-3 * variance.mean())  # or a constant feature would dominate
 
 

@@ -219,6 +219,6 @@ def settings_to_resume(run, metadata, given):
 def data_options(settings):
     """The arguments of read_train_sets() that these settings, or those of an earlier run, say."""
     settings = DEFAULTS | UNRECORDED | settings
-    same = ("limit_per_class", "classes_from", "group_by", "group_near_copies", "fit")
+    same = ("limit_per_class", "classes_from", "group_by", "fit")
     options = {name: settings[name] for name in same}
     return options | {"validation_size": settings["validation_split"], "validation_path": settings["validation_dir"]}

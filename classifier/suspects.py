@@ -6,10 +6,10 @@ import numpy as np
 
 from classifier.cache import decode_once
 from classifier.console import NO_DATA, UserError, progress
-from classifier.files import digest_of
 from classifier.finding import only_one_class
 from classifier.metrics import log_softmax
 from classifier.runs import read_metadata
+from dataset import usable_images
 
 FOLDS = 5
 DECAYS = (1.0, 0.3, 0.1, 0.03, 0.01)  # weight decay of the head: the one with the lowest loss on other folds is used
@@ -85,15 +85,15 @@ def find_suspects(found, run):
         raise UserError(f"--suspects: {only_one_class(found)}: at least two are needed", NO_DATA)
     metadata = read_metadata(run)
     decoded = decode_once(found.paths, metadata["image_size"], run.parent / ".cache", metadata["fit"])
-    usable = [i for i, reason in enumerate(decoded.reasons) if reason is None]
-    digests, labels = [decoded.digests[i] for i in usable], np.array([found.labels[i] for i in usable])
+    images = usable_images(found, decoded, metadata["image_size"], metadata["fit"])
+    digests, labels = images.digests, images.labels
     for label, name in enumerate(found.classes):
         if len({digest for digest, other in zip(digests, labels, strict=True) if other == label}) < 2:
             raise UserError(f"--suspects: class {name!r} in {found.folder} has less than two different images", NO_DATA)
-    features = _features(found, decoded, usable, run, metadata)
+    features = _features(images, run, metadata)
     return Suspects(
         found.classes,
-        [found.paths[i] for i in usable],
+        images.paths,
         labels,
         out_of_fold(features, labels, folds_of(labels, digests)),
         [(path, reason) for path, reason in zip(found.paths, decoded.reasons, strict=True) if reason],
@@ -173,26 +173,15 @@ def _largest_eigenvalue(features):
     return 1.1 * np.linalg.norm(vector)
 
 
-def _features(found, decoded, usable, run, metadata):
-    """The features of the images at the positions `usable`, (n, features) float32.
-
-    Images go through the network in the order of their digests, so that the cache serves after labels were corrected.
-    """
+def _features(images, run, metadata):
+    """The features of a DataSet, (n, features) float32. The cache serves after labels were corrected, too."""
     import keras
 
     from classifier.checkpoints import load_selected
     from classifier.networks import create_network, extract_features, with_features
-    from dataset import TrainSets, data_set_of, load_of
 
     size, fit, scales = (metadata[name] for name in ("image_size", "fit", "feature_scales"))
     network = create_network(metadata["network"], size, len(metadata["classes"]), feature_scales=scales)
     load_selected(run, network)
-    order = sorted(usable, key=lambda i: decoded.digests[i])
-    load = load_of(found, decoded, size, fit)
-    everything, nothing = (data_set_of(found, members, load, size) for members in (order, []))
-    fingerprint = digest_of(fit.encode(), *(decoded.digests[i].encode() for i in order))
-    sets = TrainSets(everything, nothing, found.classes, [], {}, fingerprint)
     extractor = keras.Model(network.input, with_features(network, "last").outputs[0])
-    features, _ = next(extract_features(sets, extractor, run.parent / ".cache").train.batches(len(order)))
-    row_of = {i: row for row, i in enumerate(order)}
-    return features[[row_of[i] for i in usable]]
+    return extract_features(images, extractor, run.parent / ".cache", fit).load(np.arange(len(images)))

@@ -1,6 +1,7 @@
 """The state of a training: all that a checkpoint holds, so that a run is resumed as if it had never stopped."""
 
 import contextlib
+import dataclasses
 import functools
 import math
 import signal
@@ -111,10 +112,11 @@ class Training:
     def extract_features(self):
         """From now on train and validate on features, if the phase trains only the head."""
         if self.phase.on_features:
-            self.sets = extract_features(self.sets, self.networks.feature_extractor, self.run.parent / ".cache")
+            images, extractor, cache_dir = self.sets.images, self.networks.feature_extractor, self.run.parent / ".cache"
+            features = extract_features(images, extractor, cache_dir, self.settings["fit"])
+            self.sets = dataclasses.replace(self.sets, images=features)
             if self.phase.until_best:
-                features = np.concatenate([features for features, _ in self.sets.train.batches(1024)])
-                standardize((self.networks.whole, self.networks.whole_average), features)
+                standardize((self.networks.whole, self.networks.whole_average), self.sets.train)
 
     @property
     def epoch(self):

@@ -6,8 +6,10 @@ import os
 import cv2
 import numpy as np
 import pytest
-from conftest import DRAWING, draw_images, encoded, error_of, run, save
+from conftest import DRAWING, REAL_DATA, draw_images, encoded, error_of, needs_real_data, run, save
 
+from classifier.duplicates import grey_images, group_near_copies
+from classifier.images import load_image
 from tools.draw_samples import draw
 
 ODD = ("blank", "very_dark", "very_bright", "tiny", "extreme_shape")
@@ -50,6 +52,34 @@ def test_planted_copies_are_found_and_nothing_else(drawings):
     (group,) = findings["near_copies"]
     assert {os.path.basename(path) for path in group["paths"]} == expected
     assert findings["exact_copies"] == findings["two_classes"] == []
+
+
+def test_views_are_found_by_features_and_groups_depend_on_copies_alone():
+    def view(image, k):
+        rotation = cv2.getRotationMatrix2D((60, 60), 5 - 2 * k, 1)
+        turned = cv2.warpAffine(image, rotation, (120, 120), borderMode=cv2.BORDER_REFLECT)
+        part = np.clip(turned[10 : 105 - k, 5 : 95 + k] * 0.8, 0, 255).astype(np.uint8)
+        return cv2.resize(part[:, ::-1] if k % 2 else part, (120, 120))
+
+    rng = np.random.default_rng(3)
+    drawings = [cv2.resize(draw(kind, rng), (120, 120), interpolation=cv2.INTER_AREA) for kind in ("cat", "dog") * 6]
+    greys = grey_images(drawings + [view(drawings[k], k) for k in range(4)])
+    features = np.eye(12, dtype=np.float32)[[*range(12), *range(4)]]
+    groups = group_near_copies(greys, features)
+    assert groups.tolist() == [*range(12), *range(4)]
+    assert group_near_copies(greys).tolist() == list(range(16)), "without features, only near-copies are found"
+    assert group_near_copies(greys[2:], features[2:]).tolist() == [*range(10), 10, 11, 0, 1]
+    assert group_near_copies(greys[:0]).tolist() == []
+
+
+@needs_real_data
+def test_other_photographs_are_not_joined():
+    paths = [REAL_DATA / f"kaggle/train/{kind}.{k}.jpg" for kind in ("cat", "dog") for k in range(150)]
+    tiles = sorted((REAL_DATA / "tiles/train/Free").glob("exp1_*"))  # of exposure 1: each of another tile
+    for images in (paths, tiles[:100]):
+        groups = group_near_copies(grey_images([load_image(path, 128) for path in images]))
+        joined = [(images[i].name, images[group].name) for i, group in enumerate(groups) if i != group]
+        assert joined == []
 
 
 def test_copies_in_two_classes_and_in_two_folders(drawings, tmp_path):
@@ -96,6 +126,16 @@ def test_odd_images_and_sizes(drawings):
     assert findings["height"] == [20, 120, 1200]
     assert findings["classes"] == {"cats": 19, "dogs": 12}
     assert findings["unreadable"] == [{"path": str(drawings / "cats/empty.jpg"), "reason": "empty file"}]
+
+
+def test_a_folder_without_any_usable_image(tmp_path):
+    (tmp_path / "all/bad").mkdir(parents=True)
+    (tmp_path / "all/bad/1.png").write_bytes(b"text")
+    findings = look("all")
+    assert findings["unreadable"] == [{"path": "all/bad/1.png", "reason": "not an image of a known kind"}]
+    assert findings["width"] is None
+    assert "unreadable files: 1" in run("dataset", "all", "--html", "page.html").stdout
+    assert "Traceback" not in run("dataset", "missing", code=3).stderr
 
 
 def test_the_page_is_whole_and_escaped_and_nothing_else_is_written(drawings, tmp_path):

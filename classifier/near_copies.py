@@ -1,0 +1,61 @@
+"""Near-copies among the images of a training: found once, and kept in its run folder, so that the split can be repeated."""
+
+import csv
+import functools
+
+import numpy as np
+
+from classifier.console import NO_DATA, UserError
+from classifier.duplicates import grey_images, group_near_copies
+from classifier.files import csv_text
+from classifier.runs import read_metadata
+from classifier.settings import trains_head
+
+FILE, HEADER = "near_copies.csv", ["digest", "group", "path"]
+
+
+def near_copies_finder(settings, cache_dir):
+    """A function that finds near-copies for dataset.read_train_sets(): see group_near_copies().
+
+    With the features of a pretrained network, if one is to be trained, it finds more: see there.
+    """
+    if not settings["group_near_copies"]:
+        return None
+    return functools.partial(_find, settings=settings, cache_dir=cache_dir)
+
+
+def _find(images, settings, cache_dir):
+    """{digest: the least digest of its group} of those images in a DataSet that have near-copies."""
+    features = None
+    if trains_head(settings):
+        from classifier.networks import create_network, extract_features
+        from classifier.pretrained import load_weights, split_at_features
+
+        network = create_network(settings["network"], settings["image_size"], num_classes=2)
+        load_weights(network, settings["weights"])
+        extractor, _ = split_at_features(network)
+        features = extract_features(images, extractor, cache_dir, settings["fit"]).load(np.arange(len(images)))
+    greys = grey_images(lambda i: images.load(np.array([i]))[0], len(images))
+    members = {}
+    for digest, first in zip(images.digests, group_near_copies(greys, features).tolist(), strict=True):
+        members.setdefault(first, set()).add(digest)
+    return {digest: min(digests) for digests in members.values() if len(digests) > 1 for digest in digests}
+
+
+def near_copies_text(sets):
+    """The near-copies of TrainSets as a CSV file."""
+    pairs = zip(sets.images.digests, sets.images.paths, strict=True)
+    rows = [[digest, sets.near_copies[digest], path] for digest, path in pairs if digest in sets.near_copies]
+    return csv_text(HEADER, sorted(rows, key=lambda row: row[1]))
+
+
+def near_copies_reader(run):
+    """A function for dataset.read_train_sets() that gives the near-copies with which the images of a run were split."""
+    if "near_copies" not in read_metadata(run).get("split", {}):
+        return None
+    try:
+        with open(run / FILE, newline="", encoding="utf-8", errors="surrogateescape") as file:
+            near_copies = {row["digest"]: row["group"] for row in csv.DictReader(file)}
+    except (OSError, ValueError, KeyError, csv.Error):
+        raise UserError(f"{run / FILE} is missing or damaged: restore it, or start a new run", NO_DATA) from None
+    return lambda images: near_copies
