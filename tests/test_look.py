@@ -63,7 +63,8 @@ def test_views_are_found_by_features_and_groups_depend_on_copies_alone():
 
     rng = np.random.default_rng(3)
     drawings = [cv2.resize(draw(kind, rng), (120, 120), interpolation=cv2.INTER_AREA) for kind in ("cat", "dog") * 6]
-    greys = grey_images(drawings + [view(drawings[k], k) for k in range(4)])
+    images = drawings + [view(drawings[k], k) for k in range(4)]
+    greys = grey_images(images.__getitem__, len(images))
     features = np.eye(12, dtype=np.float32)[[*range(12), *range(4)]]
     groups = group_near_copies(greys, features)
     assert groups.tolist() == [*range(12), *range(4)]
@@ -77,7 +78,7 @@ def test_other_photographs_are_not_joined():
     paths = [REAL_DATA / f"kaggle/train/{kind}.{k}.jpg" for kind in ("cat", "dog") for k in range(150)]
     tiles = sorted((REAL_DATA / "tiles/train/Free").glob("exp1_*"))  # of exposure 1: each of another tile
     for images in (paths, tiles[:100]):
-        groups = group_near_copies(grey_images([load_image(path, 128) for path in images]))
+        groups = group_near_copies(grey_images(lambda i, images=images: load_image(images[i], 128), len(images)))
         joined = [(images[i].name, images[group].name) for i, group in enumerate(groups) if i != group]
         assert joined == []
 

@@ -153,7 +153,7 @@ def test_features_are_computed_again_with_another_opencv(images, monkeypatch):
     sets = read_train_sets(images, 16)
     for version in ("1.0", "1.0", "2.0"):
         monkeypatch.setattr(cv2, "__version__", version)
-        extract_features(sets, features_of, "cache")
+        extract_features(sets.images, features_of, "cache")
     assert len(list(Path("cache").glob("*.features"))) == 2
 
 
