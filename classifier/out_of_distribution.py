@@ -58,7 +58,7 @@ class OutOfDistributionScore(keras.layers.Layer):
         means = np.stack([features[labels == label].mean(axis=0) for label in range(self.num_classes)])
         centred = features - means[labels]
         deviations = centred.std(axis=0)
-        scale = np.maximum(deviations, 0.01 * deviations.mean() + 1e-6)  # or a constant feature would dominate
+        scale = np.maximum(deviations, 0.01 * deviations.mean() + 1e-4)  # or a constant feature, or rounding, would dominate
         centred /= scale
         variances, directions = np.linalg.eigh(centred.T @ centred / len(centred))
         whitening = directions / np.sqrt(variances + 0.01) / scale[:, None]  # likewise a constant direction

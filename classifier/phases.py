@@ -8,7 +8,7 @@ from classifier.pretrained import first_layer_of_last_sizes, unfreeze
 from classifier.runs import checkpoints_in
 from classifier.settings import AUTO, head_epochs, trains_head
 
-FINE_TUNING_WEIGHT_DECAY = 0.02
+FINE_TUNING = {"weight_decay": 0.02, "dropout": 0.2}  # less than for a head alone: images are augmented
 
 
 @dataclasses.dataclass
@@ -20,6 +20,7 @@ class Phase:
     last: int  # epochs done after it
     lr: float
     weight_decay: float
+    dropout: float
     on_features: bool = False  # trains the head on the features of a frozen pretrained network
     until_best: bool = False  # at a constant learning rate, until the validation loss is not lower any more
     unfrozen: str | None = None  # which pretrained layers are trained: those from this one on, or this many of the last ones
@@ -28,14 +29,14 @@ class Phase:
 def phases_of(metadata):
     """The phases of a run."""
     settings = metadata["settings"]
-    options = {"lr": settings["lr"], "weight_decay": settings["weight_decay"]}
+    options = {name: settings[name] for name in ("lr", "weight_decay", "dropout")}
     if not trains_head(settings):
         return [Phase("newest", 0, settings["epochs"], **options)]
     first, more = head_epochs(metadata, settings), settings["fine_tune_epochs"]
     phases = [Phase("newest", 0, first, **options, on_features=True, until_best=metadata["feature_scales"] > 1)]
     if _fine_tuning_asked_for(settings):
-        decay = FINE_TUNING_WEIGHT_DECAY if phases[0].until_best else settings["weight_decay"]
-        options = {"lr": settings["fine_tune_lr"], "weight_decay": decay, "unfrozen": settings["fine_tune"]}
+        options |= {"lr": settings["fine_tune_lr"], "unfrozen": settings["fine_tune"]}
+        options |= FINE_TUNING if phases[0].until_best else {}
         phases.append(Phase("fine-tuning", first, first + more, **options))
     return phases
 
@@ -65,7 +66,7 @@ def phase_to_fit(metadata, num_images):
         )
         phase = dataclasses.replace(
             phase, name="fine-tuning", last=chosen["fine_tune_epochs"], on_features=False, until_best=False,
-            lr=settings["fine_tune_lr"], unfrozen=chosen["fine_tune"],
+            lr=settings["fine_tune_lr"], **FINE_TUNING, unfrozen=chosen["fine_tune"],
         )  # fmt: skip
     return phase
 

@@ -43,7 +43,7 @@ class Networks:
                 create_network, metadata["network"], settings["image_size"], num_classes,
                 feature_scales=metadata["feature_scales"],
             )  # fmt: skip
-            self.whole = create(settings["dropout"])
+            self.whole = create(phase.dropout)
             self.whole_average = create() if settings["ema"] else self.whole
             if phase.unfrozen:
                 unfreeze(self.whole, phase.unfrozen)
@@ -142,8 +142,12 @@ class Training:
 
     @property
     def in_bfloat16(self):
-        """True if this phase's steps are computed in bfloat16; for a head alone it would not be faster."""
-        return steps_in_bfloat16(self.settings) and not self.phase.on_features
+        """True if this phase's steps are computed in bfloat16.
+
+        For a head alone it would not be faster. In fine-tuning, features would differ from those that the head was trained
+        on, by half their deviation between images that look alike.
+        """
+        return steps_in_bfloat16(self.settings) and not (self.phase.on_features or self._head_epochs)
 
     def precision(self):
         """A context for this phase's steps."""

@@ -40,7 +40,7 @@ def fine_tuned(tmp_path_factory, weights):
     assert "no cache of features" in finished.stderr
     assert "3,586 of 3,236,034 parameters are trained" in finished.stderr
     epochs = [line.split()[1] for line in finished.stdout.splitlines() if line.startswith("epoch")]
-    assert epochs == ["1/5", "2/5", "3/5", "4/5", "5/5"]
+    assert epochs == ["3/5", "4/5", "5/5"]  # of a head, only the last and every tenth
     return folder / "001"
 
 

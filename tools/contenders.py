@@ -166,7 +166,8 @@ def our_epochs(arguments, changed_settings=PLAIN):
     """All that train.py does in an epoch except printing and saving; the first includes decoding into the cache."""
     import tensorflow as tf
 
-    from classifier.training import Training, phases_of
+    from classifier.phases import phases_of
+    from classifier.training import Training
     from dataset import read_train_sets
     from train import train_epoch, train_step_of, validate
 
@@ -175,7 +176,8 @@ def our_epochs(arguments, changed_settings=PLAIN):
     with tempfile.TemporaryDirectory() as folder:
         times = [time.perf_counter()]
         sets = read_train_sets(arguments.data_dir, IMAGE_SIZE, cache_dir=Path(folder, "cache"))
-        training = Training(Path(folder), {"settings": settings, "network": "cnn"}, sets, *phases_of(settings))
+        metadata = {"settings": settings | {"epochs": arguments.epochs}, "network": "cnn", "feature_scales": 1}
+        training = Training(Path(folder), metadata, sets, *phases_of(metadata))
         training.restore()
         train_step = train_step_of(training)
         for _ in range(arguments.epochs):

@@ -6,12 +6,8 @@ import json
 import tempfile
 from pathlib import Path
 
-import cv2
-import numpy as np
-
 from classifier import console
 from classifier.console import DONE, PROJECT, aligned, number
-from classifier.finding import find_images
 from tools.scripts import run_script
 
 
@@ -24,6 +20,11 @@ def main(argv=None):
     add("--copies", type=number(int, 1), default=200, metavar="N", help="copies of each kind (default: 200)")
     add("--seed", type=number(int, 0), default=0, help="default: 0")
     arguments = parser.parse_args(argv)
+    import numpy as np  # not before it is needed: --help answers at once
+
+    from classifier.finding import find_images
+    from tools.changed_copies import plant
+
     found = find_images(arguments.data_dir, limit_per_class=arguments.limit_per_class)
     with tempfile.TemporaryDirectory() as folder:
         planted = plant(found, Path(folder), arguments.copies, np.random.default_rng(arguments.seed))
@@ -31,57 +32,6 @@ def main(argv=None):
     groups = [[Path(path).name for path in group["paths"]] for group in findings["near_copies"]]
     print(table_of(planted, groups, found))
     return DONE
-
-
-def plant(found, folder, copies, rng):
-    """Link to all images from a new folder and add changed copies; returns {kind: names of its copies}.
-
-    An image is named `number.suffix`, its copy `number-kind.jpg`.
-    """
-    planted = collections.defaultdict(list)
-    for i, (path, label) in enumerate(zip(found.paths, found.labels, strict=True)):
-        (folder / str(label)).mkdir(exist_ok=True)
-        (folder / str(label) / f"{i}{path.suffix}").symlink_to(path.absolute())
-    for kind, change in CHANGES.items():
-        for i in rng.permutation(len(found.paths))[:copies]:
-            image = cv2.imread(str(found.paths[i]))
-            if image is not None:
-                name = f"{i}-{kind}.jpg"
-                quality = [cv2.IMWRITE_JPEG_QUALITY, 40 if kind in ("encoded", "combined") else 90]
-                cv2.imwrite(str(folder / str(found.labels[i]) / name), change(image, rng), quality)
-                planted[kind].append(name)
-    return planted
-
-
-def scaled(image, rng):
-    """Half as wide and high."""
-    return cv2.resize(image, None, fx=0.5, fy=0.5, interpolation=cv2.INTER_AREA)
-
-
-def cropped(image, rng, fraction=0.9):
-    """A part anywhere in the image, `fraction` of its width and height."""
-    height, width = (round(side * fraction) for side in image.shape[:2])
-    y, x = (rng.integers(side - part + 1) for side, part in zip(image.shape, (height, width), strict=False))
-    return image[y : y + height, x : x + width]
-
-
-def mirrored(image, rng):
-    return cv2.flip(image, 1)
-
-
-def brightened(image, rng):
-    """All values 1.3 times as large, at most 255."""
-    return cv2.convertScaleAbs(image, alpha=1.3)
-
-
-CHANGES = {
-    "encoded": lambda image, rng: image,  # as JPEG with quality 40
-    "scaled": scaled,
-    "cropped": cropped,
-    "mirrored": mirrored,
-    "brightened": brightened,
-    "combined": lambda image, rng: brightened(mirrored(cropped(scaled(image, rng), rng), rng), rng),
-}
 
 
 def table_of(planted, groups, found):
