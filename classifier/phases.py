@@ -66,7 +66,7 @@ def phase_to_fit(metadata, num_images):
         )
         phase = dataclasses.replace(
             phase, name="fine-tuning", last=chosen["fine_tune_epochs"], on_features=False, until_best=False,
-            lr=settings["fine_tune_lr"], **FINE_TUNING, unfrozen=chosen["fine_tune"],
+            lr=chosen["fine_tune_lr"], **FINE_TUNING, unfrozen=chosen["fine_tune"],
         )  # fmt: skip
     return phase
 
@@ -80,21 +80,21 @@ def settings_that_fit(settings, training, train_pace, valid_pace, seconds):
     epochs = (seconds - (num_train + num_valid) * valid_pace) // epoch  # each image goes through the frozen network first
     if epochs < 1:
         return {"fine_tune": None}
-    return {"fine_tune": phase.unfrozen, "fine_tune_epochs": int(min(epochs, phase.last))}
+    return {"fine_tune": phase.unfrozen, "fine_tune_epochs": int(min(epochs, phase.last)), "fine_tune_lr": phase.lr}
 
 
 def _fine_tuning_asked_for(settings):
     asked = settings["fine_tune"] not in (None, AUTO)
-    return {name: settings[name] for name in ("fine_tune", "fine_tune_epochs")} if asked else None
+    return {name: settings[name] for name in ("fine_tune", "fine_tune_epochs", "fine_tune_lr")} if asked else None
 
 
 def choose_fine_tuning(network, num_images):
-    """The settings of --fine-tune auto for a number of training images: from which layer on, and for how many epochs.
+    """The settings of --fine-tune auto for a number of training images: from which layer on, for how many epochs, how fast.
 
     The more images there are, the more layers they can train without being overfitted, and the fewer epochs are needed.
     """
     layers = first_layer_of_last_sizes(network, 1 if num_images < 500 else 2)
-    return {"fine_tune": layers, "fine_tune_epochs": round(min(max(30_000 / num_images, 6), 20))}
+    return {"fine_tune": layers, "fine_tune_epochs": round(min(max(30_000 / num_images, 6), 20)), "fine_tune_lr": 3e-4}
 
 
 def check_layer(settings, num_classes):

@@ -22,7 +22,7 @@ from classifier.networks import compile_outputs, create_network, extract_feature
 from classifier.optimizer import AdamW, bfloat16, constant_after_warmup, learning_rate_schedule, steps_in_bfloat16
 from classifier.phases import choose_fine_tuning
 from classifier.pretrained import load_weights, normalize_by_recent_steps, split_at_features, standardize, unfreeze
-from classifier.settings import AUTO, PRETRAINED_NETWORKS, head_epochs
+from classifier.settings import AUTO, DEFAULTS, PRETRAINED_NETWORKS, head_epochs
 
 
 def make_repeatable(seed):
@@ -215,7 +215,8 @@ class Training:
             results["head_epochs"] = self.epoch
         if self.phase.on_features and self.settings["fine_tune"] == AUTO and self.has_ended():
             chosen = choose_fine_tuning(self.networks.whole, len(self.sets.train))
-            results |= {"settings": self.settings | chosen, "fine_tune_auto": True}
+            said = {name: self.settings[name] for name in chosen if self.settings[name] not in (DEFAULTS[name], AUTO)}
+            results |= {"settings": self.settings | chosen | said, "fine_tune_auto": True}
         return results
 
     def has_ended(self):

@@ -5,6 +5,7 @@ import os
 import shutil
 from pathlib import Path
 
+import cv2
 import numpy as np
 import pytest
 from conftest import draw_images, error_of, predictions, rows_of, run, save, train
@@ -15,6 +16,7 @@ from classifier import cpu, parallel, splitting
 from classifier.console import UserError
 from classifier.files import digest_of
 from classifier.finding import find_images
+from classifier.near_copies import near_copies_reader
 from dataset import read_train_sets
 
 
@@ -274,6 +276,28 @@ def test_group_by_a_part_of_the_path(images):
     shutil.copy(images / "cats/owner0 1.jpg", images / "cats/stray.jpg")
     assert "'owner' finds no group in cats/stray.jpg" in refusal(images, "--group-by", "owner", code=2)
     assert "not a regular expression" in train(images, "--group-by", "(", code=2).stderr
+
+
+def test_near_copies_stay_on_one_side_and_are_kept_in_the_run(images):
+    originals = [images / f"{name}s/{name}s_{k}.jpg" for name in ("cat", "dog") for k in range(4)]
+    for path in originals:
+        image = cv2.flip(cv2.imread(str(path)), 1)
+        cv2.imwrite(str(path.with_name(f"mirrored_{path.name}")), image)
+    finished = train(images, "--epochs", 1)
+    assert "split      8 images are near-copies of others: kept together" in finished.stderr
+    split = metadata_of("runs/001")["split"]
+    assert (split["by"], split["near_copies"], split["together"]) == ("image", 8, True)
+    near_copies = {Path(row["path"]).name: row["group"] for row in rows_of("runs/001/near_copies.csv")}
+    assert sorted(near_copies) == sorted(name for path in originals for name in (path.name, f"mirrored_{path.name}"))
+    sets = read_train_sets(images, 32, near_copies_of=near_copies_reader(Path("runs/001")))
+    names = [{path.name for path in side.paths} for side in (sets.train, sets.valid)]
+    for path in originals:
+        assert near_copies[path.name] == near_copies[f"mirrored_{path.name}"]
+        assert (path.name in names[0]) == (f"mirrored_{path.name}" in names[0])
+    assert "epoch 2/2" in run("train", "--resume", "--output", "runs", "--epochs", 2).stdout
+    assert "kept together" not in train(images, "--epochs", 1, "--no-group-near-copies").stderr
+    Path("runs/001/near_copies.csv").unlink()
+    assert "near_copies.csv is missing or damaged" in error_of(run("train", "--resume", "runs/001", "--epochs", 3, code=3))
 
 
 def test_a_validation_folder_of_ones_own(images, tmp_path):

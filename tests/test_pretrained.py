@@ -71,6 +71,24 @@ def test_both_phases_in_one_command_are_the_same_as_one_after_the_other(images, 
     assert "are gone" in error_of(run(*resume, code=3))
 
 
+def test_a_head_stops_early_and_what_to_fine_tune_is_chosen(images, weights):
+    finished = train(images, *SETTINGS, "--weights", weights, "--epochs", 60, "--patience", 1)
+    head = metadata_of("runs/001")["head_epochs"]
+    losses = [float(row["val_loss"]) for row in history_of("runs/001")]
+    assert head == len(losses) < 60
+    assert losses[-2] == min(losses)
+    assert f"selected: epoch {head - 1}," in finished.stdout
+    assert "likely to help next: " in finished.stderr
+    resume = ("train", "--resume", "--output", "runs", "--fine-tune", "auto")
+    finished = run(*resume, "--fine-tune-epochs", 1)
+    assert f"epoch {head + 1}/{head + 1}" in finished.stdout
+    settings = metadata_of("runs/001")["settings"]
+    assert (settings["fine_tune"], settings["fine_tune_epochs"]) == ("conv_dw_12", 1)
+    assert len(history_of("runs/001")) == head + 1
+    run(*resume)  # it is known by now
+    assert len(history_of("runs/001")) == head + 1
+
+
 def test_killed_while_it_is_fine_tuned_and_resumed_it_is_the_same_run(images, tmp_path, weights, fine_tuned):
     process = start("train", "--data-dir", images, *SETTINGS, *FINE_TUNING, "--weights", weights, "--save-minutes", 0)
     wait_until(process, lambda: list((tmp_path / "runs/001/checkpoints/fine-tuning").glob("ckpt-*.index")))

@@ -253,3 +253,12 @@ def test_three_classes_predict_from_anywhere_without_the_training_folder(tmp_pat
     for path, name in samples.items():
         probabilities = predicted[path]["probabilities"]
         assert max(probabilities, key=probabilities.get) == name
+
+
+def test_minutes_choose_the_epochs_once(images):
+    run("train", "--data-dir", images, "--output", "runs", "--image-size", 32, "--minutes", 0.02)
+    epochs = len(history_of("runs/001"))
+    assert 1 <= epochs <= 100
+    assert metadata_of("runs/001")["settings"]["epochs"] == epochs
+    run("train", "--resume", "--output", "runs")
+    assert len(history_of("runs/001")) == epochs

@@ -46,6 +46,16 @@ def brightened(image, rng):
     return cv2.convertScaleAbs(image, alpha=1.3)
 
 
+def view(image, rng):
+    """Another view of the same: a part, 60 to 90 % as wide and high, turned a little, mirrored or not, in another light."""
+    part = cropped(image, rng, rng.uniform(0.6, 0.9))
+    height, width = part.shape[:2]
+    turn = cv2.getRotationMatrix2D((width / 2, height / 2), rng.uniform(-8, 8), 1)
+    part = cv2.warpAffine(part, turn, (width, height), borderMode=cv2.BORDER_REFLECT_101)
+    part = cv2.convertScaleAbs(part, alpha=rng.uniform(0.75, 1.25))
+    return mirrored(part, rng) if rng.random() < 0.5 else part
+
+
 CHANGES = {
     "encoded": lambda image, rng: image,  # as JPEG with quality 40
     "scaled": scaled,

@@ -2,6 +2,7 @@
 
 import csv
 import importlib.util
+import json
 import subprocess
 import sys
 
@@ -19,6 +20,11 @@ def run_script(script, *arguments, codes=(DONE,)):
         *_, reason = ["no reason given", *finished.stderr.strip().splitlines()]
         raise UserError(f"{script} failed: {reason.removeprefix('error: ')}", finished.returncode)
     return finished.stdout
+
+
+def test_accuracy_of(run, folder):
+    """The accuracy of a run on the labelled images in a folder."""
+    return json.loads(run_script("evaluate.py", folder, "--model", run, "--format", "json"))["accuracy"]
 
 
 def checked_out_commit():
