@@ -2,16 +2,20 @@
 
 import csv
 import functools
+from pathlib import Path
 
+import cv2
 import numpy as np
 
+from classifier.cache import cached_rows
 from classifier.console import NO_DATA, UserError
 from classifier.duplicates import grey_images, group_near_copies
-from classifier.files import csv_text
+from classifier.files import csv_text, digest_of
 from classifier.runs import read_metadata
 from classifier.settings import trains_head
 
 FILE, HEADER = "near_copies.csv", ["digest", "group", "path"]
+VERSION = 1  # raise it when group_near_copies() comes to find others
 
 
 def near_copies_finder(settings, cache_dir):
@@ -25,21 +29,35 @@ def near_copies_finder(settings, cache_dir):
 
 
 def _find(images, settings, cache_dir):
-    """{digest: the least digest of its group} of those images in a DataSet that have near-copies."""
-    features = None
-    if trains_head(settings):
-        from classifier.networks import create_network, extract_features
-        from classifier.pretrained import load_weights, split_at_features
+    """{digest: the least digest of its group} of those images in a DataSet that have near-copies; kept for later runs."""
 
-        network = create_network(settings["network"], settings["image_size"], num_classes=2)
-        load_weights(network, settings["weights"])
-        extractor, _ = split_at_features(network)
-        features = extract_features(images, extractor, cache_dir, settings["fit"]).load(np.arange(len(images)))
-    greys = grey_images(lambda i: images.load(np.array([i]))[0], len(images))
+    def make(write):
+        features = _features(images, settings, cache_dir) if trains_head(settings) else None
+        write(group_near_copies(grey_images(lambda i: images.load(np.array([i]))[0], len(images)), features))
+
+    network = [settings[name] for name in ("network", "weights")] if trains_head(settings) else None
+    key = str([VERSION, cv2.__version__, settings["image_size"], settings["fit"], network, images.digests])
+    try:
+        firsts, _ = cached_rows(Path(cache_dir, f"{digest_of(key.encode(), size=12)}.copies"), (), np.int64, make)
+    except OSError:  # no cache
+        parts = []
+        make(parts.append)
+        (firsts,) = parts
     members = {}
-    for digest, first in zip(images.digests, group_near_copies(greys, features).tolist(), strict=True):
+    for digest, first in zip(images.digests, firsts.tolist(), strict=True):
         members.setdefault(first, set()).add(digest)
     return {digest: min(digests) for digests in members.values() if len(digests) > 1 for digest in digests}
+
+
+def _features(images, settings, cache_dir):
+    """The features of a DataSet by the pretrained network that is to be trained, (n, features) float32."""
+    from classifier.networks import create_network, extract_features
+    from classifier.pretrained import load_weights, split_at_features
+
+    network = create_network(settings["network"], settings["image_size"], num_classes=2)
+    load_weights(network, settings["weights"])
+    extractor, _ = split_at_features(network)
+    return extract_features(images, extractor, cache_dir, settings["fit"]).load(np.arange(len(images)))
 
 
 def near_copies_text(sets):
