@@ -50,7 +50,7 @@ def fine_tuned(tmp_path_factory, weights):
 
 def statistics_of(run_folder):
     """The averages of the first batch normalization in the selected network of a run."""
-    network = create_network("mobilenet", 32, 2)
+    network = create_network("mobilenet", 32, 2, feature_scales=metadata_of(run_folder)["feature_scales"])
     load_selected(Path(run_folder), network)
     return network.get_layer("backbone").get_layer("conv1_bn").moving_variance.numpy()
 
