@@ -22,7 +22,7 @@ from classifier.settings import (
     epochs_for,
     recipe_of,
     settings_to_resume,
-)  # fmt: skip
+)
 
 # TensorFlow, and what imports it, is imported inside the functions that use it: --help and a wrong flag answer at once.
 
@@ -87,9 +87,9 @@ def train(settings, output, run=None):
         settings = settings | {name: str(Path(folder).absolute()) for name, folder in folders.items()}
         settings["epochs"] = settings["epochs"] or epochs_for(len(sets.train))
         metadata = begin_run(run, settings, sets, resuming)
-        if settings["minutes"] and not checkpoints_in(run / "checkpoints" / "newest"):
-            choose_epochs(run, metadata, sets, started + 60 * settings["minutes"])
         try:
+            if settings["minutes"] and not checkpoints_in(run / "checkpoints" / "newest"):
+                choose_epochs(run, metadata, sets, started + 60 * settings["minutes"])
             return train_in(run, metadata, sets)
         except UserError:
             if not resuming and not checkpoints_in(run / "checkpoints" / "newest"):  # else --resume would choose it
@@ -102,12 +102,14 @@ def choose_epochs(run, metadata, sets, end):
 
     Changes the settings in the metadata: from then on, a resumed training does as many, whatever its speed.
     """
+    from classifier.networks import enough_memory
     from classifier.phases import phase_to_fit, settings_that_fit
     from classifier.training import Training
 
     started = time.monotonic()
-    training = Training(run, metadata, sets, phase_to_fit(metadata, len(sets.train)))
-    speed = measure_speed(training)
+    with enough_memory():
+        training = Training(run, metadata, sets, phase_to_fit(metadata, len(sets.train)))
+        speed = measure_speed(training)
     setting_up = 2 * (time.monotonic() - started)  # once more for the training, and about as long for the end
     seconds = 0.9 * (end - time.monotonic() - setting_up)
     metadata["settings"] |= settings_that_fit(metadata["settings"], training, *speed, seconds)

@@ -177,6 +177,7 @@ def table_of(findings):
 
 
 def is_groups(entries):
+    """True if the entries of a finding are groups of copies."""
     return isinstance(entries[0], dict) and "paths" in entries[0]
 
 

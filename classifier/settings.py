@@ -82,14 +82,15 @@ SETTINGS = {
         "weights of a pretrained network: imagenet, none, or a .h5 file of Keras"),
     "fine_tune": Setting(str, None, "network", "LAYERS",
         "then train pretrained layers, too: those from the layer of this name on; a number: the last N; auto: which layers, "
-        "and how long, is chosen by the number of images and the validation accuracy of the head"),
+        "how long and how fast is chosen by the number of images"),
     "fine_tune_epochs": Setting(number(int, 1), 5, "network", "N", "epochs of fine-tuning"),
     "fine_tune_lr": Setting(number(float, above=0), 1e-4, "network", "RATE", "highest learning rate of fine-tuning"),
     "dropout": Setting(number(float, 0, below=1), 0.3, "network", "P", "fraction of the features that a step drops"),
     "epochs": Setting(number(int, 1), None, "training", "N",
         "passes over all training images (default: 40 to 100, the fewer images, the more; 150 at most for a head)"),
     "minutes": Setting(number(float, above=0), None, "training", "M",
-        "choose --epochs, or the epochs of --fine-tune auto, so that the training takes M minutes on this machine, at most"),
+        "choose --epochs, or with a pretrained network whether and how long to fine-tune, so that the training takes about "
+        "M minutes on this machine"),
     "batch_size": Setting(number(int, 1), 32, "training", "N", "images in a step"),
     "lr": Setting(number(float, above=0), 1e-3, "training", "RATE",
         "highest learning rate of AdamW: warm-up, then cosine decay to 0"),
@@ -104,7 +105,8 @@ SETTINGS = {
     "mixed_precision": Setting(switch, True, "training", None,
         "compute training steps in float32 even if the CPU has bfloat16, which is faster"),
     "patience": Setting(number(int, 0), 0, "training", "N",
-        "stop after N epochs without a higher validation accuracy, or without a lower validation loss of a head; 0: never"),
+        "stop after N epochs without a higher validation accuracy, or without a lower validation loss of a head; 0: never; "
+        "fine-tuning does all its epochs"),
     "seed": Setting(number(int, 0, 2**32 - 1), 0, "training", "N",
         "random seed of the initial weights, the order of the images and their augmentation"),
     "save_minutes": Setting(number(float, 0), 5.0, "runs", "MINUTES", "save at least this often within an epoch"),

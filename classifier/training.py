@@ -228,6 +228,8 @@ class Training:
         return not self.phase.until_best or self.epoch % 10 == 0 or self.has_ended()
 
     def _stops_early(self):
+        if self._head_epochs and self.phase.unfrozen:
+            return False  # at the highest rate it may be worse than the head, and better at the end
         if self.settings["fine_tune"] and not (self.phase.unfrozen or self.phase.until_best):
             return False  # an earlier version trained all epochs of the head
         return self.history.out_of_patience(self.settings["patience"], self.phase.first)

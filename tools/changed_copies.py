@@ -38,6 +38,7 @@ def cropped(image, rng, fraction=0.9):
 
 
 def mirrored(image, rng):
+    """The mirror image."""
     return cv2.flip(image, 1)
 
 
