@@ -25,7 +25,7 @@ PRETRAINED_NETWORKS = {  # name: module and class in keras.applications
 }  # fmt: skip
 RESNET = {"start_size": 64, "batch_size": 64, "lr": 3e-3, "weight_decay": 0.05, "dropout": 0.1, "label_smoothing": 0.05}
 # The head: chosen on validation images of four sets, see results/README.md.
-PRETRAINED = {"image_size": 224, "label_smoothing": 0.0, "dropout": 0.5, "weight_decay": 1.0, "epochs": 150, "patience": 10}
+PRETRAINED = {"image_size": 224, "label_smoothing": 0.0, "dropout": 0.5, "weight_decay": 3.0, "epochs": 150, "patience": 10}
 WITHOUT_WEIGHTS = {"image_size": 224, "label_smoothing": 0.0}
 NETWORKS = ("cnn", "resnet", *PRETRAINED_NETWORKS)
 
