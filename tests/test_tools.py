@@ -1,5 +1,6 @@
 """The project's own tools, run in their shortest form."""
 
+import argparse
 import json
 import re
 import shutil
@@ -14,7 +15,7 @@ from conftest import PROJECT, draw_images, error_of, rows_of, run, save
 
 from classifier import cpu
 from classifier.images import load_image
-from tools import benchmark, learning_curve
+from tools import benchmark, learning_curve, series
 
 
 def test_a_short_benchmark(images, scripts_in_this_process):
@@ -130,6 +131,20 @@ def test_how_well_unknown_works_is_measured(trained, images, scripts_in_this_pro
     shutil.copytree(trained, "runs/001")
     shutil.rmtree("runs/001/checkpoints/novelty")
     assert "no out-of-distribution scores" in error_of(run("tools.ood_table", "quick", "runs", *arguments[2:], code=1))
+
+
+def test_series_are_made_and_trained_on_twice(images, scripts_in_this_process, monkeypatch):
+    monkeypatch.setattr("train.epochs_for", lambda num_images: 1)
+    arguments = ("--data-dir", images, "--photos", 4, "--others", 5, "--network", "cnn")
+    finished = run("tools.series", *arguments)
+    header, *rows = (re.split("  +", line) for line in finished.stdout.splitlines() if "  " in line)
+    assert header == ["near-copies", "validation accuracy", "accuracy on other photographs"]
+    assert [row[0] for row in rows] == ["on any side", "kept together"]
+    assert all(re.fullmatch(r"\d+\.\d%", figure) for row in rows for figure in row[1:])
+    series.make_series(argparse.Namespace(data_dir=images, photos=4, others=5, seed=0), Path("series"), Path("others"))
+    assert {name: len(list(Path("others", name).iterdir())) for name in ("cats", "dogs")} == {"cats": 5, "dogs": 5}
+    assert all(4 * 5 <= len(list(Path("series", name).iterdir())) <= 4 * 20 for name in ("cats", "dogs"))
+    assert len(list(images.rglob("*.jpg"))) == 24
 
 
 def test_the_drawings_can_be_drawn_again(tmp_path):
