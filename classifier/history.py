@@ -44,12 +44,16 @@ class History:
         As good is an accuracy within the 95 % confidence interval of the highest: two standard errors, with two correct and
         two incorrect predictions added, so that 40 of 40 is not certainty (Agresti and Coull, "Approximate Is Better than
         'Exact'", 1998). The highest of many epochs is partly luck, and a later one has learnt more. Of the epochs of a head
-        at a constant learning rate, it is the one with the lowest validation loss: later ones may be overfitted.
+        at a constant learning rate, it is the one with the lowest validation loss: later ones may be overfitted. Fine-tuning
+        does not replace it by one that has neither a lower loss nor a higher accuracy.
         """
         if not self.rows:
             return None
-        head = self.rows[: self._head_epochs]
-        candidates = ([_lowest_loss(head)] if head else []) + self.rows[self._head_epochs :]
+        candidates = self.rows[self._head_epochs :]
+        if self._head_epochs:
+            head = _lowest_loss(self.rows[: self._head_epochs])
+            better = lambda row: row["val_loss"] < head["val_loss"] or row["val_accuracy"] > head["val_accuracy"]  # noqa: E731
+            candidates = [head, *filter(better, candidates)]
         count = self._validation_size + 4
         accuracy = (_highest(candidates)["val_accuracy"] * self._validation_size + 2) / count
         lowest = accuracy - 2 * math.sqrt(accuracy * (1 - accuracy) / count)

@@ -94,7 +94,7 @@ def choose_fine_tuning(network, num_images):
     The more images there are, the more layers they can train without being overfitted, and the fewer epochs are needed.
     """
     layers = first_layer_of_last_sizes(network, 1 if num_images < 500 else 2)
-    return {"fine_tune": layers, "fine_tune_epochs": round(min(max(30_000 / num_images, 6), 20)), "fine_tune_lr": 3e-4}
+    return {"fine_tune": layers, "fine_tune_epochs": round(min(max(30_000 / num_images, 6), 40)), "fine_tune_lr": 3e-4}
 
 
 def check_layer(settings, num_classes):

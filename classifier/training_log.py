@@ -60,6 +60,8 @@ def print_closing(run, metadata, training, sets, confusion):
     if not (training.is_over or training.phase.until_best):
         print(f"stopped early: no better one in {training.settings['patience']} epochs (to continue: --resume --patience 0)")
     if row:
+        if training.phase.unfrozen and row["epoch"] <= training.phase.first:
+            print("fine-tuning made it no better: the head on frozen features predicts")
         largest = max(n["validation"] for n in count_images(sets).values()) / len(sets.valid)
         majority = 1 / len(sets.classes) if training.settings["class_weights"] == "balanced" else largest
         print(f"selected: epoch {row['epoch']}, validation accuracy {row['val_accuracy']:.1%}, loss {row['val_loss']:.4f}"

@@ -71,6 +71,20 @@ def test_of_epochs_that_differ_by_chance_the_last_is_selected(tmp_path):
     assert selected() is None
 
 
+def test_fine_tuning_that_is_no_better_does_not_replace_the_head(tmp_path):
+    history = History(tmp_path, 0, 100, head_epochs=2)
+
+    def selected(*rows):
+        history.rows = [{"epoch": i, "val_accuracy": a, "val_loss": loss} for i, (a, loss) in enumerate(rows, start=1)]
+        return history.selected()["epoch"]
+
+    head = (0.89, 0.4), (0.9, 0.3)
+    assert selected(*head, (0.89, 0.35)) == 2
+    assert selected(*head, (0.89, 0.35), (0.89, 0.29)) == 4
+    assert selected(*head, (0.91, 0.35), (0.88, 0.36)) == 3
+    assert selected(*head, (0.89, 0.28), (0.9, 0.31)) == 3
+
+
 def test_a_batch_larger_than_the_data_is_shrunk_and_that_is_said_once(images):
     finished = train(images, "--batch-size", 1000, "--no-augment", "--dropout", 0)
     assert finished.stderr.count("batch") == 1
