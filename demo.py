@@ -49,7 +49,7 @@ def main(argv=None):
     for name in [name for name in os.environ if name.startswith("GRADIO_")]:  # they could share the page, or open folders
         del os.environ[name]
     with tempfile.TemporaryDirectory(prefix="demo-") as folder:  # only this user can read it
-        os.environ |= {"GRADIO_TEMP_DIR": folder, "GRADIO_ANALYTICS_ENABLED": "False", "HF_HUB_OFFLINE": "1"}
+        os.environ |= {"GRADIO_TEMP_DIR": folder, "GRADIO_ANALYTICS_ENABLED": "False"}
         serve(arguments, folder)
     return DONE
 
@@ -88,7 +88,8 @@ def serve(arguments, folder):
         if password:
             say("warning: other machines can open this page, with the password; what they send is not encrypted")
             print(f"user {USER}, password {password}")
-        print(f"open http://{arguments.host}:{arguments.port} in a browser; Ctrl-C ends it", flush=True)
+        host = socket.gethostname() if arguments.host == "0.0.0.0" else arguments.host
+        print(f"open http://{host}:{arguments.port} in a browser; Ctrl-C ends it", flush=True)
         threading.Event().wait()
     finally:
         page.close(verbose=False)

@@ -16,7 +16,7 @@ PAGES = {"/", "/login", "/login/", "/logout", "/config", "/theme.css", "/favicon
 FILES = ("/assets/", "/static/", "/svelte/")
 API = "/gradio_api"
 CALLS = {"/info", "/openapi.json", "/app_id", "/startup-events", "/upload", "/upload_progress", "/queue/join", "/queue/data",
-         "/cancel", "/reset", "/theme.css", "/login_check", "/user", "/token"}  # fmt: skip
+         "/cancel", "/reset", "/theme.css"}  # fmt: skip
 CALLS_BELOW = ("/call/", "/heartbeat/")
 
 HEADERS = {
@@ -32,7 +32,7 @@ class Guard:
     """ASGI middleware that answers a request that nobody honest sends with one plain sentence."""
 
     def __init__(self, app, hosts, folder):
-        """`hosts`: what the Host header may say, None: anything. `folder`: where Gradio keeps files, the only one to send."""
+        """`hosts`: what the Host header may say, None: anything. `folder`: Gradio's, the only one to send from."""
         self.app, self.hosts, self.folder = app, hosts, posixpath.normpath(folder)
 
     async def __call__(self, scope, receive, send):

@@ -20,7 +20,7 @@ from classifier.demo_guard import Guard
 from classifier.explanations import Explainer, overlay
 from classifier.finding import walk_images
 from classifier.images import decode_with_shape, load_image, read_file
-from classifier.inference import Classifier
+from classifier.inference import Answer, Classifier
 
 MAX_FILES = 20  # at once
 MAX_FILE_SIZE = "50mb"
@@ -62,8 +62,9 @@ class Demo:
 
     def predict(self, photos):
         """The predictions for image files, in order, as `predict.py --format json` prints them: for each an object with
-        `class`, `probability`, `probabilities` and `novelty`, or with `error`: why the file cannot be used."""
-        return [answer.as_object() | {"path": Path(answer.path).name} for answer in self._answers(photos)]
+        `file`, its name, and `class`, `probability`, `probabilities` and `novelty`, or `error`: why it cannot be used."""
+        objects = [answer.as_object() for answer in self._answers(photos)]
+        return [{"file": Path(one.pop("path")).name} | one for one in objects]  # Gradio's client takes a path for a file
 
     def show(self, photos):
         """The HTML of the answers to image files, and None, which empties the field that they came from."""
@@ -74,13 +75,12 @@ class Demo:
         return self._rendered(self.classifier.predict, [self.examples[selected.index]])
 
     def _answers(self, photos):
-        """Answers to uploaded files. Raises gradio.Error if there are too many, and for any other file."""
+        """Answers to uploaded files; to those that are too many, too. Raises gradio.Error for any other file."""
         paths = [photos] if isinstance(photos, str) else photos or []
-        if len(paths) > MAX_FILES:
-            raise gradio.Error(f"{len(paths)} files are too many: at most {MAX_FILES} at once")
         if not all(Path(path).resolve().is_relative_to(self.folder) for path in paths):
             refuse_path()
-        return list(self.classifier.predict(paths))
+        too_many = [Answer(path, reason=f"one of too many: at most {MAX_FILES} at once") for path in paths[MAX_FILES:]]
+        return [*self.classifier.predict(paths[:MAX_FILES]), *too_many]
 
     def _rendered(self, answers_to, paths):
         started = time.perf_counter()
@@ -150,16 +150,18 @@ def build_page(demo):
         with gradio.Tab("Predict"):
             photos = gradio.File(label="Drop, paste or choose photos", file_count="multiple", elem_id="photos", height=160)
             with gradio.Accordion("Camera", open=False):
-                camera = gradio.Image(label="Camera", sources="webcam", type="filepath", image_mode=None, show_label=False)
+                camera = gradio.Image(sources="webcam", type="filepath", image_mode=None, show_label=False, height=SIDE)
             answers = gradio.HTML(elem_id="answers")
             if demo.examples:
-                gallery = gradio.Gallery(demo.examples, show_label=False, allow_preview=False, buttons=[], elem_id="examples")
+                gallery = gradio.Gallery(
+                    demo.examples, elem_id="examples", label="Examples", height="auto", allow_preview=False, buttons=[]
+                )
                 gallery.select(demo.show_example, None, answers, api_visibility="private", **ONE_AT_A_TIME)
         with gradio.Tab("Curves and report") as tab:
             tab.select(demo.show_run, None, gradio.HTML(elem_id="run"), api_visibility="private")
         photos.upload(demo.show, photos, [answers, photos], api_visibility="private", **ONE_AT_A_TIME)
         camera.input(demo.show, camera, [answers, camera], api_visibility="private", **ONE_AT_A_TIME)
-        program, result = gradio.Button(visible=False), gradio.JSON(visible=False)
+        program, result = gradio.Button(visible=False), gradio.JSON(label="predictions", visible=False)
         program.click(demo.predict, photos, result, api_name="predict", **ONE_AT_A_TIME)
     return page.queue(max_size=50)
 
@@ -179,4 +181,4 @@ def launch(page, host, port, folder, auth):
 
 def refuse_path(*_, **__):
     """Instead of predicting another file of this machine, or downloading one."""
-    raise gradio.Error("only uploaded files can be predicted")
+    raise gradio.Error("only uploaded files can be predicted", print_exception=False)
