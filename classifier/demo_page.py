@@ -102,6 +102,7 @@ class Demo:
         square, shape = decode_with_shape(answer.path, read_file(answer.path), SIDE, fit)
         if fit != "squash":  # what the network sees has the shape of the image, or is a square part of it
             shape = square.shape
+        heat = cv2.resize(heat, (SIDE, SIDE), interpolation=cv2.INTER_LINEAR)
         images = [as_jpeg(image, shape) for image in (square, overlay(square, heat))]
         return card | {"answer": answer, "known": answer.predicted_class == most_likely, "bars": bars[:MOST_BARS],
                        "num_others": len(bars[MOST_BARS:]), "images": images}  # fmt: skip

@@ -12,6 +12,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from browser import open_page, screenshot
 from conftest import DRAWING, HANGING, PROJECT, encoded, error_of, predictions, run, start
 from test_images import bomb_png
 
@@ -185,13 +186,12 @@ def test_an_upload_without_a_name_is_refused_or_gets_one(server, name):
 
 @needs_gradio
 def test_bad_files_get_a_sentence_and_the_others_an_answer(server):
-    bomb = encoded(".png", np.zeros((10_000, 10_000), np.uint8))
     files = {"good.jpg": encoded(".jpg"), "empty.jpg": b"", "page.html": b"<script>alert(1)</script>",
-             "renamed.jpg": encoded(".png"), "claims.png": bomb_png(), "bomb.png": bomb, "after.png": encoded(".png")}  # fmt: skip
+             "renamed.jpg": encoded(".png"), "claims.png": bomb_png(), "after.png": encoded(".png")}  # fmt: skip
     errors = {name: answer.get("error") for name, answer in server.answers(*files.items()).items()}
     assert errors.pop("claims.png").startswith("too large: more than")
     assert errors == {"good.jpg": None, "empty.jpg": "empty file", "page.html": "not an image of a known kind",
-                      "renamed.jpg": "PNG data in a .jpg file", "bomb.png": None, "after.png": None}  # fmt: skip
+                      "renamed.jpg": "PNG data in a .jpg file", "after.png": None}  # fmt: skip
 
 
 @needs_gradio
@@ -199,6 +199,41 @@ def test_only_so_many_files_are_answered_at_once(server):
     files = [(f"{k}.png", encoded(".png", np.full((9, 9, 3), k, np.uint8))) for k in range(22)]
     errors = [answer.get("error") for answer in server.answers(*files).values()]
     assert errors == [None] * 20 + ["one of too many: at most 20 at once"] * 2
+
+
+@needs_gradio
+@pytest.mark.parametrize(("width", "height"), [(1200, 800), (360, 740)])
+def test_a_visitor_sees_the_answers(server, trained, browser, photo, width, height):
+    expected = predictions(trained, photo)[str(photo)]
+    with open_page(browser, server.url, width, height) as page:
+        assert "cnn, 32 px, validation accuracy" in page.inner_text("#run-line")
+
+        def drop(*files):
+            """Choose files of {name: bytes}; returns the texts of their answers."""
+            page.get_by_text("Drop File Here").wait_for()
+            page.set_input_files("#photos input[type=file]", [
+                {"name": name, "mimeType": "image/jpeg", "buffer": data} for name, data in files
+            ])  # fmt: skip
+            page.locator("#answers").get_by_text(files[-1][0]).wait_for()
+            return page.locator("#answers article").all_inner_texts()
+
+        answer, broken = drop(("photo.jpg", photo.read_bytes()), ("broken.jpg", photo.read_bytes()[:200]))
+        assert expected["class"] in answer
+        assert f"{expected['probability']:.1%}" in answer
+        assert "This file cannot be used: damaged, truncated or unsupported JPEG." in broken
+        assert page.evaluate("[...document.querySelectorAll('#answers img')].map(image => image.naturalWidth)") == [320, 320]
+        screenshot(page, f"demo-{width}")
+        (bomb,) = drop(("bomb.png", encoded(".png", np.zeros((10_000, 10_000), np.uint8))))
+        assert "%" in bomb
+        (again,) = drop(("again.jpg", photo.read_bytes()))
+        assert expected["class"] in again
+        page.locator("#examples button").first.click()
+        page.locator("#answers").get_by_text("cat_001.jpg").wait_for()
+        page.get_by_role("tab", name="Curves and report").click()
+        page.get_by_text("evaluate.py FOLDER --model").wait_for()
+        screenshot(page, f"demo-report-{width}")
+        assert page.evaluate("document.documentElement.scrollWidth") == width
+        assert (page.foreign, page.errors) == ([], [])
 
 
 @needs_gradio
