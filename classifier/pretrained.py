@@ -108,7 +108,7 @@ def split_at_features(network):
 
 
 def split_at_maps(network):
-    """The two parts of a pretrained network: images → the list of feature maps whose means are features, and these → logits."""
+    """The two parts of a pretrained network: images → the list of maps whose means are the features, and these → logits."""
     backbone = network.get_layer("backbone")
     layer_of = {id(layer.output): layer for layer in backbone.layers}
     maps = [layer.input for layer in backbone.layers if layer.name.startswith("mean_") and layer.name != "mean_all"]
