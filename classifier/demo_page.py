@@ -17,9 +17,9 @@ from starlette.middleware import Middleware
 
 from classifier.console import PROJECT, command
 from classifier.demo_guard import Guard
-from classifier.explanations import Explainer, overlay
+from classifier.explanations import Explainer, in_shape, overlay
 from classifier.finding import walk_images
-from classifier.images import decode_with_shape, load_image, read_file
+from classifier.images import load_image, load_in_shape
 from classifier.inference import Answer, Classifier
 
 MAX_FILES = 20  # at once
@@ -99,13 +99,10 @@ class Demo:
         most_likely = bars[0][0]
         size, fit = self.metadata["image_size"], self.metadata["fit"]
         _, heat = self.explainer.explain(load_image(answer.path, size, fit), self.classifier.classes.index(most_likely))
-        square, shape = decode_with_shape(answer.path, read_file(answer.path), SIDE, fit)
-        if fit != "squash":  # what the network sees has the shape of the image, or is a square part of it
-            shape = square.shape
-        heat = cv2.resize(heat, (SIDE, SIDE), interpolation=cv2.INTER_LINEAR)
-        images = [as_jpeg(image, shape) for image in (square, overlay(square, heat))]
+        photo = load_in_shape(answer.path, SIDE)
+        images = [as_jpeg(photo), as_jpeg(overlay(photo, in_shape(heat, photo.shape[:2], fit)))]
         return card | {"answer": answer, "known": answer.predicted_class == most_likely, "bars": bars[:MOST_BARS],
-                       "num_others": len(bars[MOST_BARS:]), "images": images}  # fmt: skip
+                       "num_others": len(bars[MOST_BARS:]), "images": images, "speaks": heat.any()}  # fmt: skip
 
     def run_line(self):
         """The HTML of the line about the run."""
@@ -123,10 +120,8 @@ class Demo:
         )
 
 
-def as_jpeg(square, shape):
-    """A square image, uint8 RGB, as a data URI: a JPEG with the aspect ratio of `shape`, (height, width, …)."""
-    height, width = (max(round(SIDE * side / max(shape[:2])), 1) for side in shape[:2])
-    image = cv2.resize(square, (width, height), interpolation=cv2.INTER_AREA)
+def as_jpeg(image):
+    """An image, (height, width, 3) uint8 RGB, as a data URI."""
     return data_uri(cv2.imencode(".jpg", image[:, :, ::-1], [cv2.IMWRITE_JPEG_QUALITY, 85])[1].tobytes(), "image/jpeg")
 
 
