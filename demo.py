@@ -34,7 +34,7 @@ def parse_arguments(argv):
     )
     add = parser.add_argument
     add("--model", type=Path, default=PROJECT / "runs", metavar="RUN_FOLDER", help="default: the newest finished run")
-    add("--port", type=number(int, 1, 65535), default=7860, metavar="N", help="default: 7860")
+    add("--port", type=number(int, 1024, 65535), default=7860, metavar="N", help="default: 7860")
     add("--host", default="127.0.0.1", metavar="ADDRESS",
         help="also answer other machines, at this address of this one (0.0.0.0: at all of them), with a password "
         "(default: 127.0.0.1, only this machine)")  # fmt: skip
@@ -49,7 +49,7 @@ def main(argv=None):
     for name in [name for name in os.environ if name.startswith("GRADIO_")]:  # they could share the page, or open folders
         del os.environ[name]
     with tempfile.TemporaryDirectory(prefix="demo-") as folder:  # only this user can read it
-        os.environ |= {"GRADIO_TEMP_DIR": folder, "GRADIO_ANALYTICS_ENABLED": "False"}
+        os.environ |= {"GRADIO_TEMP_DIR": folder, "GRADIO_ANALYTICS_ENABLED": "False", "NO_PROXY": "*"}
         serve(arguments, folder)
     return DONE
 
@@ -68,7 +68,7 @@ def check_gradio():
 def check_address(host, port):
     """Raise UserError if the page cannot be at this address, before the slow start."""
     try:
-        family, kind, _, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
+        family, kind, _, _, address = socket.getaddrinfo(host, port, socket.AF_INET, socket.SOCK_STREAM)[0]
         with socket.socket(family, kind) as attempt:
             attempt.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
             attempt.bind(address)

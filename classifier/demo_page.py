@@ -5,6 +5,7 @@ on the path of an uploaded file as it is.
 """
 
 import base64
+import os
 import time
 from pathlib import Path
 
@@ -46,6 +47,8 @@ class Demo:
         """`run`: see Classifier; `folder` is where Gradio puts uploaded files. Raises UserError for a bad run."""
         self.classifier = Classifier(run)
         self.run, self.metadata = self.classifier.run, self.classifier.metadata
+        # JSON cannot hold the bytes of a folder's name that are no UTF-8.
+        self.classifier.classes = [os.fsencode(name).decode(errors="replace") for name in self.classifier.classes]
         self.explainer = Explainer(self.run, self.metadata)
         self.folder = Path(folder).resolve()
         self.examples = find_examples(self.classifier.classes)
@@ -106,7 +109,9 @@ class Demo:
 
     def run_line(self):
         """The HTML of the line about the run."""
-        return self.pages.get_template("demo_run_line.html").render(run=self.run, metadata=self.metadata)
+        return self.pages.get_template("demo_run_line.html").render(
+            run=self.run, metadata=self.metadata, classes=self.classifier.classes
+        )
 
     def show_run(self):
         """The HTML of the second tab: the training curves and the report, if they are in the run folder."""
