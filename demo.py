@@ -48,7 +48,7 @@ def main(argv=None):
     check_address(arguments.host, arguments.port)
     for name in [name for name in os.environ if name.startswith("GRADIO_")]:  # they could share the page, or open folders
         del os.environ[name]
-    with tempfile.TemporaryDirectory(prefix="demo-") as folder:  # only this user can read it
+    with tempfile.TemporaryDirectory(prefix="demo-", ignore_cleanup_errors=True) as folder:  # only this user can read it
         os.environ |= {"GRADIO_TEMP_DIR": folder, "GRADIO_ANALYTICS_ENABLED": "False", "NO_PROXY": "*"}
         serve(arguments, folder)
     return DONE
@@ -78,21 +78,17 @@ def check_address(host, port):
 
 
 def serve(arguments, folder):
-    """Show the page until an exception ends it: KeyboardInterrupt, or SystemExit for SIGTERM."""
+    """Show the page until KeyboardInterrupt or SystemExit ends it; the threads of the server end with the process."""
     from classifier.demo_page import Demo, build_page, launch
 
     password = None if arguments.host in LOCAL else secrets.token_urlsafe(12)
-    page = build_page(Demo(arguments.model, folder))
-    try:
-        launch(page, arguments.host, arguments.port, folder, (USER, password) if password else None)
-        if password:
-            say("warning: other machines can open this page, with the password; what they send is not encrypted")
-            print(f"user {USER}, password {password}")
-        host = socket.gethostname() if arguments.host == "0.0.0.0" else arguments.host
-        print(f"open http://{host}:{arguments.port} in a browser; Ctrl-C ends it", flush=True)
-        threading.Event().wait()
-    finally:
-        page.close(verbose=False)
+    launch(build_page(Demo(arguments.model, folder)), arguments.host, arguments.port, folder, password and (USER, password))
+    if password:
+        say("warning: other machines can open this page, with the password; what they send is not encrypted")
+        print(f"user {USER}, password {password}")
+    host = socket.gethostname() if arguments.host == "0.0.0.0" else arguments.host
+    print(f"open http://{host}:{arguments.port} in a browser; Ctrl-C ends it", flush=True)
+    threading.Event().wait()
 
 
 if __name__ == "__main__":

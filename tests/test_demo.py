@@ -174,6 +174,8 @@ def test_only_uploaded_files_are_predicted(server, path, meta):
     photo = PROJECT / "testing_data/dogs/dog_001.jpg"
     event, data = server.predict(path.format(folder=server.folder, photo=photo, port=server.port), meta=meta)
     assert event == "error", data
+    if path.startswith("http") and meta:  # not even asked for
+        assert data["error"] == "only uploaded files can be predicted"
 
 
 @needs_gradio
