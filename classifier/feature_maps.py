@@ -103,9 +103,9 @@ def draw_lesson(photo, image, convolutions):
     results = signed_tiles(np.moveaxis(first, 2, 0)[shown])
     kind = f"{convolutions.filters.shape[0]}×{convolutions.filters.shape[1]}"
     title = (
-        f"Filters that the network learned: {len(shown)} of {first.shape[2]} in its first layer, {convolutions.first_layer}. "
-        f"Each has a {kind} kernel for red, green\nand blue, shown as colours: grey is 0. Below each, what it makes of this "
-        "image: grey is 0."
+        f"Filters that the network learned: {len(shown)} of {first.shape[2]} in its first layer, "
+        f"{convolutions.first_layer}. Each has a {kind} kernel for red, green\n"
+        "and blue, shown as colours: grey is 0. Below each, what it makes of this image: grey is 0."
     )
     sections = [(title, mosaic(interleave(filters, results)))]
     explained = (
