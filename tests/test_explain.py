@@ -135,7 +135,7 @@ def test_a_picture_of_the_photo_and_the_heat_map(run_folder):
 def test_a_picture_of_convolutions(trained, photo):
     run("explain", photo, "--model", trained, "--filters", "--output", "pictures/lesson.png")
     picture = cv2.imread("pictures/lesson.png")
-    assert picture.shape[1] == 1000
+    assert picture.shape[1] == 1100
     edge = np.zeros((9, 9), np.uint8)
     edge[:, 5:] = 100
     assert apply_kernel(edge, "Sobel x")[4].tolist() == [0, 0, 0, 0, 100, 100, 0, 0, 0]

@@ -14,7 +14,7 @@ from classifier.console import DONE, PROJECT, say
 from tools.scripts import new_figure, run_script
 
 ROWS, COLUMNS = 3, 6
-EXPLAINED = "testing_data/cats/cat_002.jpg"
+EXPLAINED = "testing_data/cats/cat_005.jpg"
 MARKS = {"correct": ("✓", "#1a7f37"), "incorrect": ("✗", "#c4161c"), "unknown": ("?", "#5a5a5a")}  # mark, colour
 
 
@@ -29,25 +29,20 @@ def main(argv=None):
     model_flags = ["--model", arguments.model] if arguments.model else []
     results = PROJECT / "results"
     draw(new_figure(9, 5.6), predict(PROJECT / "testing_data", model_flags), results / "contact_sheet.png")
-    explain(PROJECT / EXPLAINED, results / "explained.png", model_flags)
-    explain(PROJECT / EXPLAINED, results / "filters.png", [*model_flags, "--filters"])
+    run_script("explain.py", PROJECT / EXPLAINED, "--output", results / "explained.png", *model_flags)
+    with tempfile.TemporaryDirectory() as folder:
+        drawn = Path(folder, "filters.png")
+        run_script("explain.py", PROJECT / EXPLAINED, "--filters", "--output", drawn, *model_flags)
+        write_palette(drawn, results / "filters.png", 128)
     say(f"written to {results}: contact_sheet.png, explained.png, filters.png")
     return DONE
 
 
-def explain(image, path, flags):
-    """Write what explain.py draws for an image, in fewer bytes. Raises UserError if it fails."""
-    with tempfile.TemporaryDirectory() as folder:
-        drawn = Path(folder, path.name)
-        run_script("explain.py", image, "--output", drawn, *flags)
-        write_palette(drawn, path)
-
-
-def write_palette(drawn, path):
-    """Write a PNG file with a palette of 256 colours: it takes a quarter of the bytes."""
+def write_palette(drawn, path, num_colours=256):
+    """Write a PNG file with a palette: it takes a fraction of the bytes."""
     from PIL import Image  # comes with matplotlib
 
-    Image.open(drawn).convert("RGB").quantize(256).save(path, optimize=True)
+    Image.open(drawn).convert("RGB").quantize(num_colours).save(path, optimize=True)
 
 
 def predict(folder, model_flags):
