@@ -7,6 +7,7 @@ classifier/feature_maps.py.
 import argparse
 import os
 import textwrap
+import warnings
 from pathlib import Path
 
 from classifier import console
@@ -138,7 +139,8 @@ def lesson(classifier):
 
     def draw(answer):
         image = load_image(answer.path, metadata["image_size"], metadata["fit"])
-        return draw_lesson(load_in_shape(answer.path, SIDE), image, convolutions)
+        photo = load_in_shape(answer.path, metadata["image_size"])  # an enlarged one has only smooth edges
+        return draw_lesson(photo, image, convolutions)
 
     return draw
 
@@ -170,6 +172,7 @@ def save(figure, path):
     """Write a figure as PNG, whole or not at all. Raises UserError if that fails."""
     from classifier.files import replacing
 
+    warnings.filterwarnings("ignore", "Glyph")  # a class has characters that matplotlib's font lacks: it draws boxes
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         with replacing(path) as partial:

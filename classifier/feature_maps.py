@@ -78,7 +78,7 @@ def positive_tiles(arrays):
     return (255 * (arrays - low) / np.maximum(high - low, 1e-9)).round().astype(np.uint8)
 
 
-def mosaic(tiles, side=110, gap=6):
+def mosaic(tiles, side=128, gap=6):
     """Tiles, (n, height, width[, 3]) uint8, in rows of eight: one image, (height, width, 3) uint8 RGB, with white gaps."""
     rows = -(-len(tiles) // 8)
     sheet = np.full((rows * (side + gap) - gap, 8 * (side + gap) - gap, 3), 255, np.uint8)
@@ -103,9 +103,9 @@ def draw_lesson(photo, image, convolutions):
     results = signed_tiles(np.moveaxis(first, 2, 0)[shown])
     kind = f"{convolutions.filters.shape[0]}×{convolutions.filters.shape[1]}"
     title = (
-        f"Filters that the network learned: {len(shown)} of {first.shape[2]} in its first layer, {convolutions.first_layer}. "
-        f"Each has a {kind} kernel for red, green\nand blue, shown as colours: grey is 0. Below each, what it makes of this "
-        "image: grey is 0."
+        f"Filters that the network learned: {len(shown)} of {first.shape[2]} in its first layer, "
+        f"{convolutions.first_layer}. Each has a {kind} kernel for red, green\n"
+        "and blue, shown as colours: grey is 0. Below each, what it makes of this image: grey is 0."
     )
     sections = [(title, mosaic(interleave(filters, results)))]
     explained = (
@@ -117,13 +117,13 @@ def draw_lesson(photo, image, convolutions):
         height, width, channels = maps.shape
         title, explained = f"{explained}After {name}: {len(shown)} of {channels} maps, {height}×{width} each", ""
         sections.append((title, mosaic(positive_tiles(np.moveaxis(maps, 2, 0)[shown]))))
-    heights = [3.6, *(10 * sheet.shape[0] / sheet.shape[1] + 0.4 for _, sheet in sections)]
-    figure = Figure(figsize=(10, sum(heights)), dpi=100, layout="constrained")
+    heights = [3.8, *(11 * sheet.shape[0] / sheet.shape[1] + 0.4 for _, sheet in sections)]
+    figure = Figure(figsize=(11, sum(heights)), dpi=100, layout="constrained")
     kernels, *parts = figure.subfigures(len(heights), 1, height_ratios=heights)
     draw_kernels(kernels, cv2.cvtColor(photo, cv2.COLOR_RGB2GRAY))
     for part, (title, sheet) in zip(parts, sections, strict=True):
         axes = part.subplots()
-        axes.imshow(sheet)
+        axes.imshow(sheet, interpolation="nearest")
         axes.set_axis_off()
         axes.set_title(title, loc="left", fontsize=10)
     return figure
