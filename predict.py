@@ -99,12 +99,8 @@ def print_json(answers, classes, top):
     """A list with an object for each image, with an error for those that could not be read. Returns how many failed."""
     objects, failed = [], 0
     for answer in answers:
-        if answer.reason:
-            failed += 1
-            objects.append({"path": answer.path, "error": answer.reason})
-        else:
-            objects.append({"path": answer.path, "class": answer.predicted_class, "probability": answer.probability,
-                            "probabilities": answer.probabilities, "novelty": round(answer.ood_score, 4)})  # fmt: skip
+        failed += bool(answer.reason)
+        objects.append(answer.as_object())
     json.dump(objects, sys.stdout, indent=1)
     print()
     return failed

@@ -40,6 +40,13 @@ class Answer(NamedTuple):
     ood_score: float = 0.0  # above 1, the image is unlike all training images (out of distribution)
     reason: str | None = None  # why the file cannot be used
 
+    def as_object(self):
+        """As a dictionary for JSON."""
+        if self.reason:
+            return {"path": self.path, "error": self.reason}
+        return {"path": self.path, "class": self.predicted_class, "probability": self.probability,
+                "probabilities": self.probabilities, "novelty": round(self.ood_score, 4)}  # fmt: skip
+
 
 class Classifier:
     """A trained run, ready to predict; `classes` are its classes, `metadata` is the content of its model.json."""
