@@ -3,8 +3,9 @@
 All networks here compute the logits from feature maps through a few last layers. HiResCAM (Draelos and Carin, "Use HiResCAM
 instead of Grad-CAM for faithful explanations of convolutional neural networks", 2020) multiplies each value of the maps by
 the gradient of the class's logit there. Where pooling and one fully connected layer follow, as in the resnet and in
-pretrained networks, these products and a constant add up to the logit: the map shows what the network adds up. The cnn has
-two fully connected layers; there this holds with the constant of those units of the first that are active for the image.
+pretrained networks, these products and a constant add up to the logit: the map shows what the network adds up. (A ConvNeXt
+normalizes the means: there it shows what raises them relative to the others.) The cnn has two fully connected layers; there
+the constant depends on which units of the first are active for the image.
 
 Grad-CAM (Selvaraju et al., "Grad-CAM: Visual explanations from deep networks via gradient-based localization", 2017) takes
 the mean of each map's gradients instead. After pooling, that is the same. The cnn has other weights at each position, which

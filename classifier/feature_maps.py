@@ -42,10 +42,15 @@ class Convolutions:
             part = network
             names = [*FEATURE_MAPS, "stage3_block2_relu"]
             outputs = [layer.output for layer in network.layers if layer.name in names]
-        first = next(layer for layer in part.layers if isinstance(layer, keras.layers.Conv2D))
+        first, convolution = next(
+            (layer, inner)
+            for layer in part.layers
+            for inner in getattr(layer, "layers", [layer])  # that of a ConvNeXt is in a Sequential
+            if isinstance(inner, keras.layers.Conv2D)
+        )
         name_of = {id(layer.output): layer.name for layer in part.layers}
         self.first_layer, self.layers = first.name, [name_of[id(output)] for output in outputs]
-        self.filters = first.get_weights()[0]  # (height, width, 3, filters)
+        self.filters = convolution.get_weights()[0]  # (height, width, 3, filters)
         tensors = [first.output, *outputs]
         if part is not network:
             tensors = keras.Model(part.input, tensors)(normalize(network.name, network.input))

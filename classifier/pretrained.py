@@ -110,8 +110,10 @@ def split_at_features(network):
 def split_at_maps(network):
     """The two parts of a pretrained network: images → the list of maps whose means are the features, and these → logits."""
     backbone = network.get_layer("backbone")
-    means = [layer for layer in backbone.layers if layer.name.startswith("mean_") and layer.name != "mean_all"]
-    maps = maps_of_last_sizes(backbone, len(means) + 1)
+    pooling = [layer for layer in backbone.layers if isinstance(layer, keras.layers.GlobalAveragePooling2D)]
+    means = sorted((layer for layer in pooling if layer.name.startswith("mean_")), key=lambda layer: layer.name)
+    last = [layer for layer in pooling if layer not in means][-1]  # others are in squeeze-and-excitation blocks
+    maps = [_before_padding(backbone, layer.input) for layer in (*means, last)]
     images_to_maps = keras.Model(backbone.input, maps)(normalize(network.name, network.input))
     logits = head_of(network)(keras.Model(maps, backbone.output)(maps))
     return keras.Model(network.input, images_to_maps), keras.Model(maps, logits)
@@ -120,10 +122,13 @@ def split_at_maps(network):
 def maps_of_last_sizes(backbone, count):
     """The last maps of each of the last `count` sizes of maps in a backbone, the largest first, as tensors."""
     maps = [layer.output for layer in backbone.layers if len(layer.output.shape) == 4]
-    layer_of = {id(layer.output): layer for layer in backbone.layers}
-    chosen = [layer_of[id(tensor)] for tensor in (*_maps_before_the_last(backbone, count - 1), maps[-1])]
-    # Padding on two of the four sides would shift what is shown.
-    return [layer.input if isinstance(layer, keras.layers.ZeroPadding2D) else layer.output for layer in chosen]
+    return [_before_padding(backbone, tensor) for tensor in (*_maps_before_the_last(backbone, count - 1), maps[-1])]
+
+
+def _before_padding(backbone, maps):
+    """The maps, a tensor, without padding, which would shift what is shown if it is on two of the four sides."""
+    padding = [layer for layer in backbone.layers if layer.output is maps and isinstance(layer, keras.layers.ZeroPadding2D)]
+    return padding[0].input if padding else maps
 
 
 def features_of(network):
