@@ -12,11 +12,11 @@ from pathlib import Path
 
 from classifier import console
 from classifier.console import DONE, FAILED, PROJECT, USAGE, UserError
+from classifier.settings import HEAT_MAP_METHODS
 
 # What imports NumPy, TensorFlow or matplotlib is imported inside the functions that use it: --help and a wrong flag answer
 # at once.
 
-METHODS = {"hirescam": "HiResCAM", "gradcam": "Grad-CAM"}
 SIDE = 480  # of the photo in the picture, in pixels
 MADE_BY = "explain.py of the image classifier"  # in the metadata of every picture
 
@@ -44,7 +44,7 @@ def parse_arguments(argv):
     add("paths", nargs="+", metavar="PATH", help="images, folders of images, or - for paths on standard input")
     add("--model", type=Path, default=PROJECT / "runs", metavar="RUN_FOLDER", help="default: the newest finished run")
     add("--class", dest="class_name", metavar="NAME", help="what speaks for this class (default: for the predicted one)")
-    add("--method", choices=METHODS, default="hirescam", help="default: hirescam")
+    add("--method", choices=HEAT_MAP_METHODS, default="hirescam", help="default: hirescam")
     add("--filters", action="store_true",
         help="show instead what convolutions do: classic kernels, filters and feature maps of the network")  # fmt: skip
     add("--output", type=Path, default=Path("."), metavar="FILE",
@@ -123,7 +123,7 @@ def heat_map(classifier, method, class_index):
         photo = load_in_shape(answer.path, SIDE)
         heat = in_shape(heat, photo.shape[:2], metadata["fit"])
         what = "what speaks" if heat.any() else "nothing speaks"
-        title = f"{what} for {classifier.classes[shown_class]} ({METHODS[method]})"
+        title = f"{what} for {classifier.classes[shown_class]} ({HEAT_MAP_METHODS[method]})"
         return draw_side_by_side(photo, overlay(photo, heat), f"predicted: {prediction(answer)}", title)
 
     return draw

@@ -28,6 +28,7 @@ RESNET = {"start_size": 64, "batch_size": 64, "lr": 3e-3, "weight_decay": 0.05, 
 PRETRAINED = {"image_size": 224, "label_smoothing": 0.0, "dropout": 0.5, "weight_decay": 3.0, "epochs": 150, "patience": 10}
 WITHOUT_WEIGHTS = {"image_size": 224, "label_smoothing": 0.0}
 NETWORKS = ("cnn", "resnet", *PRETRAINED_NETWORKS)
+HEAT_MAP_METHODS = {"hirescam": "HiResCAM", "gradcam": "Grad-CAM"}  # see explanations.py
 
 
 @dataclasses.dataclass(frozen=True)

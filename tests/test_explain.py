@@ -14,6 +14,7 @@ from classifier.feature_maps import apply_kernel
 from classifier.images import fit_square
 from classifier.inference import Classifier
 from classifier.networks import create_network
+from tools.deletion import drops_of
 
 SIZE, SIDE = 48, 14
 
@@ -51,16 +52,15 @@ def test_blanking_what_is_marked_changes_the_prediction_and_blanking_as_much_els
         image, red = draw_squares(True, np.random.default_rng([2, k]))
         class_index, heat = explainer.explain(image)
         assert class_index == 1
-        marked = heat > np.quantile(heat, 0.85)
-        masks = [np.zeros_like(marked), marked, *(np.roll(marked, rng.integers(0, SIZE, 2), (0, 1)) for _ in range(5))]
-        blanked = [np.where(mask[:, :, None], np.uint8(100), image) for mask in masks]
-        before, after, *at_random = [answer.probabilities["red"] for answer in classifier.predict(blanked)]
-        marked_drops.append(before - after)
-        random_drops.append(before - np.mean(at_random))
+        marked_drop, random_drop = drops_of(classifier, image, class_index, heat, rng)
+        marked_drops.append(marked_drop)
+        random_drops.append(random_drop)
         on_square.append(heat[red].sum() / heat.sum())
     assert np.mean(marked_drops) > 0.5
     assert np.mean(marked_drops) > 4 * np.mean(random_drops)
     assert np.mean(on_square) > 0.5  # the square covers 9 % of the image
+    table = run("tools.deletion", squares, "--images", squares.parent / "images", "--count", 5).stdout.splitlines()
+    assert [line.split()[:2] for line in table[1:]] == [["HiResCAM", "5"], ["Grad-CAM", "5"]]
 
 
 @pytest.mark.parametrize(("name", "scales"), [("cnn", 1), ("resnet", 1), ("mobilenet", 1), ("mobilenet", 3)])
