@@ -4,12 +4,10 @@ import json
 import re
 import shutil
 import subprocess
-import sys
 from pathlib import Path
 
 import cv2
 import numpy as np
-import pytest
 from conftest import PROJECT, draw_images, error_of, rows_of, run, save
 
 from classifier import cpu
@@ -54,11 +52,6 @@ def test_a_small_curve_and_what_is_known_is_not_trained_again(images, monkeypatc
     assert "no folder nowhere" in error_of(run("tools.learning_curve", *small, "--test-dir", "nowhere", code=3))
     assert "too few images" in error_of(run("tools.learning_curve", "--data-dir", images, code=3))
     monkeypatch.setattr(learning_curve, "IMAGES_SHOWN", 0)  # as few epochs as it trains
-    with monkeypatch.context() as fault:
-        fault.setitem(sys.modules, "matplotlib", None)
-        refused = run("tools.learning_curve", *small, code=2)
-    assert "pip install -c requirements-optional.txt matplotlib" in error_of(refused)
-    pytest.importorskip("matplotlib")
     finished = run("tools.learning_curve", *small)
     assert "left out: 13 of each class" in finished.stderr
     assert re.search(r"^cnn, no augmentation, 8 of each class: [0-9.]+ %$", finished.stdout, re.MULTILINE)

@@ -1,12 +1,11 @@
 """What the tools share: running scripts as a user runs them, reading tables, and drawing figures."""
 
 import csv
-import importlib.util
 import json
 import subprocess
 import sys
 
-from classifier.console import DONE, PROJECT, USAGE, UserError
+from classifier.console import DONE, PROJECT, UserError
 
 
 def run_script(script, *arguments, codes=(DONE,)):
@@ -51,9 +50,7 @@ def read_table(path, columns, flag):
 
 
 def new_figure(width, height):
-    """An empty figure of matplotlib, inches wide and high. Raises UserError if matplotlib is not installed."""
-    if importlib.util.find_spec("matplotlib") is None:
-        raise UserError("the figure needs matplotlib: pip install -c requirements-optional.txt matplotlib", USAGE)
+    """An empty figure of matplotlib, inches wide and high."""
     from matplotlib.figure import Figure
 
     return Figure(figsize=(width, height), layout="constrained")
