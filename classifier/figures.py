@@ -113,3 +113,45 @@ def _shortened(text, most):
     """A text on one line, of at most so many characters."""
     text = readable(text)
     return text if len(text) <= most else f"{text[: most - 1]}…"
+
+
+def draw_heat_map(confusion):
+    """A confusion matrix, (classes, classes), of many classes: which part of each class is predicted as each class."""
+    figure = new_figure(5.6, 4.8)
+    axes = figure.add_axes((0.12, 0.12, 0.7, 0.82))
+    parts = 100 * confusion / np.maximum(confusion.sum(axis=1, keepdims=True), 1)
+    edges = (0.5, len(confusion) + 0.5)
+    shown = axes.imshow(parts, cmap="cividis", vmin=0, vmax=100, extent=(*edges, *edges[::-1]), interpolation="nearest")
+    axes.set(xlabel="number of the predicted class", ylabel="number of the true class")
+    figure.colorbar(shown, cax=figure.add_axes((0.85, 0.12, 0.03, 0.82)), label="% of the true class")
+    return figure
+
+
+def draw_reliability(bins_of):
+    """Accuracy over confidence, with 95 % confidence intervals; larger dots are of more images.
+
+    `bins_of` are {name: rows of metrics.reliability()}.
+    """
+    figure = new_figure(4.4, 4.4)
+    axes = figure.add_axes((0.15, 0.13, 0.81, 0.81), aspect="equal")
+    axes.plot([0, 1], [0, 1], color=GREY, lw=1, label="confidence = accuracy")
+    for (name, bins), color, marker in zip(bins_of.items(), (BLUE, VERMILLION), "os", strict=False):
+        confidence, accuracy, low, high, count = np.array(bins).T
+        axes.vlines(confidence, low, high, color=color, lw=0.7)
+        axes.scatter(confidence, accuracy, 20 + 200 * count / count.sum(), color=color, marker=marker, alpha=0.7, label=name)
+    axes.set(xlabel="confidence", ylabel="accuracy", xlim=(-0.02, 1.02), ylim=(-0.02, 1.02))
+    axes.grid(alpha=0.3)
+    axes.legend()
+    return figure
+
+
+def draw_steps(x, y, xlabel, ylabel, chance):
+    """A curve of figures from 0 to 1; `chance` are the (x, y) of what chance would give."""
+    figure = new_figure(4.4, 4.4)
+    axes = figure.add_axes((0.15, 0.13, 0.81, 0.81), aspect="equal")
+    axes.plot(*chance, color=GREY, ls=":", label="chance")
+    axes.plot(x, y, color=BLUE)
+    axes.set(xlabel=_shortened(xlabel, 45), ylabel=_shortened(ylabel, 45), xlim=(-0.02, 1.02), ylim=(-0.02, 1.02))
+    axes.grid(alpha=0.3)
+    axes.legend()
+    return figure
