@@ -117,6 +117,14 @@ def save_ood(run, ood, number):
     _write(tf.train.Checkpoint(novelty=ood), run / "checkpoints" / "novelty", number, keep=1)
 
 
+def load_trained_network(run, metadata):
+    """Rebuild the network of a run as it was trained, see create_network(); raises what load_selected() does."""
+    size, num_classes = metadata["image_size"], len(metadata["classes"])
+    network = create_network(metadata["network"], size, num_classes, feature_scales=metadata["feature_scales"])
+    load_selected(run, network)
+    return network
+
+
 def load_network(run, metadata, with_ood=False):
     """Rebuild the network of a run with its selected weights; raises what load_selected() does.
 
@@ -124,8 +132,7 @@ def load_network(run, metadata, with_ood=False):
     where the run has OOD scores, → (logits, (n,) OOD scores).
     """
     size, num_classes = metadata["image_size"], len(metadata["classes"])
-    network = create_network(metadata["network"], size, num_classes, feature_scales=metadata["feature_scales"])
-    load_selected(run, network)
+    network = load_trained_network(run, metadata)
     images = keras.Input((size, size, 3), dtype="uint8", name="pictures")
     kind = metadata.get("novelty", {}).get("features", "last")
     features, logits = with_features(network, kind)(images, training=False)

@@ -79,6 +79,22 @@ def decode_with_shape(path, data, image_size, fit="squash"):
     is dropped) and the orientation that the file gives is applied. Of an animation, it is the first frame. `fit` says how
     the image becomes a square: see fit_square(). Raises BadImageError with the reason.
     """
+    image, shape = _decode(path, data, image_size, fit)
+    return fit_square(image, image_size, fit), shape
+
+
+def load_in_shape(path, side):
+    """Read and decode one file in its own shape, the longer side of `side` pixels: (height, width, 3) uint8 RGB.
+
+    Otherwise like decode_with_shape().
+    """
+    image, _ = _decode(path, read_file(path), side, "pad")
+    _, _, height, width = padded_area(image.shape[:2], side)
+    return _resize(image, width, height)
+
+
+def _decode(path, data, image_size, fit):
+    """The pixels, (height, width, 3) uint8 RGB, upright, not fewer than `fit` needs, and the (height, width) in the file."""
     kind = next((kind for kind, signature in SIGNATURES.items() if re.match(signature, data, re.DOTALL)), None)
     if kind is None:
         raise BadImageError(path, "not an image of a known kind")
@@ -98,7 +114,7 @@ def decode_with_shape(path, data, image_size, fit="squash"):
         height, width = shape = image.shape[:2]
         if reduction > 1:
             shape = stored if (height > width) == (stored[0] > stored[1]) else stored[::-1]  # turned by its orientation
-    return fit_square(image, image_size, fit), shape
+    return image, shape
 
 
 def _decode_by_opencv(path, data, kind, flags):
@@ -185,14 +201,19 @@ def fit_square(image, image_size, fit):
         image = image[top : top + side, left : left + side]
     if fit != "pad" or height == width:
         return _resize(image, image_size, image_size)
-    scale = image_size / max(height, width)
-    height, width = (max(round(side * scale), 1) for side in (height, width))
+    top, left, height, width = padded_area((height, width), image_size)
     square = np.empty((image_size, image_size, 3), np.uint8)
     image = _resize(image, width, height)
     square[:] = image.mean(axis=(0, 1)).round()
-    top, left = (image_size - height) // 2, (image_size - width) // 2
     square[top : top + height, left : left + width] = image
     return square
+
+
+def padded_area(shape, image_size):
+    """Where an image of a shape, (height, width), lies in a padded square: (top, left, height, width)."""
+    scale = image_size / max(shape)
+    height, width = (max(round(side * scale), 1) for side in shape)
+    return (image_size - height) // 2, (image_size - width) // 2, height, width
 
 
 def _resize(image, width, height):

@@ -107,6 +107,20 @@ def split_at_features(network):
     return keras.Model(network.input, features_of(network), name="feature_extractor"), head_of(network)
 
 
+def split_at_maps(network):
+    """The two parts of a pretrained network: images → the list of maps whose means are the features, and these → logits."""
+    backbone = network.get_layer("backbone")
+    layer_of = {id(layer.output): layer for layer in backbone.layers}
+    maps = [layer.input for layer in backbone.layers if layer.name.startswith("mean_") and layer.name != "mean_all"]
+    maps.append([layer.output for layer in backbone.layers if len(layer.output.shape) == 4][-1])
+    for i, tensor in enumerate(maps):
+        if isinstance(layer_of[id(tensor)], keras.layers.ZeroPadding2D):  # on two sides: it would shift the map
+            maps[i] = layer_of[id(tensor)].input
+    images_to_maps = keras.Model(backbone.input, maps)(normalize(network.name, network.input))
+    logits = head_of(network)(keras.Model(maps, backbone.output)(maps))
+    return keras.Model(network.input, images_to_maps), keras.Model(maps, logits)
+
+
 def features_of(network):
     """The tensor of features in a pretrained network, (n, features): the output of its backbone."""
     return _head_layers(network)[0].input

@@ -1,0 +1,167 @@
+"""Show which parts of a photo speak for its class: python explain.py photo.jpg
+
+Read here which pictures are made; heat maps are computed in classifier/explanations.py, and the pictures of --filters in
+classifier/feature_maps.py.
+"""
+
+import argparse
+import os
+import textwrap
+from pathlib import Path
+
+from classifier import console
+from classifier.console import DONE, FAILED, PROJECT, USAGE, UserError
+
+# What imports NumPy, TensorFlow or matplotlib is imported inside the functions that use it: --help and a wrong flag answer
+# at once.
+
+METHODS = {"hirescam": "HiResCAM", "gradcam": "Grad-CAM"}
+SIDE = 480  # of the photo in the picture, in pixels
+MADE_BY = "explain.py of the image classifier"  # in the metadata of every picture
+
+
+def parse_arguments(argv):
+    """The command line as a namespace."""
+    parser = argparse.ArgumentParser(
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        description=textwrap.fill(
+            "Show which parts of a photo speak for its class: a picture of the photo and, beside it, a heat map over it. "
+            "Where it is bright, the feature maps of the network raise the score of the class most; where it is dark, they "
+            "do not, or lower it. TensorFlow computes it, because LiteRT has no gradients.", 100),
+        epilog=textwrap.fill(
+            "methods: HiResCAM (Draelos and Carin, 2020) is shown for every network. Each position of the last feature maps "
+            "gets what it adds to the score. In a resnet and in pretrained networks, where pooling and one fully connected "
+            "layer follow, these parts and a constant add up to the score itself, and Grad-CAM (Selvaraju et al., 2017) "
+            "shows the same. Of a pretrained network whose head takes maps of several sizes, the parts of all of them are "
+            "added. The cnn has two fully connected layers, with weights of their own for each position: there the parts "
+            "add up with a constant that depends on the image, and Grad-CAM, which takes the mean of these weights, "
+            "can mark the wrong place.", 100)
+        + "\n\nexit codes: 0 done, 1 an image could not be read, 2 wrong usage, 3 no images or a bad run folder, "
+        "130 interrupted, 143 terminated",
+    )  # fmt: skip
+    add = parser.add_argument
+    add("paths", nargs="+", metavar="PATH", help="images, folders of images, or - for paths on standard input")
+    add("--model", type=Path, default=PROJECT / "runs", metavar="RUN_FOLDER", help="default: the newest finished run")
+    add("--class", dest="class_name", metavar="NAME", help="what speaks for this class (default: for the predicted one)")
+    add("--method", choices=METHODS, default="hirescam", help="default: hirescam")
+    add("--filters", action="store_true",
+        help="show instead what a convolution is: classic kernels, the filters and the feature maps of this network")  # fmt: skip
+    add("--output", type=Path, default=Path("."), metavar="FILE",
+        help="a file, FILE.png, or a folder (default: PHOTO_explained.png or PHOTO_filters.png here); no file is "
+        "overwritten but a picture that explain.py made")  # fmt: skip
+    return parser.parse_args(argv)
+
+
+def main(argv=None):
+    """Make a picture for each image; returns the exit code."""
+    arguments = parse_arguments(argv)
+    if arguments.filters and arguments.class_name:
+        raise UserError("--filters shows the same for every class: leave out --class", USAGE)
+    from classifier.inference import Classifier, list_images
+
+    paths = list_images(arguments.paths)
+    targets = choose_targets(paths, arguments.output, "filters" if arguments.filters else "explained")
+    classifier = Classifier(arguments.model)
+    class_index = index_of(arguments.class_name, classifier.classes)
+    failed, draw = 0, None
+    for answer, target in zip(classifier.predict(paths), targets, strict=True):
+        if answer.reason:
+            failed += 1
+            continue
+        if draw is None:  # the first one: it takes seconds to load TensorFlow
+            draw = filters_drawer(classifier) if arguments.filters else heat_drawer(classifier, arguments.method, class_index)
+        save(draw(answer), target)
+        print(f"{answer.path}: {prediction(answer)}, see {console.shell_path(target)}", flush=True)
+    return FAILED if failed else DONE
+
+
+def choose_targets(paths, output, kind):
+    """The file to write for each path. Raises UserError if one exists that explain.py did not make."""
+    if output.suffix.lower() == ".png" and not output.is_dir():
+        if len(paths) > 1:
+            raise UserError(f"--output {output} is one file, for {len(paths)} images: give a folder", USAGE)
+        targets = [output]
+    else:
+        targets = []
+        for path in paths:
+            name, number = f"{Path(path).stem}_{kind}", 1
+            while (target := output / (f"{name}_{number}.png" if number > 1 else f"{name}.png")) in targets:
+                number += 1
+            targets.append(target)
+    for target in targets:
+        if os.path.lexists(target) and not (target.is_file() and MADE_BY.encode() in target.read_bytes()[:1000]):
+            raise UserError(f"{target} exists and is not a picture of explain.py: choose another --output", USAGE)
+    return targets
+
+
+def index_of(name, classes):
+    """The index of a class; None without a name. Raises UserError for a name that is none of them."""
+    if name is None or name in classes:
+        return None if name is None else classes.index(name)
+    raise UserError(f"there is no class {name!r}, only {', '.join(classes)}", USAGE)
+
+
+def prediction(answer):
+    """An Answer in words: `dog 97.3%`, or `unknown, unlike the training images (dog 97.3%)`."""
+    name = next(iter(answer.probabilities))
+    text = f"{name} {answer.probability:.1%}"
+    return text if answer.predicted_class == name else f"{answer.predicted_class}, unlike the training images ({text})"
+
+
+def heat_drawer(classifier, method, class_index):
+    """`draw(answer)`: a figure of the photo, and of a heat map over it."""
+    from classifier.explanations import Explainer, in_shape, overlay
+    from classifier.images import load_image, load_in_shape
+
+    metadata = classifier.metadata
+    explainer = Explainer(classifier.run, metadata, method=method)
+
+    def draw(answer):
+        image = load_image(answer.path, metadata["image_size"], metadata["fit"])
+        shown_class, heat = explainer.explain(image, class_index)
+        photo = load_in_shape(answer.path, SIDE)
+        heat = in_shape(heat, photo.shape[:2], metadata["fit"])
+        what = "what speaks" if heat.any() else "nothing speaks"
+        title = f"{what} for {classifier.classes[shown_class]} ({METHODS[method]})"
+        return draw_side_by_side(photo, overlay(photo, heat), f"predicted: {prediction(answer)}", title)
+
+    return draw
+
+
+def draw_side_by_side(photo, heat, photo_title, heat_title):
+    """A figure of two images of the same shape, (height, width, 3) uint8 RGB, and a scale of the heat map's colours."""
+    from matplotlib.cm import ScalarMappable
+    from matplotlib.figure import Figure
+
+    height, width = photo.shape[:2]
+    panel = max(width, 300)  # pixels, wide enough for a title
+    figure = Figure(figsize=((2 * panel + 110) / 100, (max(height, 120) + 80) / 100), dpi=100, layout="constrained")
+    panels = figure.subplots(1, 2)
+    for axes, image, title in zip(panels, (photo, heat), (photo_title, heat_title), strict=True):
+        axes.imshow(image)
+        axes.set_axis_off()
+        axes.set_title(fold(title, panel // 8), fontsize=11, parse_math=False)
+    scale = figure.colorbar(ScalarMappable(cmap="inferno"), ax=panels, ticks=[0, 1], aspect=30, pad=0.01)
+    scale.ax.set_yticklabels(["nothing", "most"])
+    return figure
+
+
+def fold(text, width):
+    """A text of any characters in lines for matplotlib, at most `width` characters each."""
+    return textwrap.fill(os.fsencode(text).decode(errors="replace"), width)
+
+
+def save(figure, path):
+    """Write a figure as PNG, whole or not at all. Raises UserError if that fails."""
+    from classifier.files import replacing
+
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with replacing(path) as partial:
+            figure.savefig(partial, format="png", metadata={"Software": MADE_BY})
+    except OSError as error:
+        raise UserError(f"cannot write {path}: {console.describe(error)}") from None
+
+
+if __name__ == "__main__":
+    console.run(main)
