@@ -13,7 +13,7 @@ import numpy as np
 from classifier.console import readable
 from classifier.figures import data_uri
 from classifier.files import write_text
-from classifier.images import BadImageError, fit_square, load_image
+from classifier.images import BadImageError, load_image
 from classifier.parallel import prefetch
 
 THUMBNAIL = 112  # pixels
@@ -28,10 +28,11 @@ class Section(NamedTuple):
     heading: str
     text: str = ""
     rows: Sequence | None = None  # of a table, the first one its header
-    images: Sequence = ()  # (path of an image, or array as for fit_square(), caption)
+    images: Sequence = ()  # (path of an image, or a small one as it is: (height, width, 3) uint8 RGB; caption)
     figures: Sequence = ()  # (SVG, what it shows in words)
     matrix: tuple | None = None  # (classes, a confusion matrix of images of each class, predicted as each class)
     most: int = MOST_IMAGES  # images that are shown
+    side: int = THUMBNAIL  # pixels: how wide they are at least
 
 
 def write_report(path, title, sections):
@@ -53,7 +54,7 @@ def write_report(path, title, sections):
     shown = [image for section in sections for image, _ in section.images[: section.most]]
     script = (folder / "report.js").read_text()
     page = environment.get_template("report.html").render(
-        title=title, sections=sections, thumbnails=prefetch(_thumbnail, shown, 3 * THUMBNAIL**2), side=THUMBNAIL,
+        title=title, sections=sections, thumbnails=prefetch(_thumbnail, shown, 3 * THUMBNAIL**2),
         number_columns=number_columns, next=next, most_rows=MOST_ROWS, script=Markup(script),
         script_digest=b64encode(hashlib.sha256(script.encode()).digest()).decode(),
     )  # fmt: skip
@@ -74,10 +75,10 @@ def _most_of_each(counts):
 
 
 def _thumbnail(image):
-    """The whole of an image in its own shape, on a square, in a data URI; None if it cannot be read."""
+    """The whole of an image in its own shape, on a square if it is a file, in a data URI; None if it cannot be read."""
     try:
-        square = (fit_square if isinstance(image, np.ndarray) else load_image)(image, THUMBNAIL, "pad")
+        pixels = image if isinstance(image, np.ndarray) else load_image(image, THUMBNAIL, "pad")
     except BadImageError:
         return None
-    jpeg = cv2.imencode(".jpg", square[:, :, ::-1], [cv2.IMWRITE_JPEG_QUALITY, 75])[1]
+    jpeg = cv2.imencode(".jpg", pixels[:, :, ::-1], [cv2.IMWRITE_JPEG_QUALITY, 75])[1]
     return data_uri(jpeg, "image/jpeg")

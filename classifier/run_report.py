@@ -2,19 +2,21 @@
 
 import numpy as np
 
-from classifier.calibration import calibration_error
+from classifier.console import UserError, progress
 from classifier.evaluation import MOST_COLUMNS, confusions
+from classifier.explanations import Explainer, in_shape, overlay
 from classifier.figures import draw_curves, draw_heat_map, draw_reliability, draw_steps, svg_of
 from classifier.history import read_history
+from classifier.images import load_image, load_in_shape
 from classifier.inspection import finding_sections, inspect_found
-from classifier.metrics import area_under_roc, log_softmax, reliability, threshold_curves
+from classifier.metrics import area_under_roc, calibration_error, log_softmax, reliability, threshold_curves
 from classifier.report import Section, write_report
 from classifier.settings import head_epochs, is_fine_tuned
 
 MOST_MISTAKES, MOST_OTHERS = 48, 24  # images that a section shows
 MOST_CONFUSIONS = 50
 MOST_POINTS = 400  # of a curve: more than it has pixels
-EXPLAINED = 4  # images of each kind
+EXPLAINED, SIDE = 3, 160  # images of each kind; pixels of their longer side
 
 
 def write_run_report(path, run, metadata, result, predictions, found, tta, suspects=None):
@@ -31,7 +33,7 @@ def write_run_report(path, run, metadata, result, predictions, found, tta, suspe
         _classes(result),
         *(_thresholds(scored, found.classes) if len(found.classes) == 2 else []),
         _calibration(scored, result, 1.0 if tta else metadata.get("temperature", 1.0)),
-        *_images_to_look_at(scored, found.classes),
+        *_images_to_look_at(scored, found.classes, run, metadata),
         *_curves(run, metadata),
     ]
     if suspects is not None:
@@ -167,16 +169,16 @@ def _calibration(scored, result, temperature):
     return Section("Calibration", f"{text}.", figures=[figure])
 
 
-def _images_to_look_at(scored, classes):
+def _images_to_look_at(scored, classes, run, metadata):
     """The surest mistakes, the least certain images and those called unknown; then what the network looks at in some."""
-    mistakes = sorted(np.flatnonzero(~scored.correct), key=lambda i: -scored.confidences[i])
-    unknown = sorted(np.flatnonzero(scored.ood_scores > 1), key=lambda i: -scored.ood_scores[i])
+    surest = np.argsort(-scored.confidences, kind="stable")
+    mistakes, correct = (surest[scored.correct[surest] == answer] for answer in (False, True))
+    unknown = np.argsort(-scored.ood_scores, kind="stable")[: (scored.ood_scores > 1).sum()]
     kinds = [
         ("Surest mistakes", "Incorrect predictions, the most confident first.", mistakes, MOST_MISTAKES),
-        ("Least certain", "The predictions with the lowest confidence, correct or not.",
-         np.argsort(scored.confidences, kind="stable")[:MOST_OTHERS], MOST_OTHERS),
+        ("Least certain", "Predictions with the lowest confidence, correct or not.", surest[::-1][:MOST_OTHERS], MOST_OTHERS),
         ("Called unknown", "Unlike all training images: an OOD score above 1, the highest first.", unknown, MOST_OTHERS),
-    ]  # fmt: skip
+    ]
 
     def caption(i):
         truth = "" if scored.correct[i] else f", is {classes[scored.labels[i]]}"
@@ -186,6 +188,30 @@ def _images_to_look_at(scored, classes):
     for heading, text, members, most in kinds:
         images = [(scored.paths[i], caption(i)) for i in members]
         yield Section(heading, text if images else "None.", images=images, most=most)
+    some = [i for members in (mistakes, surest[::-1], unknown, correct) for i in members[:EXPLAINED]]
+    heading = "What the network looks at"
+    text = ("Where the image is bright in the heat map on the right, it speaks for the predicted class. Some of the surest "
+            "mistakes, of the least certain images, of those called unknown, and of the surest correct ones.")  # fmt: skip
+    try:
+        images = _explained(dict.fromkeys(some), scored, run, metadata)
+    except UserError as error:
+        yield Section(heading, f"Heat maps cannot be made: {error}")
+    else:
+        yield Section(heading, text, images=[(image, caption(i)) for i, image in images], side=2 * SIDE)
+
+
+def _explained(members, scored, run, metadata):
+    """[(i, image beside its heat map for the predicted class, (height, width, 3) uint8 RGB)] of some scored images."""
+    explainer, images = Explainer(run, metadata), []
+    with progress("heat maps", len(members)) as advance:
+        for i in members:
+            square = load_image(scored.paths[i], metadata["image_size"], metadata["fit"])
+            _, heat = explainer.explain(square, scored.predicted[i])
+            whole = load_in_shape(scored.paths[i], SIDE)
+            gap = np.full((len(whole), 4, 3), 255, np.uint8)
+            images.append((i, np.hstack([whole, gap, overlay(whole, in_shape(heat, whole.shape[:2], metadata["fit"]))])))
+            advance()
+    return images
 
 
 def _curves(run, metadata):

@@ -12,6 +12,7 @@ import time
 from pathlib import Path
 
 import pytest
+from browser import browser as browser  # a fixture for all tests
 
 PROJECT = Path(__file__).resolve().parent.parent
 REAL_DATA = PROJECT.parent / "shared" / "data"

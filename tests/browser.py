@@ -1,0 +1,60 @@
+"""A real browser, Debian's Chromium, as the page's reader has one: the fixture `browser` and open_page()."""
+
+import contextlib
+import os
+import shutil
+from pathlib import Path
+from urllib.parse import urlsplit
+
+import pytest
+
+SCREENSHOTS = Path(os.environ.get("SCREENSHOTS") or Path(__file__).parent / "screenshots")  # build output, not committed
+CHROMIUM = ("chromium", "chromium-browser", "google-chrome")
+FLAGS = [
+    "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-background-networking", "--disable-component-update",
+    "--disable-sync",
+]  # fmt: skip
+
+
+@pytest.fixture(scope="session")
+def browser():
+    """Headless Chromium, started for the first test that needs it. The test skips where it, or playwright, is missing."""
+    sync_api = pytest.importorskip("playwright.sync_api", reason="no playwright: pip install playwright")
+    program = next(filter(None, map(shutil.which, CHROMIUM)), None)
+    if not program:
+        pytest.skip("no Chromium: apt-get install chromium")
+    flags = FLAGS + ["--no-sandbox"] * (os.getuid() == 0)  # Chromium refuses to sandbox itself as root
+    with sync_api.sync_playwright() as playwright:
+        started = playwright.chromium.launch(executable_path=program, args=flags)
+        yield started
+        started.close()
+
+
+@contextlib.contextmanager
+def open_page(browser, url, width=1200, height=800, offline=False, **options):
+    """A new page in a context of its own, without what earlier pages stored; `options` are those of new_context().
+
+    `page.foreign` becomes the addresses that it asks other hosts for, `page.errors` the errors of its console and scripts.
+    A test asserts that both are empty.
+    """
+    viewport = {"width": width, "height": height}
+    with contextlib.closing(browser.new_context(viewport=viewport, offline=offline, **options)) as context:
+        page = context.new_page()
+        page.foreign, page.errors = [], []
+
+        def note(address):
+            remote = urlsplit(address).scheme in ("http", "https", "ws", "wss")
+            if remote and urlsplit(address).netloc != urlsplit(str(url)).netloc:
+                page.foreign.append(address)
+
+        page.on("request", lambda request: note(request.url))
+        page.on("websocket", lambda socket: note(socket.url))
+        page.on("console", lambda message: page.errors.append(message.text) if message.type == "error" else None)
+        page.on("pageerror", lambda error: page.errors.append(str(error)))
+        page.goto(str(url))
+        yield page
+
+
+def screenshot(page, name):
+    """Keep what the whole page looks like, in SCREENSHOTS/name.png."""
+    page.screenshot(path=SCREENSHOTS / f"{name}.png", full_page=True)
