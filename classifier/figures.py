@@ -62,7 +62,8 @@ def draw_curves(rows, selected, phases=None, width=8, height=9):
     `phases` are {name: epochs done before it}, if there are several. Earlier runs did not record the learning rate.
     """
     with_rate = any(row["learning_rate"] is not None for row in rows)
-    figure = new_figure(width, height if with_rate else height * 2 / 3)
+    height = height if with_rate else height * 2 / 3
+    figure = new_figure(width, height)
     panels = figure.subplots(3 if with_rate else 2, sharex=True, squeeze=False)[:, 0]
     epochs = [row["epoch"] for row in rows]
     marker = "o" if len(rows) < 20 else None
@@ -141,7 +142,7 @@ def draw_reliability(bins_of):
         axes.scatter(confidence, accuracy, 20 + 200 * count / count.sum(), color=color, marker=marker, alpha=0.7, label=name)
     axes.set(xlabel="confidence", ylabel="accuracy", xlim=(-0.02, 1.02), ylim=(-0.02, 1.02))
     axes.grid(alpha=0.3)
-    axes.legend()
+    axes.legend(loc="lower right")
     return figure
 
 

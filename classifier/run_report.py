@@ -121,10 +121,12 @@ def _confusion_matrix(result):
 
 
 def _classes(result):
-    rows = [["number", "class", "images", "recall", "precision"]]
-    for number, (name, scores) in enumerate(result["per_class"].items(), start=1):
+    rows = [["class", "images", "recall", "precision"]]
+    for name, scores in result["per_class"].items():
         ratios = ("–" if scores[key] is None else f"{scores[key]:.1%}" for key in ("recall", "precision"))
-        rows.append([number, name, scores["pictures"], *ratios])
+        rows.append([name, scores["pictures"], *ratios])
+    if len(rows) - 1 > MOST_COLUMNS:
+        rows = [["number", *rows[0]], *([number, *row] for number, row in enumerate(rows[1:], start=1))]
     text = ("Recall: how many images of the class are predicted as it. "
             "Precision: how many images predicted as the class are of it.")  # fmt: skip
     return Section("Precision and recall of each class", text, rows)
@@ -176,7 +178,7 @@ def _images_to_look_at(scored, classes, run, metadata):
     unknown = np.argsort(-scored.ood_scores, kind="stable")[: (scored.ood_scores > 1).sum()]
     kinds = [
         ("Surest mistakes", "Incorrect predictions, the most confident first.", mistakes, MOST_MISTAKES),
-        ("Least certain", "Predictions with the lowest confidence, correct or not.", surest[::-1][:MOST_OTHERS], MOST_OTHERS),
+        ("Least certain", "The lowest confidence, correct or not.", surest[::-1][:MOST_OTHERS], MOST_OTHERS),
         ("Called unknown", "Unlike all training images: an OOD score above 1, the highest first.", unknown, MOST_OTHERS),
     ]
 
