@@ -14,7 +14,7 @@ from classifier.report import Section, write_report
 from classifier.settings import head_epochs, is_fine_tuned
 
 MOST_MISTAKES, MOST_OTHERS = 48, 24  # images that a section shows
-MOST_CONFUSIONS = 50
+MOST_CONFUSIONS = 20
 MOST_POINTS = 400  # of a curve: more than it has pixels
 EXPLAINED, SIDE = 3, 160  # images of each kind; pixels of their longer side
 
@@ -116,8 +116,9 @@ def _confusion_matrix(result):
     of_class = dict(zip(classes, matrix.sum(axis=1), strict=True))
     rows = [[true, predicted, count, f"{count / of_class[true]:.1%}"] for count, true, predicted in confusions(result)]
     if rows:
-        header = ["true class", "predicted as", "images", "of the true class"]
-        yield Section("Most frequent confusions", rows=[header, *rows[:MOST_CONFUSIONS]])
+        header = ["true class", "predicted as", "images", "share"]
+        text = "The share is that of the images of the true class."
+        yield Section("Most frequent confusions", text, rows=[header, *rows[:MOST_CONFUSIONS]])
 
 
 def _classes(result):
