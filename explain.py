@@ -45,7 +45,7 @@ def parse_arguments(argv):
     add("--class", dest="class_name", metavar="NAME", help="what speaks for this class (default: for the predicted one)")
     add("--method", choices=METHODS, default="hirescam", help="default: hirescam")
     add("--filters", action="store_true",
-        help="show instead what a convolution is: classic kernels, the filters and the feature maps of this network")  # fmt: skip
+        help="show instead what convolutions do: classic kernels, filters and feature maps of the network")  # fmt: skip
     add("--output", type=Path, default=Path("."), metavar="FILE",
         help="a file, FILE.png, or a folder (default: PHOTO_explained.png or PHOTO_filters.png here); no file is "
         "overwritten but a picture that explain.py made")  # fmt: skip
@@ -68,8 +68,8 @@ def main(argv=None):
         if answer.reason:
             failed += 1
             continue
-        if draw is None:  # the first one: it takes seconds to load TensorFlow
-            draw = filters_drawer(classifier) if arguments.filters else heat_drawer(classifier, arguments.method, class_index)
+        if draw is None:  # not before it is needed: TensorFlow takes seconds
+            draw = lesson(classifier) if arguments.filters else heat_map(classifier, arguments.method, class_index)
         save(draw(answer), target)
         print(f"{answer.path}: {prediction(answer)}, see {console.shell_path(target)}", flush=True)
     return FAILED if failed else DONE
@@ -108,7 +108,7 @@ def prediction(answer):
     return text if answer.predicted_class == name else f"{answer.predicted_class}, unlike the training images ({text})"
 
 
-def heat_drawer(classifier, method, class_index):
+def heat_map(classifier, method, class_index):
     """`draw(answer)`: a figure of the photo, and of a heat map over it."""
     from classifier.explanations import Explainer, in_shape, overlay
     from classifier.images import load_image, load_in_shape
@@ -128,6 +128,21 @@ def heat_drawer(classifier, method, class_index):
     return draw
 
 
+def lesson(classifier):
+    """`draw(answer)`: a figure of what convolutions make of the photo."""
+    from classifier.feature_maps import Convolutions, draw_lesson
+    from classifier.images import load_image, load_in_shape
+
+    metadata = classifier.metadata
+    convolutions = Convolutions(classifier.run, metadata)
+
+    def draw(answer):
+        image = load_image(answer.path, metadata["image_size"], metadata["fit"])
+        return draw_lesson(load_in_shape(answer.path, SIDE), image, convolutions)
+
+    return draw
+
+
 def draw_side_by_side(photo, heat, photo_title, heat_title):
     """A figure of two images of the same shape, (height, width, 3) uint8 RGB, and a scale of the heat map's colours."""
     from matplotlib.cm import ScalarMappable
@@ -141,7 +156,7 @@ def draw_side_by_side(photo, heat, photo_title, heat_title):
         axes.imshow(image)
         axes.set_axis_off()
         axes.set_title(fold(title, panel // 8), fontsize=11, parse_math=False)
-    scale = figure.colorbar(ScalarMappable(cmap="inferno"), ax=panels, ticks=[0, 1], aspect=30, pad=0.01)
+    scale = figure.colorbar(ScalarMappable(cmap="inferno"), ax=panels, ticks=[0, 1], shrink=0.7, pad=0.01)
     scale.ax.set_yticklabels(["nothing", "most"])
     return figure
 

@@ -110,15 +110,20 @@ def split_at_features(network):
 def split_at_maps(network):
     """The two parts of a pretrained network: images → the list of maps whose means are the features, and these → logits."""
     backbone = network.get_layer("backbone")
-    layer_of = {id(layer.output): layer for layer in backbone.layers}
-    maps = [layer.input for layer in backbone.layers if layer.name.startswith("mean_") and layer.name != "mean_all"]
-    maps.append([layer.output for layer in backbone.layers if len(layer.output.shape) == 4][-1])
-    for i, tensor in enumerate(maps):
-        if isinstance(layer_of[id(tensor)], keras.layers.ZeroPadding2D):  # on two sides: it would shift the map
-            maps[i] = layer_of[id(tensor)].input
+    means = [layer for layer in backbone.layers if layer.name.startswith("mean_") and layer.name != "mean_all"]
+    maps = maps_of_last_sizes(backbone, len(means) + 1)
     images_to_maps = keras.Model(backbone.input, maps)(normalize(network.name, network.input))
     logits = head_of(network)(keras.Model(maps, backbone.output)(maps))
     return keras.Model(network.input, images_to_maps), keras.Model(maps, logits)
+
+
+def maps_of_last_sizes(backbone, count):
+    """The last maps of each of the last `count` sizes of maps in a backbone, the largest first, as tensors."""
+    maps = [layer.output for layer in backbone.layers if len(layer.output.shape) == 4]
+    layer_of = {id(layer.output): layer for layer in backbone.layers}
+    chosen = [layer_of[id(tensor)] for tensor in (*_maps_before_the_last(backbone, count - 1), maps[-1])]
+    # Padding on two of the four sides would shift what is shown.
+    return [layer.input if isinstance(layer, keras.layers.ZeroPadding2D) else layer.output for layer in chosen]
 
 
 def features_of(network):

@@ -1,8 +1,12 @@
-"""Draw the contact sheet at the top of the README, test images with their predictions: python -m tools.readme_pictures"""
+"""Draw the pictures of the README and of results/README.md: python -m tools.readme_pictures
+
+contact_sheet.png is test images with their predictions; explained.png and filters.png are made by explain.py.
+"""
 
 import argparse
 import collections
 import json
+import tempfile
 from pathlib import Path
 
 from classifier import console
@@ -10,23 +14,44 @@ from classifier.console import DONE, PROJECT, say
 from tools.scripts import new_figure, run_script
 
 ROWS, COLUMNS = 3, 6
+EXPLAINED = "testing_data/cats/cat_002.jpg"
 MARKS = {"correct": ("✓", "#1a7f37"), "incorrect": ("✗", "#c4161c"), "unknown": ("?", "#5a5a5a")}  # mark, colour
 
 
 def main(argv=None):
-    """Predict the images in testing_data and draw some of them; returns the exit code."""
-    parser = argparse.ArgumentParser(description="Draw results/contact_sheet.png: test images with their predictions.")
+    """Predict the images in testing_data and draw some of them, explain one; returns the exit code."""
+    parser = argparse.ArgumentParser(
+        description="Draw results/contact_sheet.png, test images with their predictions, and for one of them explained.png, "
+        "a heat map over it, and filters.png, what convolutions make of it."
+    )
     parser.add_argument("--model", type=Path, metavar="RUN_FOLDER", help="default: the newest finished run")
     arguments = parser.parse_args(argv)
-    path = PROJECT / "results" / "contact_sheet.png"
-    draw(new_figure(9, 5.6), predict(PROJECT / "testing_data", arguments.model), path)
-    say(f"written to {path}")
+    model_flags = ["--model", arguments.model] if arguments.model else []
+    results = PROJECT / "results"
+    draw(new_figure(9, 5.6), predict(PROJECT / "testing_data", model_flags), results / "contact_sheet.png")
+    explain(PROJECT / EXPLAINED, results / "explained.png", model_flags)
+    explain(PROJECT / EXPLAINED, results / "filters.png", [*model_flags, "--filters"])
+    say(f"written to {results}: contact_sheet.png, explained.png, filters.png")
     return DONE
 
 
-def predict(folder, model=None):
+def explain(image, path, flags):
+    """Write what explain.py draws for an image, in fewer bytes. Raises UserError if it fails."""
+    with tempfile.TemporaryDirectory() as folder:
+        drawn = Path(folder, path.name)
+        run_script("explain.py", image, "--output", drawn, *flags)
+        write_palette(drawn, path)
+
+
+def write_palette(drawn, path):
+    """Write a PNG file with a palette of 256 colours: it takes a quarter of the bytes."""
+    from PIL import Image  # comes with matplotlib
+
+    Image.open(drawn).convert("RGB").quantize(256).save(path, optimize=True)
+
+
+def predict(folder, model_flags):
     """The output of predict.py for the images in a folder, as {verdict: [dictionaries]}. Raises UserError if it fails."""
-    model_flags = ["--model", model] if model else []
     by_verdict = collections.defaultdict(list)
     for prediction in json.loads(run_script("predict.py", folder, "--format", "json", *model_flags)):
         label, predicted = Path(prediction["path"]).parent.name, prediction["class"]
@@ -47,7 +72,6 @@ def choose(by_verdict, count):
 def draw(figure, by_verdict, path):
     """Draw some of the images, each above its predicted class and confidence, and how many there are of each verdict."""
     from matplotlib.image import imread
-    from PIL import Image  # comes with matplotlib
 
     grid = figure.subplots(ROWS, COLUMNS)
     for axes in grid.flat:
@@ -62,7 +86,7 @@ def draw(figure, by_verdict, path):
     counts = ", ".join(f"{len(by_verdict[verdict])} {verdict} {mark}" for verdict, (mark, _) in MARKS.items())
     figure.suptitle(f"All {sum(map(len, by_verdict.values()))} test images: {counts}", fontsize=11)
     figure.savefig(path, dpi=100)
-    Image.open(path).convert("RGB").quantize(256).save(path, optimize=True)  # a palette takes a quarter of the bytes
+    write_palette(path, path)
 
 
 if __name__ == "__main__":
