@@ -33,6 +33,7 @@ EXPORTS = {  # format: file, and the packages that it needs
     "litert-int8": ("model_int8.tflite", ["ai_edge_litert"]),
     "onnx": ("model.onnx", ["tf2onnx", "onnxruntime"]),
     "savedmodel": ("saved_model", []),
+    "html": ("model.html", ["ai_edge_litert"]),
 }
 
 
