@@ -2,6 +2,8 @@
 
     runs/001/model.json                  run metadata: network, classes, settings, counts, results
     runs/001/history.csv                 a row for each epoch
+    runs/001/curves.png, first_batch.png loss, accuracy and learning rate; the first batch, augmented
+    runs/001/tensorboard/                the same for TensorBoard, if asked for
     runs/001/skipped.csv                 the files that could not be used, and why
     runs/001/checkpoints/newest/ckpt-*   weights, optimizer and position, to resume from
     runs/001/checkpoints/fine-tuning/…   the same, of fine-tuning
