@@ -10,8 +10,6 @@ from classifier.files import csv_text, write_text
 from classifier.runs import find_run, read_metadata
 from classifier.settings import PRETRAINED_NETWORKS
 
-MOST_COLUMNS = 20  # of a confusion matrix that can be read
-
 
 def parse_arguments(argv):
     """The command line as a namespace."""
@@ -37,6 +35,8 @@ def parse_arguments(argv):
     add("--suspects", type=Path, metavar="FILE.csv",
         help="instead: which labels are wrong? Rank the images, whatever their classes, most suspicious first, and write a "
         "table and a contact sheet, FILE.html")  # fmt: skip
+    add("--report", type=Path, metavar="FILE.html",
+        help="also write a page: the training, all figures, mistakes, what the network looks at")  # fmt: skip
     add("--min-accuracy", type=number(float, 0, 1), metavar="P", help="exit with code 4 if the accuracy is below P")
     return parser.parse_args(argv)
 
@@ -49,11 +49,15 @@ def main(argv=None):
             raise UserError(f"there is no folder {folder}", NO_DATA)
     if arguments.ood_dir and arguments.zero_shot:
         raise UserError("--ood-dir is for runs: --zero-shot has no out-of-distribution scores", USAGE)
-    for flag, path in (("--predictions", arguments.predictions), ("--suspects", arguments.suspects)):
+    if arguments.report and arguments.zero_shot:
+        raise UserError("--report is for runs: --zero-shot has none", USAGE)
+    for flag in ("predictions", "suspects", "report"):
+        path = getattr(arguments, flag)
         if path and not path.parent.is_dir():
-            raise UserError(f"there is no folder {path.parent} for {flag}", USAGE)
-    if arguments.suspects:
-        return show_suspects(arguments)
+            raise UserError(f"there is no folder {path.parent} for --{flag}", USAGE)
+    suspects = show_suspects(arguments) if arguments.suspects else None
+    if suspects and not arguments.report:
+        return DONE
     from classifier.evaluation import evaluate, evaluate_ood, prediction_table
     from classifier.inference import predict
 
@@ -62,9 +66,15 @@ def main(argv=None):
     result = {"model": str(model), "folder": str(arguments.folder)} | evaluate(predictions, found)
     others = {str(folder): evaluate_ood(predictor, image_size, folder, predictions, fit) for folder in arguments.ood_dir}
     result["out_of_distribution"] = others
-    print(json.dumps(result, indent=1) if arguments.format == "json" else table_of(result))
+    if not suspects:
+        print(json.dumps(result, indent=1) if arguments.format == "json" else table_of(result))
     if arguments.predictions:
         write_text(arguments.predictions, csv_text(*prediction_table(predictions, found)))
+    if arguments.report:
+        from classifier.run_report import write_run_report
+
+        write_run_report(arguments.report, model, read_metadata(model), result, predictions, found, arguments.tta, suspects)
+        say(f"written: {arguments.report}")
     if arguments.min_accuracy is not None and result["accuracy"] < arguments.min_accuracy:
         say(f"accuracy {result['accuracy']:.2%} is below the required {arguments.min_accuracy:.2%}")
         return BELOW_ACCURACY
@@ -72,7 +82,7 @@ def main(argv=None):
 
 
 def show_suspects(arguments):
-    """Rank the labels by how likely they are to be wrong, write both files, and return the exit code."""
+    """Rank the labels by how likely they are to be wrong, print them and write both files; returns the Suspects."""
     others = [arguments.zero_shot, arguments.ood_dir, arguments.tta, arguments.predictions, arguments.min_accuracy]
     if any(other not in (None, False, []) for other in others):
         raise UserError("--suspects does not go with --zero-shot, --ood-dir, --tta, --predictions or --min-accuracy", USAGE)
@@ -93,13 +103,13 @@ def show_suspects(arguments):
     result = {"model": str(run), "folder": str(arguments.folder)} | suspects.summary()
     if arguments.format == "json":
         print(json.dumps(result, indent=1))
-        return DONE
+        return suspects
     for path, caption in suspects.contact_sheet()[:10]:
         print(f"{caption}  {path}")
     print(f"{result['scored']} images ranked, {result['skipped']} skipped; {result['doubtful']} labels have a probability "
           f"below {DOUBTFUL:.0%}; accuracy out of fold {result['out_of_fold_accuracy']:.2%}")  # fmt: skip
     say(f"all of them in {arguments.suspects}, images in {sheet}: look at them in this order until most labels are correct")
-    return DONE
+    return suspects
 
 
 def load(arguments):
@@ -123,6 +133,8 @@ def load(arguments):
 
 def table_of(result):
     """The result for people: recall and precision of each class, which classes are confused, then the totals."""
+    from classifier.evaluation import MOST_COLUMNS
+
     classes, counts = result["classes"], [figures["pictures"] for figures in result["per_class"].values()]
     lines = [confusion_matrix(result)] if len(classes) <= MOST_COLUMNS else [class_table(result), most_confused(result)]
     low, high = result["accuracy_interval"]
@@ -165,11 +177,9 @@ def recall_and_precision(result, name):
 
 def most_confused(result, most=10):
     """The most frequent confusions, a line each."""
-    classes = result["classes"]
-    confused = [(count, classes[true], classes[predicted]) for true, row in enumerate(result["confusion_matrix"])
-                for predicted, count in enumerate(row) if count and true != predicted]  # fmt: skip
-    confused.sort(key=lambda confusion: -confusion[0])
-    return "\n".join(f"{count} × {true} predicted as {predicted}" for count, true, predicted in confused[:most])
+    from classifier.evaluation import confusions
+
+    return "\n".join(f"{count} × {true} predicted as {predicted}" for count, true, predicted in confusions(result)[:most])
 
 
 if __name__ == "__main__":

@@ -14,7 +14,8 @@ def parse_arguments(argv):
     parser = argparse.ArgumentParser(
         description="Export a trained network into its run folder, checked against the original on real images. "
         "All formats take (n, size, size, 3) uint8 RGB and give (n, classes) float32 logits; litert, which predict.py "
-        "uses, also the out-of-distribution score of each image.",
+        "uses, also the out-of-distribution score of each image. html is one file that classifies images in a browser, "
+        "without a connection, with the same answers as predict.py.",
         epilog="exit codes: 0 done, 1 failed, 2 wrong usage, 3 no usable images or a bad run folder, "
         "130 interrupted, 143 terminated",
     )
@@ -22,12 +23,15 @@ def parse_arguments(argv):
     add("--format", choices=EXPORTS, default="litert", help="default: litert")
     add("--model", type=Path, default=PROJECT / "runs", metavar="RUN_FOLDER", help="default: the newest finished run")
     add("--data-dir", type=Path, metavar="FOLDER", help="labelled images to check with (default: the validation images)")
+    add("--output", type=Path, metavar="FILE", help="where the html goes (default: model.html in the run folder)")
     return parser.parse_args(argv)
 
 
 def main(argv=None):
     """Export one format, check it and keep it; returns the exit code."""
     arguments = parse_arguments(argv)
+    if arguments.output and arguments.format != "html":
+        raise UserError("--output is for --format html", USAGE)
     run = find_run(arguments.model)
     missing = missing_packages(arguments.format)
     if missing:
@@ -38,7 +42,8 @@ def main(argv=None):
 
     with locked(run):  # or a training could write the metadata meanwhile
         metadata = read_metadata(run)
-        export(run, metadata, arguments.format, *labelled_images(run, metadata, arguments.data_dir))
+        images = labelled_images(run, metadata, arguments.data_dir)
+        export(run, metadata, arguments.format, *images, arguments.output)
     return DONE
 
 

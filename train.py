@@ -136,18 +136,21 @@ def train_in(run, metadata, sets):
     from classifier.phases import phases_of, phases_to_do
     from classifier.training import Training
     from classifier.training_log import epoch_line, print_closing, say_header, say_phase
+    from classifier.watching import Watcher
 
     say_header(run, metadata, sets)
     say_what_differs(metadata)
     metadata = metadata | {"finished": False}
     for fitted in ("temperature", "novelty"):  # to earlier weights
         metadata.pop(fitted, None)
+    watcher = Watcher(run, metadata["settings"], sets)
     for phase in phases_to_do(run, metadata):  # one; two if pretrained layers are fine-tuned after the head
         with enough_memory():
             training = Training(run, metadata, sets, phase)
             training.restore()
             training.extract_features()
         say_phase(metadata, training)
+        watcher.begin_phase(training)
         train_step = train_step_of(training)
         with enough_memory(), training.listening_to_signals():
             while not training.has_ended():
@@ -158,10 +161,12 @@ def train_in(run, metadata, sets):
                 write_metadata(run, metadata | training.results())
                 if training.is_worth_a_line():
                     print(epoch_line(training.history.rows[-1], phases_of(metadata)[-1].last, selected), flush=True)
+                watcher.after_epoch(training)
             training.leave_if_asked()  # if a signal came while the last epoch was saved
         if not training.results().items() <= metadata.items():
             metadata |= training.results()
             write_metadata(run, metadata)  # the next phase begins after this number of epochs
+    watcher.draw_curves(training)
     confusion = finish(run, metadata, training)
     print_closing(run, metadata, training, sets, confusion)
     return training.history.rows
@@ -177,7 +182,9 @@ def train_epoch(training, train_step):
     loss, accuracy = training.sums.numpy() / num_images
     training.check_loss(loss)
     speed = max(num_images - first * training.batch_size, 0) / (time.monotonic() - started)
-    return {"epoch": training.epoch + 1, "loss": loss, "accuracy": accuracy, "pictures_per_second": speed}
+    rate = training.networks.learning_rate()
+    return {"epoch": training.epoch + 1, "loss": loss, "accuracy": accuracy, "pictures_per_second": speed,
+            "learning_rate": rate}  # fmt: skip
 
 
 def train_step_of(training):

@@ -9,6 +9,7 @@ import shlex
 import shutil
 import signal
 import sys
+import unicodedata
 from pathlib import Path
 
 PROJECT = Path(__file__).resolve().parent.parent
@@ -82,6 +83,12 @@ def describe(error):
     """An OSError in words without its number: `No space left on device: runs/001/model.json`."""
     name = f": {os.fsdecode(error.filename)}" if error.filename is not None else ""
     return f"{error.strerror or error}{name}"
+
+
+def readable(text):
+    """Text that can be shown anywhere: bytes of file names that are no UTF-8, and control characters, are replaced."""
+    text = os.fsencode(str(text)).decode("utf-8", "replace")
+    return "".join("\N{REPLACEMENT CHARACTER}" if unicodedata.category(c) == "Cc" else c for c in text)
 
 
 def command(script, *arguments):

@@ -7,6 +7,7 @@ from classifier.inference import list_images, predict
 from classifier.metrics import accuracy_interval, area_under_roc, calibration_error, chance_error, confusion_matrix
 
 MANY_CLASSES = 10  # from which on the five most likely ones are of interest
+MOST_COLUMNS = 20  # of a confusion matrix that can be read
 
 
 def evaluate(predictions, found):
@@ -62,6 +63,14 @@ def per_class_metrics(predicted, labels, classes):
         for i, name in enumerate(classes)
     }  # fmt: skip
     return {"per_class": per_class, "confusion_matrix": confusion.tolist()}
+
+
+def confusions(result):
+    """[(count, true class, predicted class)] of the incorrect predictions of an evaluate() result, most frequent first."""
+    classes = result["classes"]
+    confused = [(count, classes[true], classes[predicted]) for true, row in enumerate(result["confusion_matrix"])
+                for predicted, count in enumerate(row) if count and true != predicted]  # fmt: skip
+    return sorted(confused, key=lambda confusion: -confusion[0])
 
 
 def prediction_table(predictions, found):

@@ -5,9 +5,11 @@ import functools
 import io
 import warnings
 
+import keras
 import numpy as np
 import tensorflow as tf
 
+from classifier import html_export
 from classifier.checkpoints import load_network
 from classifier.console import NO_DATA, UserError, say
 from classifier.files import digest_of, replacing
@@ -38,23 +40,29 @@ def export_for_prediction(run, metadata, valid):
             say(f"warning: no LiteRT file for quick predictions: {str(error) or type(error).__name__}")
 
 
-def export(run, metadata, name, paths, labels):
+def export(run, metadata, name, paths, labels, target=None):
     """Convert a run's network, compare the predictions for some of the images, report how they differ; keep what agrees.
 
-    Raises UserError if they differ too much, or if no image can be read.
+    `target` is the file or folder to write, if not the format's own in the run folder. Raises UserError if the predictions
+    differ too much, or if no image can be read.
     """
+    target = target or run / EXPORTS[name][0]
+    packages = html_export.read_packages(run.parent / ".cache") if name == "html" else None
     chosen = np.random.default_rng(0).permutation(len(paths))[:MOST_IMAGES]
     paths, labels = [paths[i] for i in chosen], np.asarray(labels)[chosen]
-    network = load_network(run, metadata, with_ood=name == "litert")
+    network = load_network(run, metadata, with_ood=name in ("litert", "html"))
     decode = functools.partial(decode_batches, image_size=metadata["image_size"], fit=metadata["fit"])
-    target = run / EXPORTS[name][0]
     with replacing(target) as partial:
         with contextlib.redirect_stdout(io.StringIO()), warnings.catch_warnings():  # converters print much
             warnings.simplefilter("ignore")
             converted = CONVERTERS[name](network, lambda: decode(paths[:200]), partial)
         difference = compare(name, compile_outputs(network), converted, decode(paths), labels)
-        if name != "litert-int8" and difference > TOLERANCE:
+        if name != "litert-int8" and not difference <= TOLERANCE:  # NaN is no agreement
             raise UserError(f"{target.name} is not kept: its probabilities differ by more than {TOLERANCE}")
+        if name == "html":
+            page = html_export.page_of(run, metadata, packages, partial.read_bytes())
+            partial.write_text(page, encoding="utf-8")
+            say(f"html: {len(page) / 1e6:.1f} MB: open {target} in a browser")
     if name == "litert":
         metadata["litert"] = {"network": network_digest(run, metadata), "file": digest_of(target.read_bytes())}
         write_metadata(run, metadata)
@@ -99,6 +107,18 @@ def convert_litert(network, sample, path, int8=False):
     return load_litert(path)[0]
 
 
+def convert_html(network, sample, path):
+    """LiteRT for one image at a time, all that LiteRT.js can run; export() then makes the page that holds it."""
+    image = keras.Input(batch_shape=(1, *network.input_shape[1:]), dtype="uint8")
+    outputs = convert_litert(keras.Model(image, network(image)), sample, path)
+
+    def one_by_one(images):
+        logits, ood_scores = zip(*(outputs(image[None]) for image in images), strict=True)
+        return np.concatenate(logits), np.concatenate(ood_scores)
+
+    return one_by_one
+
+
 def convert_onnx(network, sample, path):
     """ONNX, run by onnxruntime."""
     import onnxruntime
@@ -121,6 +141,7 @@ def convert_savedmodel(network, sample, path):
 CONVERTERS = {
     "litert": convert_litert,
     "litert-int8": functools.partial(convert_litert, int8=True),
+    "html": convert_html,
     "onnx": convert_onnx,
     "savedmodel": convert_savedmodel,
 }

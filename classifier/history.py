@@ -6,7 +6,26 @@ import math
 from classifier.console import NO_DATA, UserError
 from classifier.files import csv_text, write_text
 
-COLUMNS = ["epoch", "loss", "accuracy", "val_loss", "val_accuracy", "seconds", "pictures_per_second"]
+FIGURES = ["loss", "accuracy", "val_loss", "val_accuracy", "seconds", "pictures_per_second"]
+COLUMNS = ["epoch", *FIGURES, "learning_rate"]  # at the end of the epoch; None where earlier runs did not record it
+
+
+def read_history(run):
+    """The rows of a run's history.csv, see History; none if there is no file. Raises UserError if it is damaged."""
+    path = run / "history.csv"
+    if not path.exists():
+        return []
+    try:
+        with open(path, newline="", encoding="utf-8") as file:
+            rows = list(csv.DictReader(file))
+        rates = [row.get("learning_rate") for row in rows]
+        return [
+            {"epoch": int(row["epoch"]), **{name: float(row[name]) for name in FIGURES}}
+            | {"learning_rate": float(rate) if rate else None}
+            for row, rate in zip(rows, rates, strict=True)
+        ]
+    except (ValueError, KeyError, TypeError):
+        raise UserError(f"{path} is damaged: restore it, or start a new run", NO_DATA) from None
 
 
 class History:
@@ -19,23 +38,14 @@ class History:
         Raises UserError if the file does not have these rows.
         """
         self._path, self._validation_size, self._head_epochs = run / "history.csv", validation_size, head_epochs
-        self.rows = self._read()[:epochs]
+        self.rows = read_history(run)[:epochs]
         if [row["epoch"] for row in self.rows] != list(range(1, epochs + 1)):
             raise UserError(f"{self._path} does not have a row for each of {epochs} epochs: start a new run", NO_DATA)
 
-    def _read(self):
-        if not self._path.exists():
-            return []
-        try:
-            with open(self._path, newline="", encoding="utf-8") as file:
-                rows = list(csv.DictReader(file))
-            return [{name: float(row[name]) for name in COLUMNS} | {"epoch": int(row["epoch"])} for row in rows]
-        except (ValueError, KeyError, TypeError):
-            raise UserError(f"{self._path} is damaged: restore it, or start a new run", NO_DATA) from None
-
     def append(self, row):
         """Add the row of an epoch and save the file."""
-        self.rows.append({name: row["epoch"] if name == "epoch" else round(float(row[name]), 6) for name in COLUMNS})
+        figures = {name: round(float(row[name]), 6) for name in FIGURES}
+        self.rows.append({"epoch": row["epoch"], **figures, "learning_rate": float(f"{row['learning_rate']:.6g}")})
         write_text(self._path, csv_text(COLUMNS, [list(row.values()) for row in self.rows]))
 
     def selected(self):

@@ -50,6 +50,11 @@ def inspect(folder, against=None):
     are none.
     """
     found = find_images(folder)
+    return inspect_found(found, against), found
+
+
+def inspect_found(found, against=None):
+    """The findings of inspect() in images that were found already."""
     others = []
     if against is not None:
         if not Path(against).is_dir():
@@ -61,7 +66,7 @@ def inspect(folder, against=None):
     digests, reasons, shapes, levels, greys = _look_at_all(paths)
     usable = [i for i in range(len(found.paths)) if reasons[i] is None]
     counts = np.bincount(found.labels, minlength=len(found.classes)).tolist()
-    findings = {"folder": str(folder), "against": against and str(against), "images": len(found.paths),
+    findings = {"folder": str(found.folder), "against": against and str(against), "images": len(found.paths),
                 "classes": dict(zip(found.classes, counts, strict=True))}  # fmt: skip
     for axis, side in enumerate(("height", "width")):
         sides = [shapes[i][axis] for i in usable]
@@ -72,7 +77,7 @@ def inspect(folder, against=None):
     findings |= _copies(found, paths, digests, _groups(digests, greys))
     findings |= {finding: [str(paths[i]) for i in usable if is_odd(*shapes[i], *levels[i])]
                  for finding, is_odd in ODD.items()}  # fmt: skip
-    return findings, found
+    return findings
 
 
 ODD = {
@@ -183,6 +188,15 @@ def is_groups(entries):
 
 def sections_of(findings, found):
     """What inspect() returns as the sections of a report, see write_report(): each finding, then each class."""
+    sections = finding_sections(findings)
+    for label, (name, count) in enumerate(findings["classes"].items()):
+        members = [i for i, other in enumerate(found.labels) if other == label]
+        sections.append((f"Class {name}", f"{count} images", None, [(found.paths[i], found.relative(i)) for i in members]))
+    return sections
+
+
+def finding_sections(findings):
+    """The findings of inspect() alone as sections of a report."""
     sizes = [[side, *findings[side]] for side in ("width", "height") if findings[side]]
     sections = [("Classes", "", [["class", "images"], *findings["classes"].items()], []),
                 ("Sizes", "In pixels.", [["", "lowest", "median", "highest"], *sizes], [])]  # fmt: skip
@@ -194,10 +208,6 @@ def sections_of(findings, found):
             rows, images = None, [image for number, entry in enumerate(entries, 1) for image in _images_of(entry, number)]
         if entries:
             sections.append((f"{title[0].upper()}{title[1:]}: {len(entries)}", ADVICE[finding], rows, images))
-    for label, (name, count) in enumerate(findings["classes"].items()):
-        members = [path for path, other in zip(found.paths, found.labels, strict=True) if other == label]
-        images = [(path, str(path.relative_to(found.folder))) for path in members]
-        sections.append((f"Class {name}", f"{count} images", None, images))
     return sections
 
 

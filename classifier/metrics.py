@@ -63,3 +63,29 @@ def area_under_roc(negatives, positives):
     negatives = np.sort(negatives)
     lower, not_higher = (np.searchsorted(negatives, positives, side) for side in ("left", "right"))
     return float((lower + not_higher).mean() / 2 / len(negatives))
+
+
+def reliability(confidences, correct, bins=15):
+    """A row for each bin of calibration_error() that has images: (mean confidence, accuracy, low, high, images).
+
+    `low` and `high` are the accuracy_interval() of the bin.
+    """
+    confidences, correct = np.asarray(confidences, float), np.asarray(correct, float)
+    sums = (_sums_in_bins(confidences, values, bins) for values in (np.ones_like(confidences), confidences, correct))
+    return [
+        (of_confidences / count, of_correct / count, *accuracy_interval(of_correct, count), int(count))
+        for count, of_confidences, of_correct in zip(*sums, strict=True)
+        if count
+    ]
+
+
+def threshold_curves(scores, positive):
+    """(false positive rates, recalls, precisions), (m,) each, at every threshold, from the highest score down.
+
+    `scores` are (n,) floats, `positive` (n,) bool, at least one True and one False. Equal scores are one threshold.
+    """
+    order = np.argsort(-scores, kind="stable")
+    scores, positive = scores[order], positive[order]
+    is_last = np.append(scores[1:] != scores[:-1], True)  # of equal ones
+    right, wrong = np.cumsum(positive)[is_last], np.cumsum(~positive)[is_last]
+    return wrong / wrong[-1], right / right[-1], right / (right + wrong)

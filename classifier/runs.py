@@ -2,6 +2,8 @@
 
     runs/001/model.json                  run metadata: network, classes, settings, counts, results
     runs/001/history.csv                 a row for each epoch
+    runs/001/curves.png, first_batch.png loss, accuracy and learning rate; the first batch, augmented
+    runs/001/tensorboard/                the same for TensorBoard, if asked for
     runs/001/skipped.csv                 the files that could not be used, and why
     runs/001/checkpoints/newest/ckpt-*   weights, optimizer and position, to resume from
     runs/001/checkpoints/fine-tuning/…   the same, of fine-tuning
@@ -33,6 +35,7 @@ EXPORTS = {  # format: file, and the packages that it needs
     "litert-int8": ("model_int8.tflite", ["ai_edge_litert"]),
     "onnx": ("model.onnx", ["tf2onnx", "onnxruntime"]),
     "savedmodel": ("saved_model", []),
+    "html": ("model.html", ["ai_edge_litert"]),
 }
 
 

@@ -2,6 +2,7 @@
 
 import argparse
 import dataclasses
+import importlib.util
 import re
 from collections.abc import Callable
 from pathlib import Path
@@ -111,11 +112,13 @@ SETTINGS = {
     "seed": Setting(number(int, 0, 2**32 - 1), 0, "training", "N",
         "random seed of the initial weights, the order of the images and their augmentation"),
     "save_minutes": Setting(number(float, 0), 5.0, "runs", "MINUTES", "save at least this often within an epoch"),
+    "tensorboard": Setting(switch, False, "runs", None,
+        "also write the epochs, the first batch and the network's graph for TensorBoard, into the run's tensorboard/"),
 }  # fmt: skip
 DEFAULTS = {name: setting.default for name, setting in SETTINGS.items()}
 # What runs did before they recorded it; the defaults above may change.
 UNRECORDED = {"fit": "squash", "classes_from": "top", "class_weights": "none", "group_near_copies": False}
-CHANGEABLE_ON_RESUME = {"data_dir", "validation_dir", "patience", "save_minutes"}
+CHANGEABLE_ON_RESUME = {"data_dir", "validation_dir", "patience", "save_minutes", "tensorboard"}
 FINE_TUNING = {"fine_tune", "fine_tune_epochs", "fine_tune_lr"}
 AUTO = "auto"
 
@@ -188,6 +191,8 @@ def check_settings(settings):
         raise UserError(f"--weights is for pretrained networks: {network} is not one", USAGE)
     if settings["fine_tune"] and (not pretrained or settings["weights"] == "none"):
         raise UserError("--fine-tune is for pretrained networks, with their weights", USAGE)
+    if settings["tensorboard"] and importlib.util.find_spec("tensorboard") is None:
+        raise UserError("--tensorboard needs tensorboard: pip install -c requirements-optional.txt tensorboard", USAGE)
     for name in FINE_TUNING:
         if not settings["fine_tune"] and settings[name] != DEFAULTS[name]:
             raise UserError(f"--{name.replace('_', '-')} is for --fine-tune: say which layers", USAGE)

@@ -61,6 +61,10 @@ class Networks:
             self.optimizer.build(self.trained.trainable_variables)
         self.logits = compile_outputs(self.average)  # of the averaged weights, which predict
 
+    def learning_rate(self):
+        """The learning rate of the next step."""
+        return float(self.optimizer.learning_rate)
+
     def count_parameters(self):
         """How many parameters are trained, and how many the network has."""
         return sum(math.prod(weight.shape) for weight in self.trained.trainable_weights), self.whole.count_params()

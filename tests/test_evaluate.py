@@ -51,7 +51,9 @@ def test_many_classes_have_a_table_that_can_be_read_and_more_figures():
     assert lines[0].split() == ["true", "class", "images", "recall", "precision"]
     assert max(map(len, lines[:22])) < 60
     assert lines[1].split()[:2] == ["class_00", "5"]
-    result = json.loads(run("evaluate", folder, "--model", "runs", "--format", "json").stdout)
+    page = ("--report", "page.html")
+    result = json.loads(run("evaluate", folder, "--model", "runs", "--format", "json", *page).stdout)
+    assert "Heat map of the confusion matrix of 21 classes" in Path("page.html").read_text()
     confusion = np.array(result["confusion_matrix"])
     most = (confusion - np.diag(confusion.diagonal())).max()
     assert lines[22].startswith(f"{most} × class_")
