@@ -4,7 +4,6 @@ What visitors send is decoded by classifier/images.py alone, as everywhere: of G
 on the path of an uploaded file as it is.
 """
 
-import base64
 import os
 import time
 from pathlib import Path
@@ -19,6 +18,7 @@ from starlette.middleware import Middleware
 from classifier.console import PROJECT, command
 from classifier.demo_guard import Guard
 from classifier.explanations import Explainer, in_shape, overlay
+from classifier.figures import data_uri
 from classifier.finding import walk_images
 from classifier.images import load_image, load_in_shape
 from classifier.inference import Answer, Classifier
@@ -128,11 +128,6 @@ class Demo:
 def as_jpeg(image):
     """An image, (height, width, 3) uint8 RGB, as a data URI."""
     return data_uri(cv2.imencode(".jpg", image[:, :, ::-1], [cv2.IMWRITE_JPEG_QUALITY, 85])[1].tobytes(), "image/jpeg")
-
-
-def data_uri(data, kind):
-    """Bytes as a data URI of this MIME type."""
-    return f"data:{kind};base64,{base64.b64encode(data).decode()}"
 
 
 def find_examples(classes):

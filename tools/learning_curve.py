@@ -14,7 +14,7 @@ from classifier import console
 from classifier.console import DONE, NO_DATA, PROJECT, UserError, number, say
 from classifier.files import csv_text, digest_of, write_text
 from classifier.settings import DEFAULTS, PRETRAINED_NETWORKS, recipe_of
-from tools.scripts import new_figure, read_table, run_script
+from tools.scripts import read_table, run_script
 
 COLUMNS = {  # name: type
     "network": str, "pictures per class": int, "seed": int, "image size": int, "pictures": str, "accuracy": float,
@@ -53,7 +53,6 @@ def main(argv=None):
     found = find_images(arguments.data_dir)
     test = find_images(arguments.test_dir, found.classes)  # checked first, before any training
     sizes = sizes_within(found, arguments.sizes)
-    figure = new_figure(7, 4.5)
     networks = {"cnn, no augmentation": ["cnn", "--no-augment"], "cnn": ["cnn"]}  # {name: [network, its flags]}
     if arguments.pretrained:
         networks[f"{arguments.pretrained}, frozen"] = [arguments.pretrained]
@@ -76,8 +75,8 @@ def main(argv=None):
                 rows.append([*key, *train_and_score(size, flags, arguments, folder)])
                 write_text(table, csv_text(COLUMNS, sorted(rows)))
     # Rows with other images or another image size are not shown.
-    show([row for row in rows if row[3] == image_sizes.get(row[0], row[3]) and row[4] == digests[row[1]]], figure)
-    figure.savefig(arguments.output / "learning_curve.png", dpi=150)
+    shown = [row for row in rows if row[3] == image_sizes.get(row[0], row[3]) and row[4] == digests[row[1]]]
+    show(shown, arguments.output / "learning_curve.png")
     return DONE
 
 
@@ -110,8 +109,11 @@ def train_and_score(size, network_and_flags, arguments, folder):
     return [round(scores["accuracy"], 5), round(scores["log_loss"], 5), round(minutes, 2)]
 
 
-def show(rows, figure):
+def show(rows, path):
     """Print and draw accuracy against images per class: mean and, if there are several trainings, standard deviation."""
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(7, 4.5), layout="constrained")
     axes = figure.subplots()
     for name, of_network in itertools.groupby(sorted(rows), key=lambda row: row[0]):
         points = []
@@ -129,6 +131,7 @@ def show(rows, figure):
     axes.minorticks_off()
     axes.grid(alpha=0.3)
     axes.legend()
+    figure.savefig(path, dpi=150)
 
 
 if __name__ == "__main__":

@@ -11,7 +11,7 @@ from pathlib import Path
 
 from classifier import console
 from classifier.console import DONE, PROJECT, say
-from tools.scripts import new_figure, run_script
+from tools.scripts import run_script
 
 ROWS, COLUMNS = 3, 6
 EXPLAINED = "testing_data/cats/cat_005.jpg"
@@ -28,7 +28,7 @@ def main(argv=None):
     arguments = parser.parse_args(argv)
     model_flags = ["--model", arguments.model] if arguments.model else []
     results = PROJECT / "results"
-    draw(new_figure(9, 5.6), predict(PROJECT / "testing_data", model_flags), results / "contact_sheet.png")
+    draw(predict(PROJECT / "testing_data", model_flags), results / "contact_sheet.png")
     run_script("explain.py", PROJECT / EXPLAINED, "--output", results / "explained.png", *model_flags)
     with tempfile.TemporaryDirectory() as folder:
         drawn = Path(folder, "filters.png")
@@ -64,10 +64,12 @@ def choose(by_verdict, count):
     return sorted(chosen, key=lambda item: item[1]["path"])
 
 
-def draw(figure, by_verdict, path):
+def draw(by_verdict, path):
     """Draw some of the images, each above its predicted class and confidence, and how many there are of each verdict."""
+    from matplotlib.figure import Figure
     from matplotlib.image import imread
 
+    figure = Figure(figsize=(9, 5.6), layout="constrained")
     grid = figure.subplots(ROWS, COLUMNS)
     for axes in grid.flat:
         axes.set_axis_off()

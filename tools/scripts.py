@@ -1,4 +1,4 @@
-"""What the tools share: running scripts as a user runs them, reading tables, and drawing figures."""
+"""What the tools share: running scripts as a user runs them, and reading tables."""
 
 import csv
 import json
@@ -47,10 +47,3 @@ def read_table(path, columns, flag):
         return [[kind(cell) for kind, cell in zip(columns.values(), row, strict=True)] for row in rows]
     except (ValueError, csv.Error):
         raise UserError(f"{path} is another table, or it is damaged: restore it, or choose another {flag}") from None
-
-
-def new_figure(width, height):
-    """An empty figure of matplotlib, inches wide and high."""
-    from matplotlib.figure import Figure
-
-    return Figure(figsize=(width, height), layout="constrained")
