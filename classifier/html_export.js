@@ -86,7 +86,7 @@
   function orientationOf(bytes) {
     const view = new DataView(bytes.buffer), EXIF = 0x45786966, ORIENTATION = 0x0112;
     try {
-      for (let at = 2; view.getUint16(at) !== 0xffda; at += 2 + view.getUint16(at + 2)) {
+      for (let at = 2; view.getUint16(at) !== 0xffda; at += view.getUint16(at) === 0xffff ? 1 : 2 + view.getUint16(at + 2)) {
         if (view.getUint16(at) !== 0xffe1 || view.getUint32(at + 4) !== EXIF) continue;
         const start = at + 10, little = view.getUint16(start) === 0x4949;
         const table = start + view.getUint32(start + 4, little);
