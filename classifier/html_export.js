@@ -45,10 +45,10 @@
     if (jpeg.tjDecompressHeader3(decoder, input, bytes.length, numbers, numbers + 4, numbers + 8, numbers + 12)) fails();
     const [storedWidth, storedHeight, , colours] = new Int32Array(jpeg.memory.buffer, numbers, 4);
     const stored = [storedWidth, storedHeight];
-    limitPixels(...stored);
     const decisive = settings.fit === "pad" ? Math.max(...stored) : Math.min(...stored);
     const reduction = [8, 4, 2].find((n) => Math.floor(decisive / n) >= settings.image_size) ?? 1;
     const [width, height] = stored.map((side) => Math.ceil(side / reduction));
+    limitPixels(width, height);
     const channels = colours < TJCS_CMYK ? 3 : 4, format = colours < TJCS_CMYK ? TJPF_RGB : TJPF_CMYK;
     const output = jpeg.malloc(channels * width * height);
     // Its result tells of warnings too, of bytes too many for example, which OpenCV ignores; what stops it calls longjmp.

@@ -89,7 +89,7 @@ def test_the_page_answers_as_predict_does(browser, packages, run_folder, images,
         for file in files[:-2]:
             heading, probabilities, _ = shown[file]
             assert heading == expected[file]["class"]
-            assert probabilities == pytest.approx(expected[file]["probabilities"], abs=1e-3), file
+            assert probabilities == pytest.approx(expected[file]["probabilities"], abs=1e-5), file
             assert set(probabilities) == set(classes)
         for file in files[-2:]:
             assert shown[file][0] == "No answer"
