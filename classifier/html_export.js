@@ -23,8 +23,8 @@
     return loadAndCompile(await unpack("network"), { accelerator: "wasm" });
   }
 
-  // Decoding. A browser decodes a JPEG only whole, and each browser a little differently: libjpeg-turbo does what OpenCV's
-  // copy of it does, and reduces as it does.
+  // Decoding. A browser decodes a JPEG whole, and each browser in its own way: libjpeg-turbo does what OpenCV's copy of it
+  // does, and reduces as it does.
 
   async function decode(file) {
     if (file.size > settings.max_file_bytes) throw new BadImage("The file is too large.");
