@@ -32,6 +32,8 @@ def main(argv=None):
     arguments = parse_arguments(argv)
     if arguments.output and arguments.format != "html":
         raise UserError("--output is for --format html", USAGE)
+    if arguments.output and not arguments.output.parent.is_dir():
+        raise UserError(f"there is no folder {arguments.output.parent}", USAGE)
     run = find_run(arguments.model)
     missing = missing_packages(arguments.format)
     if missing:

@@ -111,12 +111,7 @@ def convert_html(network, sample, path):
     """LiteRT for one image at a time, all that LiteRT.js can run; export() then makes the page that holds it."""
     image = keras.Input(batch_shape=(1, *network.input_shape[1:]), dtype="uint8")
     outputs = convert_litert(keras.Model(image, network(image)), sample, path)
-
-    def one_by_one(images):
-        logits, ood_scores = zip(*(outputs(image[None]) for image in images), strict=True)
-        return np.concatenate(logits), np.concatenate(ood_scores)
-
-    return one_by_one
+    return lambda images: np.concatenate([logits_of(outputs(image[None])) for image in images])
 
 
 def convert_onnx(network, sample, path):

@@ -3,7 +3,9 @@
 {
   const element = (id) => document.getElementById(id);
   const settings = JSON.parse(element("settings").textContent);
-  const TJPF_RGB = 0; // libjpeg-turbo's number for this order of bytes
+  const TJPF_RGB = 0, TJPF_CMYK = 11, TJCS_CMYK = 3; // libjpeg-turbo's numbers: bytes of a pixel, colours in a file
+
+  const gl = new OffscreenCanvas(1, 1).getContext("webgl");
 
   class BadImage extends Error {}
 
@@ -21,8 +23,8 @@
     return loadAndCompile(await unpack("network"), { accelerator: "wasm" });
   }
 
-  // Decoding. A browser decodes a JPEG only whole, and each browser a little differently: libjpeg-turbo does what OpenCV's
-  // copy of it does, and reduces as it does.
+  // Decoding. A browser decodes a JPEG whole, and each browser in its own way: libjpeg-turbo does what OpenCV's copy of it
+  // does, and reduces as it does.
 
   async function decode(file) {
     if (file.size > settings.max_file_bytes) throw new BadImage("The file is too large.");
@@ -35,20 +37,45 @@
   function decodeJpeg(bytes) {
     const fails = () => { throw new BadImage("The file is damaged, or a kind of JPEG that cannot be read here."); };
     const nothing = new Proxy({}, { get: () => () => 0 }); // what C's library could ask of an operating system
+    if (!isWhole(bytes)) fails();
     const env = { setjmp: () => 0, longjmp: fails };
     const jpeg = new WebAssembly.Instance(jpegModule, { env, wasi_snapshot_preview1: nothing }).exports;
     const input = jpeg.malloc(bytes.length), numbers = jpeg.malloc(16), decoder = jpeg.tjInitDecompress();
     new Uint8Array(jpeg.memory.buffer).set(bytes, input);
     if (jpeg.tjDecompressHeader3(decoder, input, bytes.length, numbers, numbers + 4, numbers + 8, numbers + 12)) fails();
-    const stored = new Int32Array(jpeg.memory.buffer, numbers, 2).slice();
-    limitPixels(...stored);
+    const [storedWidth, storedHeight, , colours] = new Int32Array(jpeg.memory.buffer, numbers, 4);
+    const stored = [storedWidth, storedHeight];
     const decisive = settings.fit === "pad" ? Math.max(...stored) : Math.min(...stored);
     const reduction = [8, 4, 2].find((n) => Math.floor(decisive / n) >= settings.image_size) ?? 1;
     const [width, height] = stored.map((side) => Math.ceil(side / reduction));
-    const output = jpeg.malloc(3 * width * height);
-    // Its result says whether it warned, of too many bytes, for example; what stops it calls longjmp.
-    jpeg.tjDecompress2(decoder, input, bytes.length, output, width, 3 * width, height, TJPF_RGB, 0);
-    return { data: new Uint8Array(jpeg.memory.buffer, output, 3 * width * height), width, height };
+    limitPixels(width, height);
+    const channels = colours < TJCS_CMYK ? 3 : 4, format = colours < TJCS_CMYK ? TJPF_RGB : TJPF_CMYK;
+    const output = jpeg.malloc(channels * width * height);
+    // Its result tells of warnings too, of bytes too many for example, which OpenCV ignores; what stops it calls longjmp.
+    jpeg.tjDecompress2(decoder, input, bytes.length, output, width, channels * width, height, format, 0);
+    const pixels = new Uint8Array(jpeg.memory.buffer, output, channels * width * height);
+    return { data: channels === 3 ? pixels : fromCmyk(pixels), width, height };
+  }
+
+  // Whether a JPEG goes on to its end marker: of one that is cut off, libjpeg-turbo would make up the rest.
+  function isWhole(bytes) {
+    let at = 2;
+    while ((at = bytes.indexOf(0xff, at)) >= 0 && at + 1 < bytes.length) {
+      const marker = bytes[at + 1], isAlone = marker < 2 || (marker >= 0xd0 && marker <= 0xd8);
+      if (marker === 0xd9) return true;
+      if (marker === 0xff) at += 1;
+      else at += isAlone || at + 3 >= bytes.length ? 2 : 2 + 256 * bytes[at + 2] + bytes[at + 3];
+    }
+    return false;
+  }
+
+  function fromCmyk(pixels) {
+    const data = new Uint8Array((3 * pixels.length) / 4);
+    for (let from = 0, to = 0; from < pixels.length; from += 4) {
+      const black = pixels[from + 3];
+      for (let c = 0; c < 3; c++) data[to++] = black - (((255 - pixels[from + c]) * black) >> 8);
+    }
+    return data;
   }
 
   function limitPixels(width, height) {
@@ -59,7 +86,7 @@
   function orientationOf(bytes) {
     const view = new DataView(bytes.buffer), EXIF = 0x45786966, ORIENTATION = 0x0112;
     try {
-      for (let at = 2; view.getUint16(at) !== 0xffda; at += 2 + view.getUint16(at + 2)) {
+      for (let at = 2; view.getUint16(at) !== 0xffda; at += view.getUint16(at) === 0xffff ? 1 : 2 + view.getUint16(at + 2)) {
         if (view.getUint16(at) !== 0xffe1 || view.getUint32(at + 4) !== EXIF) continue;
         const start = at + 10, little = view.getUint16(start) === 0x4949;
         const table = start + view.getUint32(start + 4, little);
@@ -75,14 +102,15 @@
   }
 
   function upright(image, orientation) {
-    if (!(orientation >= 2 && orientation <= 8)) return image;
-    const swapped = orientation > 4, mirrored = [2, 3, 7, 8].includes(orientation), upsideDown = [3, 4, 6, 7].includes(orientation);
+    if (orientation < 2 || orientation > 8) return image;
+    const [swapped, mirrored, turned] = [[5, 6, 7, 8], [2, 3, 7, 8], [3, 4, 6, 7]].map((some) => some.includes(orientation));
     const [width, height] = swapped ? [image.height, image.width] : [image.width, image.height];
     const data = new Uint8Array(3 * width * height);
     for (let y = 0, to = 0; y < height; y++) {
       for (let x = 0; x < width; x++, to += 3) {
-        const column = swapped ? y : x, row = swapped ? x : y;
-        const from = 3 * ((upsideDown ? image.height - 1 - row : row) * image.width + (mirrored ? image.width - 1 - column : column));
+        const [column, row] = swapped ? [y, x] : [x, y];
+        const fromColumn = mirrored ? image.width - 1 - column : column, fromRow = turned ? image.height - 1 - row : row;
+        const from = 3 * (fromRow * image.width + fromColumn);
         for (let c = 0; c < 3; c++) data[to + c] = image.data[from + c];
       }
     }
@@ -99,14 +127,31 @@
     }
     const { width, height } = bitmap;
     limitPixels(width, height);
-    const context = new OffscreenCanvas(width, height).getContext("2d", { willReadFrequently: true });
-    context.drawImage(bitmap, 0, 0);
+    const rgba = pixelsOf(bitmap), data = new Uint8Array(3 * width * height);
     bitmap.close();
-    const rgba = context.getImageData(0, 0, width, height).data, data = new Uint8Array(3 * width * height);
     for (let from = 0, to = 0; from < rgba.length; from += 4) {
       for (let c = 0; c < 3; c++) data[to++] = rgba[from + c];
     }
     return { data, width, height };
+  }
+
+  // RGBA of an ImageBitmap. Only WebGL keeps the colours of what is transparent; it has a limit, and not everybody has it.
+  function pixelsOf(bitmap) {
+    const { width, height } = bitmap, pixels = new Uint8Array(4 * width * height);
+    if (!gl || Math.max(width, height) > gl.getParameter(gl.MAX_TEXTURE_SIZE)) {
+      const context = new OffscreenCanvas(width, height).getContext("2d", { willReadFrequently: true });
+      context.drawImage(bitmap, 0, 0);
+      return context.getImageData(0, 0, width, height).data;
+    }
+    const texture = gl.createTexture(), buffer = gl.createFramebuffer();
+    gl.bindTexture(gl.TEXTURE_2D, texture);
+    gl.texImage2D(gl.TEXTURE_2D, 0, gl.RGBA, gl.RGBA, gl.UNSIGNED_BYTE, bitmap);
+    gl.bindFramebuffer(gl.FRAMEBUFFER, buffer);
+    gl.framebufferTexture2D(gl.FRAMEBUFFER, gl.COLOR_ATTACHMENT0, gl.TEXTURE_2D, texture, 0);
+    gl.readPixels(0, 0, width, height, gl.RGBA, gl.UNSIGNED_BYTE, pixels);
+    gl.deleteTexture(texture);
+    gl.deleteFramebuffer(buffer);
+    return pixels;
   }
 
   // Resizing, as OpenCV does it: the browser's own would differ.
@@ -118,10 +163,14 @@
     const scale = size / Math.max(image.width, image.height);
     const [width, height] = [image.width, image.height].map((side) => Math.max(roundHalfEven(side * scale), 1));
     const inner = resize(image, width, height), square = new Uint8Array(3 * size * size);
-    const mean = [0, 1, 2].map((c) => roundHalfEven(inner.reduce((sum, value, i) => sum + (i % 3 === c) * value, 0) / (width * height)));
+    const sums = [0, 0, 0];
+    inner.forEach((value, i) => { sums[i % 3] += value; });
+    const mean = sums.map((sum) => roundHalfEven(sum / (width * height)));
     for (let i = 0; i < square.length; i++) square[i] = mean[i % 3];
     const top = Math.floor((size - height) / 2), left = Math.floor((size - width) / 2);
-    for (let y = 0; y < height; y++) square.set(inner.subarray(3 * width * y, 3 * width * (y + 1)), 3 * ((top + y) * size + left));
+    for (let y = 0; y < height; y++) {
+      square.set(inner.subarray(3 * width * y, 3 * width * (y + 1)), 3 * ((top + y) * size + left));
+    }
     return square;
   }
 
@@ -161,7 +210,8 @@
 
   // cv2.INTER_AREA
   function averageAreas(image, width, height) {
-    const columns = areas(image.width, width), result = new Uint8Array(3 * width * height), sums = new Float32Array(3 * width);
+    const columns = areas(image.width, width), result = new Uint8Array(3 * width * height);
+    const sums = new Float32Array(3 * width);
     const isTwo = image.width === 2 * width && image.height === 2 * height; // OpenCV then rounds halves up
     areas(image.height, height).forEach((rows, y) => {
       sums.fill(0);
@@ -210,18 +260,19 @@
     return result;
   }
 
-  // {name, known, probabilities}: the predicted class, whether the image is like those of training, and [class, probability],
-  // the most likely first.
+  // {name, known, probabilities}: the predicted class, whether the image is like those of training, and pairs of a class
+  // and its probability, the most likely first.
   async function classify(file) {
     const pixels = fitSquare(await decode(file));
     const input = new Tensor(pixels, [1, settings.image_size, settings.image_size, 3]);
     const outputs = await network.run(input);
-    const [logits, oodScore] = outputs.map((output) => Array.from(output.toTypedArray())).sort((a, b) => b.length - a.length);
+    const arrays = outputs.map((output) => Array.from(output.toTypedArray()));
+    const [logits, [oodScore] = []] = arrays.sort((a, b) => b.length - a.length);
     [input, ...outputs].forEach((tensor) => tensor.delete());
     const largest = Math.max(...logits), exponentials = logits.map((logit) => Math.exp(logit - largest));
     const sum = exponentials.reduce((a, b) => a + b);
     const probabilities = settings.classes.map((name, i) => [name, exponentials[i] / sum]).sort((a, b) => b[1] - a[1]);
-    const known = !settings.threshold || !oodScore || Math.fround(oodScore[0] / Math.fround(settings.threshold)) <= 1;
+    const known = settings.threshold === null || oodScore <= settings.threshold;
     return { name: known ? probabilities[0][0] : settings.unknown, known, probabilities };
   }
 
@@ -263,7 +314,7 @@
     } catch (error) {
       item.className = "error";
       heading.textContent = "No answer";
-      make(text, "p", error instanceof BadImage ? error.message : "The image needs more memory than this browser gives.");
+      make(text, "p", error instanceof BadImage ? error.message : "This browser could not classify the image.");
       if (!(error instanceof BadImage)) console.warn(error);
     }
     item.dataset.done = "";
@@ -292,7 +343,7 @@
     choose.disabled = false;
     element("status").textContent = "Ready. Your images stay on this device.";
   } catch (error) {
-    element("status").textContent = "This browser is too old for this page: it needs a recent Chrome, Edge, Firefox or Safari.";
+    element("status").textContent = "This browser cannot run the page: it needs a recent Chrome, Edge, Firefox or Safari.";
     console.error(error);
   }
 }

@@ -6,6 +6,7 @@ import io
 import json
 import os
 import shutil
+import struct
 import subprocess
 import sys
 import time
@@ -127,6 +128,12 @@ def wait_until(process, condition):
 def encoded(suffix, image=DRAWING, *parameters):
     """The bytes of a file of an RGB (or grey) array; the suffix says in which format."""
     return cv2.imencode(suffix, image[:, :, ::-1] if image.ndim == 3 else image, parameters)[1].tobytes()
+
+
+def exif(orientation):
+    """An Exif segment for a JPEG that says which side is up."""
+    tiff = b"II*\0" + struct.pack("<IHHHIHHI", 8, 1, 0x112, 3, 1, orientation, 0, 0)
+    return b"\xff\xe1" + struct.pack(">H", len(tiff) + 8) + b"Exif\0\0" + tiff
 
 
 def save(path, image=DRAWING):

@@ -12,7 +12,20 @@ from pathlib import Path
 import cv2
 import numpy as np
 import pytest
-from conftest import DRAWING, PROJECT, REAL_DATA, encoded, error_of, needs_real_data, predictions, rows_of, run, save, train
+from conftest import (
+    DRAWING,
+    PROJECT,
+    REAL_DATA,
+    encoded,
+    error_of,
+    exif,
+    needs_real_data,
+    predictions,
+    rows_of,
+    run,
+    save,
+    train,
+)  # fmt: skip
 from run_folders import change_metadata
 
 import classifier.images as decoding
@@ -111,12 +124,6 @@ def test_a_damaged_image_shows_nothing_of_the_one_before(tmp_path):
         load_image(save(tmp_path / f"{value}.png", np.full((70, 90, 3), value, np.uint8)), 64)
         seen.append(load_image(path, 64))
     np.testing.assert_array_equal(*seen)
-
-
-def exif(orientation):
-    """An Exif segment for a JPEG that says which side is up."""
-    tiff = b"II*\0" + struct.pack("<IHHHIHHI", 8, 1, 0x112, 3, 1, orientation, 0, 0)
-    return b"\xff\xe1" + struct.pack(">H", len(tiff) + 8) + b"Exif\0\0" + tiff
 
 
 def palette_png(indexes):
