@@ -23,6 +23,7 @@ from classifier.finding import walk_images
 from classifier.images import load_image, load_in_shape
 from classifier.inference import Answer, Classifier
 
+PAGES = Path(__file__).with_name("pages")
 MAX_FILES = 20  # at once
 MAX_FILE_SIZE = "50mb"
 DELETE_UPLOADS = (60, 300)  # every minute, those older than five minutes; all of them at the end
@@ -52,7 +53,7 @@ class Demo:
         self.explainer = Explainer(self.run, self.metadata)
         self.folder = Path(folder).resolve()
         self.examples = find_examples(self.classifier.classes)
-        self.pages = Environment(loader=FileSystemLoader(Path(__file__).parent), autoescape=True, trim_blocks=True)
+        self.pages = Environment(loader=FileSystemLoader(PAGES), autoescape=True, trim_blocks=True)
         self.pages.filters["percent"] = "{:.1%}".format
         self._warm_up()
 
@@ -170,7 +171,7 @@ def launch(page, host, port, folder, auth):
         server_name=host, server_port=port, auth=auth, share=False, allowed_paths=[], max_file_size=MAX_FILE_SIZE,
         app_kwargs={"middleware": [Middleware(Guard, hosts=hosts, folder=folder)]},
         theme=gradio.themes.Default(font=["system-ui", "sans-serif"], font_mono=["monospace"]),  # no fonts from elsewhere
-        css_paths=Path(__file__).with_name("demo.css"), head=PASTE, footer_links=["api"], inbrowser=False, quiet=True,
+        css_paths=PAGES / "demo.css", head=PASTE, footer_links=["api"], inbrowser=False, quiet=True,
         run_history=False, enable_monitoring=False, ssr_mode=False, mcp_server=False, pwa=False, prevent_thread_lock=True,
     )  # fmt: skip
 

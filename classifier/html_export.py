@@ -1,9 +1,8 @@
 """One HTML file that classifies images in a browser, without a connection: a network and what runs it.
 
-    html_export.html    the page, a Jinja2 template
-    html_export.css     its looks
-    html_export.js      its program: decodes, resizes, asks the network, shows the answer
-    html_licences.txt   the licences of the two packages from npm that the page holds
+    pages/html_export.html, .css, .js   the page, a Jinja2 template; its looks; its program, which decodes, resizes, asks
+                                        the network and shows the answer
+    pages/html_licences.txt             the licences of the two packages from npm that the page holds
 
 LiteRT.js runs the network, the library of predict.py. libjpeg-turbo decodes a large JPEG at reduced size, as OpenCV
 does; a browser decodes it whole. Chromium's own decoder would change the probabilities of such photos by up to 0.18.
@@ -34,7 +33,7 @@ PACKAGES = {  # on npm: their files, and the SHA-512 of what `npm pack` brings
     ),
 }
 FOREIGN_IMPORT = 'import { createWasmLib } from "@litertjs/wasm-utils";'  # for loading from an address
-HERE = Path(__file__).parent
+PAGES = Path(__file__).with_name("pages")
 
 
 def read_packages(folder):
@@ -65,16 +64,16 @@ def page_of(run, metadata, files, network):
 
     loader = files["package/wasm/litert_wasm_compat_internal.js"].decode()
     library = files["package/dist/index.js"].decode().replace(FOREIGN_IMPORT, "")
-    program, style = (HERE.joinpath(f"html_export.{suffix}").read_text(encoding="utf-8") for suffix in ("js", "css"))
+    program, style = (PAGES.joinpath(f"html_export.{suffix}").read_text(encoding="utf-8") for suffix in ("js", "css"))
     parts = {"loader": loader, "program": library + program, "style": style}
-    environment = jinja2.Environment(loader=jinja2.FileSystemLoader(HERE), autoescape=True, undefined=jinja2.StrictUndefined)
+    environment = jinja2.Environment(loader=jinja2.FileSystemLoader(PAGES), autoescape=True, undefined=jinja2.StrictUndefined)
     return environment.get_template("html_export.html").render(
         parts,
         policy=security_policy([loader, parts["program"]], style),
         classes=metadata["classes"],
         about=f"Made from the run {run.parent.name}/{run.name}, network {metadata['network']}.",
         settings=settings_of(metadata),
-        licences=HERE.joinpath("html_licences.txt").read_text(encoding="utf-8"),
+        licences=PAGES.joinpath("html_licences.txt").read_text(encoding="utf-8"),
         runtime=packed(files["package/wasm/litert_wasm_compat_internal.wasm"]),
         jpeg=packed(files["package/jpeg-turbo.wasm"]),
         network=packed(network),

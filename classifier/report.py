@@ -44,7 +44,7 @@ def write_report(path, title, sections):
     from jinja2 import Environment, FileSystemLoader
     from markupsafe import Markup
 
-    folder = Path(__file__).parent
+    folder = Path(__file__).with_name("pages")
     environment = Environment(loader=FileSystemLoader(folder), autoescape=True, trim_blocks=True, lstrip_blocks=True)
     environment.filters["readable"] = readable
     environment.filters["svg_uri"] = lambda svg: data_uri(svg, "image/svg+xml")
