@@ -66,7 +66,8 @@ def page_of(run, metadata, files, network):
     library = files["package/dist/index.js"].decode().replace(FOREIGN_IMPORT, "")
     program, style = (PAGES.joinpath(f"html_export.{suffix}").read_text(encoding="utf-8") for suffix in ("js", "css"))
     parts = {"loader": loader, "program": library + program, "style": style}
-    environment = jinja2.Environment(loader=jinja2.FileSystemLoader(PAGES), autoescape=True, undefined=jinja2.StrictUndefined)
+    loader_of_pages = jinja2.FileSystemLoader(PAGES)
+    environment = jinja2.Environment(loader=loader_of_pages, autoescape=True, undefined=jinja2.StrictUndefined)
     return environment.get_template("html_export.html").render(
         parts,
         policy=security_policy([loader, parts["program"]], style),
