@@ -9,6 +9,8 @@ from classifier.runs import checkpoints_in
 from classifier.settings import AUTO, head_epochs, trains_head
 
 FINE_TUNING = {"weight_decay": 0.02, "dropout": 0.2}  # less than for a head alone: images are augmented
+# Validation accuracy of a head: at 98.9 %, dogs and cats lost by large steps; tiles (95 %) and clothes (88 %) gained.
+SUITED = 0.97
 
 
 @dataclasses.dataclass
@@ -88,13 +90,17 @@ def _fine_tuning_asked_for(settings):
     return {name: settings[name] for name in ("fine_tune", "fine_tune_epochs", "fine_tune_lr")} if asked else None
 
 
-def choose_fine_tuning(network, num_images):
-    """The settings of --fine-tune auto for a number of training images: from which layer on, for how many epochs, how fast.
+def choose_fine_tuning(network, num_images, accuracy=0.0):
+    """The settings of --fine-tune auto: from which layer on, for how many epochs, how fast.
 
-    The more images there are, the more layers they can train without being overfitted, and the fewer epochs are needed.
+    The more training images there are, the more layers they can train without being overfitted, and the fewer epochs are
+    needed. Where the head alone reaches a high validation `accuracy`, the features suit the classes already: large steps
+    would spoil them.
     """
-    layers = first_layer_of_last_sizes(network, 1 if num_images < 500 else 2)
-    return {"fine_tune": layers, "fine_tune_epochs": round(min(max(30_000 / num_images, 6), 40)), "fine_tune_lr": 3e-4}
+    suited = accuracy >= SUITED
+    layers = first_layer_of_last_sizes(network, 1 if suited or num_images < 500 else 2)
+    epochs = round(min(max(30_000 / num_images, 6), 40))
+    return {"fine_tune": layers, "fine_tune_epochs": epochs, "fine_tune_lr": 1e-4 if suited else 3e-4}
 
 
 def check_layer(settings, num_classes):

@@ -84,7 +84,7 @@ SETTINGS = {
         "weights of a pretrained network: imagenet, none, or a .h5 file of Keras"),
     "fine_tune": Setting(str, None, "network", "LAYERS",
         "then train pretrained layers, too: those from the layer of this name on; a number: the last N; auto: which layers, "
-        "how long and how fast is chosen by the number of images"),
+        "how long and how fast is chosen by the number of images and the validation accuracy of the head"),
     "fine_tune_epochs": Setting(number(int, 1), 5, "network", "N", "epochs of fine-tuning"),
     "fine_tune_lr": Setting(number(float, above=0), 1e-4, "network", "RATE", "highest learning rate of fine-tuning"),
     "dropout": Setting(number(float, 0, below=1), 0.3, "network", "P", "fraction of the features that a step drops"),

@@ -218,7 +218,8 @@ class Training:
         if self.phase.until_best and self.has_ended():
             results["head_epochs"] = self.epoch
         if self.phase.on_features and self.settings["fine_tune"] == AUTO and self.has_ended():
-            chosen = choose_fine_tuning(self.networks.whole, len(self.sets.train))
+            accuracy = self.history.selected()["val_accuracy"]
+            chosen = choose_fine_tuning(self.networks.whole, len(self.sets.train), accuracy)
             said = {name: self.settings[name] for name in chosen if self.settings[name] not in (DEFAULTS[name], AUTO)}
             results |= {"settings": self.settings | chosen | said, "fine_tune_auto": True}
         return results
