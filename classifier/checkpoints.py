@@ -6,7 +6,7 @@ import keras
 import tensorflow as tf
 
 from classifier.console import NO_DATA, UserError, describe, say
-from classifier.files import remove, replacing
+from classifier.files import make_folder, remove, replacing
 from classifier.networks import create_network, with_features
 from classifier.out_of_distribution import OutOfDistributionScore
 from classifier.runs import checkpoints_in
@@ -45,7 +45,7 @@ def _write(checkpoint, folder, number, keep):
     TensorFlow's CheckpointManager does this, too, but with a state file: damaged, that is one more way to lose a run.
     """
     try:
-        folder.mkdir(parents=True, exist_ok=True)
+        make_folder(folder)
         for leftover in folder.glob("partial-*"):  # of a process that was killed
             remove(leftover)
         with replacing(folder / f"ckpt-{number}") as partial:  # the index comes last: without it none counts

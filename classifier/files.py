@@ -2,6 +2,7 @@
 
 import contextlib
 import csv
+import errno
 import hashlib
 import io
 import os
@@ -16,21 +17,20 @@ def replacing(path):
     """Yield a path to write to; what was written then takes the place of `path`, whole, even if the machine loses power.
 
     It may be a file, a folder, or several files whose names begin with that path (TensorFlow's checkpoints): their
-    endings are kept, and they get their names in alphabetical order. A link stays a link. After an exception nothing has
-    changed. Raises OSError.
+    endings are kept, and they get their names in alphabetical order, each only when the one before has its name for good.
+    A link stays a link. After an exception the old ones are in place, or the new ones. Raises OSError.
     """
     path = Path(os.path.realpath(path))
     partial = path.with_name(f"partial-{os.getpid()}-{path.name}")
     try:
         yield partial
         for written in _written(partial):
-            for file in [written] if written.is_file() else filter(Path.is_file, written.rglob("*")):
-                with open(file, "r+b") as opened:
-                    os.fsync(opened.fileno())
+            for file in [written, *written.rglob("*")]:
+                sync(file)
             target = path.with_name(written.name.replace(partial.name, path.name, 1))
-            if target.is_dir():  # a folder that is not empty cannot be replaced
-                shutil.rmtree(target)
-            os.replace(written, target)
+            with _out_of_the_way(target):
+                os.replace(written, target)
+            sync(path.parent)
     except BaseException:
         with contextlib.suppress(OSError):
             for leftover in _written(partial):
@@ -38,11 +38,52 @@ def replacing(path):
         raise
 
 
+@contextlib.contextmanager
+def _out_of_the_way(target):
+    """Move a folder aside, for it could not be replaced, and remove it at the end; after an error, put it back."""
+    if not target.is_dir():
+        yield
+        return
+    aside = target.with_name(f"partial-{os.getpid()}-old-{target.name}")
+    os.replace(target, aside)
+    try:
+        yield
+    except BaseException:
+        os.replace(aside, target)
+        raise
+    remove(aside)
+
+
 def _written(partial):
     """What replacing() has written. It lists the folder only if it must: this user may not be allowed to."""
     if partial.exists():
         return [partial]
     return sorted(other for other in partial.parent.iterdir() if other.name.startswith(partial.name))
+
+
+def sync(path):
+    """Wait until a file, or the names in a folder, are on the disk. Raises OSError."""
+    if path.is_file():
+        with open(path, "r+b") as opened:
+            os.fsync(opened.fileno())
+        return
+    with contextlib.suppress(PermissionError):  # Windows opens no folder, and this user may not be allowed to list it
+        descriptor = os.open(path, os.O_RDONLY)
+        try:
+            os.fsync(descriptor)
+        except OSError as error:
+            if error.errno != errno.EINVAL:  # a file system that cannot do that
+                raise
+        finally:
+            os.close(descriptor)
+
+
+def make_folder(path):
+    """Make a folder, and those above it that are missing; it stays even if the machine loses power. Raises OSError."""
+    missing = [folder for folder in (path, *path.parents) if not folder.exists()]
+    path.mkdir(parents=True, exist_ok=True)
+    for folder in reversed(missing):
+        sync(folder.parent)
 
 
 def remove(path):

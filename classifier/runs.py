@@ -24,7 +24,7 @@ import re
 from pathlib import Path
 
 from classifier.console import NO_DATA, UserError, describe, say
-from classifier.files import digest_of, write_text
+from classifier.files import digest_of, make_folder, sync, write_text
 
 METADATA = "model.json"
 MIN_IMAGE_SIZE, MAX_IMAGE_SIZE = 8, 2048  # the cnn halves an image three times
@@ -42,11 +42,12 @@ EXPORTS = {  # format: file, and the packages that it needs
 def new_run(output):
     """Make the next free folder output/001, output/002, … and return it. Raises UserError if that fails."""
     try:
-        output.mkdir(parents=True, exist_ok=True)
+        make_folder(output)
         for number in itertools.count(1 + max((int(path.name) for path in runs_in(output)), default=0)):
             with contextlib.suppress(FileExistsError):  # another training may have been quicker
                 run = output / f"{number:03d}"
                 run.mkdir()
+                sync(output)
                 return run
     except OSError as error:
         raise UserError(f"cannot make a run folder ({describe(error)}): choose another --output") from None

@@ -73,25 +73,31 @@ def test_while_the_last_epoch_is_saved_another_training_is_refused_and_a_signal_
     assert_same_run("runs/001", trained)
 
 
-def test_files_are_on_the_disk_before_they_get_their_names(images, monkeypatch):
-    """Or a loss of power could leave a name with nothing in it."""
-    synced, named, unsynced, fsync, replace = set(), [], [], os.fsync, os.replace
+def test_files_and_names_are_on_the_disk_before_the_next_get_theirs(images, monkeypatch):
+    """Or a loss of power could leave a name with nothing in it, or take a new file and the one before it."""
+    synced, named, problems, changed_folders, fsync, replace = set(), [], [], set(), os.fsync, os.replace
 
     def watched_fsync(file):
-        synced.add(os.fstat(file).st_ino)
+        number = os.fstat(file).st_ino
+        synced.add(number)
+        changed_folders.discard(number)
         fsync(file)
 
     def watched_replace(source, target):
-        number = os.stat(source).st_ino
-        (named if number in synced else unsynced).append(os.path.basename(target))
+        number, folder = os.stat(source).st_ino, os.stat(os.path.dirname(target)).st_ino
+        named.append(target)
+        if number not in synced or folder in changed_folders:
+            problems.append(target)
         synced.discard(number)  # a later file may get it again
+        changed_folders.add(folder)
         replace(source, target)
 
     monkeypatch.setattr(os, "fsync", watched_fsync)
     monkeypatch.setattr(os, "replace", watched_replace)
     train(images)
     assert len(named) > 10
-    assert not unsynced
+    assert not problems
+    assert not changed_folders
 
 
 SIGNAL_AT_IMPORT = """
