@@ -28,8 +28,15 @@ def run(main):
     """Run a script's `main()` as a program of its own and leave with its exit code."""
     _prepare_streams()
     _quieten_libraries()
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(TERMINATED))
+    for signum in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(signum, _leave)
     sys.exit(exit_code_of(main))
+
+
+def _leave(signum, _):
+    """Leave because of a signal, or at the next StopRequest: imports of TensorFlow can swallow what is raised here."""
+    StopRequest.signum = signum
+    raise KeyboardInterrupt if signum == signal.SIGINT else SystemExit(TERMINATED)
 
 
 def exit_code_of(main, argv=None):
@@ -53,7 +60,7 @@ def exit_code_of(main, argv=None):
 
 
 class StopRequest:
-    """A request to stop, by SIGINT (Ctrl-C) or SIGTERM: `signum` is its number, None before there is one."""
+    """A request to stop, by SIGINT (Ctrl-C) or SIGTERM: `signum` is its number, None before there was one."""
 
     signum = None
 
