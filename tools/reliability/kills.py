@@ -98,12 +98,13 @@ def stop(trainings, kind, output, signum, code, seconds):
     if process.poll() is not None:  # it was faster this time
         sound(finish(process))
         return difference(find_run(output), trainings.undisturbed(kind)), 0.0
-    over, before = is_finished(output), cpu_seconds(process)
+    before = cpu_seconds(process)
     children = resource.getrusage(resource.RUSAGE_CHILDREN)
     process.send_signal(signum)
     finished, ended = finish(process), resource.getrusage(resource.RUSAGE_CHILDREN)
     used = ended.ru_utime + ended.ru_stime - children.ru_utime - children.ru_stime - before
-    if finished.returncode not in {code, *([0] if over else [])}:
+    # While Python ends, after all was done and said, a signal kills it: a shell gives the same code for that.
+    if finished.returncode not in ([0, code, -signum] if is_finished(output) else [code]):
         return f"after {seconds:.1f} s: exit code {finished.returncode}: {finished.stderr.strip()[-500:]}", used
     if "Traceback" in finished.stderr:
         return f"after {seconds:.1f} s: {finished.stderr.strip()[-500:]}", used
