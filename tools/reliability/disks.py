@@ -6,7 +6,7 @@ import shutil
 import numpy as np
 
 from classifier.console import FAILED, NO_DATA, say
-from classifier.runs import find_run
+from classifier.runs import LITERT, find_run
 from tests import faults
 from tools.reliability import Result
 from tools.reliability.trainings import Trainings, difference, finish, sound, start
@@ -56,7 +56,7 @@ def problem_after(flags, output, expected, faulty):
     errors = [line for line in finished.stderr.splitlines() if "error:" in line]
     if finished.returncode not in (0, FAILED) or "Traceback" in finished.stderr or len(errors) != bool(finished.returncode):
         return f"exit code {finished.returncode}: {finished.stderr.strip()[-500:]}"
-    if finished.returncode:
+    if finished.returncode or not (output / "001" / LITERT).exists():  # it went on without an export, and said so
         resumed = finish(start("train", "--resume", "--output", output))
         if resumed.returncode == NO_DATA and not any(output.glob("*/checkpoints/newest/ckpt-*.index")):
             resumed = finish(start(*flags))
