@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 from ai_edge_litert.schema_py_generated import Model
-from conftest import PROJECT, error_of, predictions, run, train
+from conftest import PROJECT, error_of, predictions, run, save, train
 from flatbuffers import encode
 from flatbuffers.number_types import UOffsetTFlags
 from flatbuffers.table import Table
@@ -90,7 +90,7 @@ def test_every_format_is_checked_and_kept(run_folder, images, name, monkeypatch)
         saved = tf.saved_model.load(str(run_folder / "saved_model"))
         got = saved.serve(pixels).numpy()
         assert "bytes of 24 JPEG and PNG files" in finished.stderr
-        assert_served_like_predictions(run_folder, images)
+        assert_served_like_predictions(saved.signatures, run_folder, images)
     elif name == "onnx":
         import onnxruntime
 
@@ -135,13 +135,13 @@ def labels_files_of(file):
     return [[each.String(each.Pos + each.Offset(4)).decode() for each in tables(output, 6)] for output in outputs]
 
 
-def assert_served_like_predictions(run_folder, images):
+def assert_served_like_predictions(signatures, run_folder, images):
     """The request that TensorFlow Serving gets, decoded as it does, is answered like predict.py does."""
-    paths = sorted(images.rglob("*.jpg"))[::5]
+    noise = save(Path("noise.png"), np.random.default_rng(0).integers(0, 256, (50, 50, 3), np.uint8))
+    paths = [*sorted(images.rglob("*.jpg"))[::5], noise]
     instances = [{"b64": base64.b64encode(path.read_bytes()).decode()} for path in paths]
     request = json.loads(json.dumps({"signature_name": "predict_files", "instances": instances}))
     data = [base64.b64decode(instance["b64"]) for instance in request["instances"]]
-    signatures = tf.saved_model.load(str(run_folder / "saved_model")).signatures
     answer = signatures[request["signature_name"]]
     (name,) = answer.structured_input_signature[1]  # with one input, an instance is its value
     answers = {key: value.numpy() for key, value in answer(**{name: tf.constant(data)}).items()}
@@ -151,6 +151,8 @@ def assert_served_like_predictions(run_folder, images):
         assert answers["probabilities"][row] == pytest.approx(list(expected["probabilities"].values()), abs=1e-5)
         assert answers["probability"][row] == pytest.approx(expected["probability"], abs=1e-5)
         assert answers["novelty"][row] == pytest.approx(expected["novelty"], abs=2e-4)
+    assert b"unknown" in answers["class"]
+    assert {b"cats", b"dogs"} & set(answers["class"])
     decoded = signatures["predict_images"](pictures=np.stack([load_image(path, 32) for path in paths]))
     np.testing.assert_allclose(decoded["probabilities"], answers["probabilities"], atol=1e-5)
     assert signatures["serving_default"].structured_input_signature[1].keys() == {"pictures"}
