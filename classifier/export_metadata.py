@@ -55,7 +55,14 @@ def described_litert(converted, metadata):
 
 
 def _model_metadata(metadata, ranks):
-    """The flatbuffer ModelMetadata; `ranks` are those of the outputs, in their order: logits have two dimensions."""
+    """The flatbuffer ModelMetadata; `ranks` are those of the outputs, in their order: logits have two dimensions.
+
+    Tables are written as {number of a field: value}, with the numbers of metadata_schema.fbs, which MediaPipe has:
+    ModelMetadata: 0 name, 1 description, 3 subgraph_metadata, 6 associated_files, 7 min_parser_version
+    SubGraphMetadata: 2 input_tensor_metadata, 3 output_tensor_metadata
+    TensorMetadata: 0 name, 1 description, 3 content, 6 associated_files
+    AssociatedFile: 0 name, 1 description, 2 type; Content: 0 type, 1 properties; ImageProperties: 0 color_space
+    """
     file = lambda name, text, kind: {0: name, 1: text, 2: kind}  # noqa: E731
     content = lambda kind, properties: {0: kind, 1: properties}  # noqa: E731
     image = {0: "image", 1: INPUT.format(metadata["image_size"]), 3: content(IMAGE_PROPERTIES, {0: RGB})}
