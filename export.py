@@ -14,7 +14,8 @@ def parse_arguments(argv):
     parser = argparse.ArgumentParser(
         description="Export a trained network into its run folder, checked against the original on real images. "
         "All formats take (n, size, size, 3) uint8 RGB and give (n, classes) float32 logits; litert, which predict.py "
-        "uses, also the out-of-distribution score of each image. html is one file that classifies images in a browser, "
+        "uses, also the out-of-distribution score of each image. savedmodel also takes the bytes of JPEG and PNG files and "
+        "gives classes and probabilities, for TensorFlow Serving. html is one file that classifies images in a browser, "
         "without a connection, with the same answers as predict.py.",
         epilog="exit codes: 0 done, 1 failed, 2 wrong usage, 3 no usable images or a bad run folder, "
         "130 interrupted, 143 terminated",

@@ -6,6 +6,7 @@ Read here how answers are printed; a run is restored and predicts in classifier/
 import argparse
 import csv
 import json
+import re
 import sys
 from pathlib import Path
 
@@ -32,6 +33,9 @@ def parse_arguments(argv):
     add("--runtime", choices=["auto", "litert", "tensorflow"], default="auto",
         help="auto (default): LiteRT, which starts sooner, if it is installed and the run's file is sound")  # fmt: skip
     add("--tta", action="store_true", help="score the mirror image too (test-time augmentation), in twice the time")
+    add("--shard", type=shard, metavar="K/N",
+        help="predict only the Kth of N shares of the images, one for each machine; the CSV of all shares, one after the "
+        "other, is the CSV of all images: the first has the header")  # fmt: skip
     add("--submission", type=Path, metavar="FILE",
         help="also write Kaggle's id,label: the probability of dog for each numbered image (1.jpg)")  # fmt: skip
     add("--copy-to", type=Path, metavar="FOLDER",
@@ -41,11 +45,21 @@ def parse_arguments(argv):
     return parser.parse_args(argv)
 
 
+def shard(text):
+    """An argparse type: "3/16" as (3, 16)."""
+    match = re.fullmatch("([0-9]{1,9})/([0-9]{1,9})", text)
+    if not match or not 1 <= int(match[1]) <= int(match[2]):
+        raise argparse.ArgumentTypeError(f"{text!r} is not K/N with K from 1 to N, such as 3/16")
+    return int(match[1]), int(match[2])
+
+
 def main(argv=None):
     """Predict, print, and return the exit code."""
     arguments = parse_arguments(argv)
     if arguments.link and not arguments.copy_to:
         raise UserError("--link needs --copy-to FOLDER", USAGE)
+    if arguments.shard and arguments.submission:
+        raise UserError("--submission needs all images, not a --shard of them", USAGE)
     from classifier.inference import Classifier, list_images
 
     paths = list_images(arguments.paths)
@@ -53,6 +67,8 @@ def main(argv=None):
         from classifier.sorting import outside, sorting
 
         paths = outside(paths, arguments.copy_to)
+    number, shards = arguments.shard or (1, 1)
+    paths = paths[len(paths) * (number - 1) // shards : len(paths) * number // shards]
     classifier = Classifier(arguments.model, arguments.runtime)
     answers = classifier.predict(paths, arguments.tta, arguments.min_confidence or 0.0)
     if arguments.copy_to:
@@ -62,13 +78,13 @@ def main(argv=None):
 
         submission = Submission(arguments.submission, paths, classifier.metadata)
         answers = list(answers)
-    failed = PRINTERS[arguments.format](answers, classifier.classes, arguments.top)
+    failed = PRINTERS[arguments.format](answers, classifier.classes, arguments.top, header=number == 1)
     if arguments.submission:
         submission.write(answers)
     return FAILED if failed else DONE
 
 
-def print_text(answers, classes, top):
+def print_text(answers, classes, top, header):
     """A line for each image, the most likely classes first: `photo.jpg: dog 97.3%, cat 2.7%`. Returns how many failed."""
     failed = 0
     for answer in answers:
@@ -81,11 +97,12 @@ def print_text(answers, classes, top):
     return failed
 
 
-def print_csv(answers, classes, top):
+def print_csv(answers, classes, top, header):
     """A row for each image that could be read: path,class,probability, a column for each class. Returns how many failed."""
     failed = 0
     table = csv.writer(sys.stdout, lineterminator="\n")
-    table.writerow(["path", "class", "probability", *classes])
+    if header:
+        table.writerow(["path", "class", "probability", *classes])
     for answer in answers:
         if answer.reason:
             failed += 1
@@ -95,7 +112,7 @@ def print_csv(answers, classes, top):
     return failed
 
 
-def print_json(answers, classes, top):
+def print_json(answers, classes, top, header):
     """A list with an object for each image, with an error for those that could not be read. Returns how many failed."""
     objects, failed = [], 0
     for answer in answers:

@@ -12,12 +12,14 @@ import tensorflow as tf
 from classifier import html_export
 from classifier.checkpoints import load_network
 from classifier.console import NO_DATA, UserError, say
+from classifier.export_metadata import describe_onnx, described_litert
 from classifier.files import digest_of, replacing
-from classifier.images import decode_batches
+from classifier.images import decode_batches, read_file
 from classifier.inference import litert_problem, load_litert
 from classifier.metrics import log_softmax
 from classifier.networks import compile_outputs
 from classifier.runs import EXPORTS, missing_packages, network_digest, write_metadata
+from classifier.serving import SERVED, write_saved_model
 
 TOLERANCE = 1e-4  # of a probability; int8 is checked by its accuracy
 MOST_IMAGES = 1000
@@ -50,12 +52,12 @@ def export(run, metadata, name, paths, labels, target=None):
     packages = html_export.read_packages(run.parent / ".cache") if name == "html" else None
     chosen = np.random.default_rng(0).permutation(len(paths))[:MOST_IMAGES]
     paths, labels = [paths[i] for i in chosen], np.asarray(labels)[chosen]
-    network = load_network(run, metadata, with_ood=name in ("litert", "html"))
+    network = load_network(run, metadata, with_ood=name in ("litert", "html", "savedmodel"))
     decode = functools.partial(decode_batches, image_size=metadata["image_size"], fit=metadata["fit"])
     with replacing(target) as partial:
         with contextlib.redirect_stdout(io.StringIO()), warnings.catch_warnings():  # converters print much
             warnings.simplefilter("ignore")
-            converted = CONVERTERS[name](network, lambda: decode(paths[:200]), partial)
+            converted = CONVERTERS[name](network, metadata, lambda: decode(paths[:200]), partial)
         difference = compare(name, compile_outputs(network), converted, decode(paths), labels)
         if name != "litert-int8" and not difference <= TOLERANCE:  # NaN is no agreement
             raise UserError(f"{target.name} is not kept: its probabilities differ by more than {TOLERANCE}")
@@ -88,48 +90,76 @@ def compare(name, original, converted, batches, labels):
     return difference
 
 
+def compare_files(saved, batches):
+    """Compare what a SavedModel answers to the bytes of files and to their decoded images.
+
+    `batches`: see decode_batches(). Returns (the largest difference of a probability, files compared, files refused).
+    """
+    largest, scored, refused = 0.0, 0, 0
+    for paths, reasons, images in batches:
+        usable = (path for path, reason in zip(paths, reasons, strict=True) if reason is None)
+        for path, image in zip(usable, images, strict=True):
+            data = read_file(path)
+            if not data.startswith(SERVED):
+                continue
+            try:
+                got = saved.signatures["predict_files"](image_bytes=tf.constant([data]))
+            except tf.errors.OpError:  # its decoders are not quite those of OpenCV
+                refused += 1
+                continue
+            expected = saved.signatures["predict_images"](pictures=tf.constant(image[None]))
+            largest = max(largest, float(np.abs(got["probabilities"] - expected["probabilities"]).max()))
+            scored += 1
+    return largest, scored, refused
+
+
 def logits_of(outputs):
     """The logits alone, of a network with or without OOD scores."""
     return outputs[0] if isinstance(outputs, tuple) else outputs
 
 
-# Each converter writes a network to `path` and returns `outputs(images)` of the written file. `sample()`
-# gives some images: see decode_batches().
+# Each converter writes a network to `path`, with what `metadata` says of it, and returns `outputs(images)` of the written
+# file. `sample()` gives some images: see decode_batches().
 
 
-def convert_litert(network, sample, path, int8=False):
+def convert_litert(network, metadata, sample, path, int8=False):
     """LiteRT in float32, or with weights and feature maps in 8 bits, their ranges measured on some images."""
     converter = tf.lite.TFLiteConverter.from_keras_model(network)
     if int8:
         converter.optimizations = [tf.lite.Optimize.DEFAULT]
         converter.representative_dataset = lambda: ([image[None]] for _, _, images in sample() for image in images)
-    path.write_bytes(converter.convert())
+    path.write_bytes(described_litert(converter.convert(), metadata))
     return load_litert(path)[0]
 
 
-def convert_html(network, sample, path):
+def convert_html(network, metadata, sample, path):
     """LiteRT for one image at a time, all that LiteRT.js can run; export() then makes the page that holds it."""
     image = keras.Input(batch_shape=(1, *network.input_shape[1:]), dtype="uint8")
-    outputs = convert_litert(keras.Model(image, network(image)), sample, path)
+    outputs = convert_litert(keras.Model(image, network(image)), metadata, sample, path)
     return lambda images: np.concatenate([logits_of(outputs(image[None])) for image in images])
 
 
-def convert_onnx(network, sample, path):
+def convert_onnx(network, metadata, sample, path):
     """ONNX, run by onnxruntime."""
     import onnxruntime
     import tf2onnx
 
     signature = [tf.TensorSpec((None, *network.input_shape[1:]), tf.uint8, name="pictures")]
     graph = tf.function(lambda images: network(images, training=False), input_signature=signature)
-    tf2onnx.convert.from_function(graph, input_signature=signature, opset=17, output_path=str(path))
+    model, _ = tf2onnx.convert.from_function(graph, input_signature=signature, opset=17)
+    describe_onnx(model, metadata)
+    path.write_bytes(model.SerializeToString())
     session = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
     return lambda images: session.run(None, {"pictures": images})[0]
 
 
-def convert_savedmodel(network, sample, path):
-    """TensorFlow's SavedModel; its signature is `serve`."""
-    network.export(str(path), verbose=False)
+def convert_savedmodel(network, metadata, sample, path):
+    """TensorFlow's SavedModel, for serving; also what it makes of the bytes of files is compared."""
+    write_saved_model(network, metadata, path)
     saved = tf.saved_model.load(str(path))
+    difference, scored, refused = compare_files(saved, sample())
+    say(f"savedmodel: from the bytes of {scored} JPEG and PNG files, probabilities differ by at most {difference:.2g}"
+        f"{f'; it refuses {refused} others' if refused else ''}")  # fmt: skip
     return lambda images: saved.serve(images).numpy()
 
 

@@ -1,14 +1,21 @@
 """Exported networks, and prediction without TensorFlow."""
 
+import base64
+import json
 import shutil
 import subprocess
 import sys
+import zipfile
 from pathlib import Path
 
 import numpy as np
 import pytest
 import tensorflow as tf
-from conftest import PROJECT, error_of, predictions, run, train
+from ai_edge_litert.schema_py_generated import Model
+from conftest import PROJECT, error_of, predictions, run, save, train
+from flatbuffers import encode
+from flatbuffers.number_types import UOffsetTFlags
+from flatbuffers.table import Table
 from run_folders import assert_runtimes_agree, change_metadata, damage, metadata_of, newest_checkpoint
 
 from classifier import exporting
@@ -82,14 +89,73 @@ def test_every_format_is_checked_and_kept(run_folder, images, name, monkeypatch)
     if name == "savedmodel":
         saved = tf.saved_model.load(str(run_folder / "saved_model"))
         got = saved.serve(pixels).numpy()
+        assert "bytes of 24 JPEG and PNG files" in finished.stderr
+        assert_served_like_predictions(saved.signatures, run_folder, images)
     elif name == "onnx":
         import onnxruntime
 
-        got = onnxruntime.InferenceSession(str(run_folder / "model.onnx")).run(None, {"pictures": pixels})[0]
+        session = onnxruntime.InferenceSession(str(run_folder / "model.onnx"))
+        got = session.run(None, {"pictures": pixels})[0]
+        assert_described(session.get_modelmeta().custom_metadata_map, run_folder)
     else:
         file = run_folder / ("model.tflite" if name == "litert" else "model_int8.tflite")
         got = exporting.logits_of(load_litert(file)[0](pixels))
+        with zipfile.ZipFile(file) as archive:
+            assert archive.read("labels.txt") == b"cats\ndogs\n"
+            assert_described(json.loads(archive.read("description.json")), run_folder)
+        assert labels_files_of(file) == ([[], ["labels.txt"]] if name == "litert" else [["labels.txt"]])
     np.testing.assert_allclose(got, expected, atol=0.2 if name == "litert-int8" else 1e-4)
+
+
+def assert_described(description, run_folder):
+    """The description in an exported file is that of the run; in ONNX, all but text is JSON."""
+    metadata = metadata_of(run_folder)
+    value = lambda name: json.loads(description[name]) if isinstance(description[name], str) else description[name]  # noqa: E731
+    for name in ("classes", "image_size", "temperature"):
+        assert value(name) == metadata[name]
+    assert value("ood_threshold") == metadata["novelty"]["limit"]
+    assert "RGB" in description["input"]
+
+
+def labels_files_of(file):
+    """The names of the files with labels for each output of a LiteRT file, as other programs find them."""
+    model = Model.GetRootAs(file.read_bytes())
+    entries = {model.Metadata(i).Name(): model.Buffers(model.Metadata(i).Buffer()) for i in range(model.MetadataLength())}
+    data = entries[b"TFLITE_METADATA"].DataAsNumpy().tobytes()
+    assert data[4:8] == b"M001"
+
+    def tables(table, number):
+        """Those in the vector that is a field of a table."""
+        offset = table.Offset(4 + 2 * number)
+        count = table.VectorLen(offset) if offset else 0
+        return [Table(data, table.Indirect(table.Vector(offset) + 4 * i)) for i in range(count)]
+
+    (graph,) = tables(Table(data, encode.Get(UOffsetTFlags.packer_type, data, 0)), 3)
+    outputs = tables(graph, 3)
+    return [[each.String(each.Pos + each.Offset(4)).decode() for each in tables(output, 6)] for output in outputs]
+
+
+def assert_served_like_predictions(signatures, run_folder, images):
+    """The request that TensorFlow Serving gets, decoded as it does, is answered like predict.py does."""
+    noise = save(Path("noise.png"), np.random.default_rng(0).integers(0, 256, (50, 50, 3), np.uint8))
+    paths = [*sorted(images.rglob("*.jpg"))[::5], noise]
+    instances = [{"b64": base64.b64encode(path.read_bytes()).decode()} for path in paths]
+    request = json.loads(json.dumps({"signature_name": "predict_files", "instances": instances}))
+    data = [base64.b64decode(instance["b64"]) for instance in request["instances"]]
+    answer = signatures[request["signature_name"]]
+    (name,) = answer.structured_input_signature[1]  # with one input, an instance is its value
+    answers = {key: value.numpy() for key, value in answer(**{name: tf.constant(data)}).items()}
+    for row, expected in enumerate(predictions(run_folder, *paths).values()):
+        assert answers["class"][row].decode() == expected["class"]
+        assert [each.decode() for each in answers["classes"][row]] == list(expected["probabilities"])
+        assert answers["probabilities"][row] == pytest.approx(list(expected["probabilities"].values()), abs=1e-5)
+        assert answers["probability"][row] == pytest.approx(expected["probability"], abs=1e-5)
+        assert answers["novelty"][row] == pytest.approx(expected["novelty"], abs=2e-4)
+    assert b"unknown" in answers["class"]
+    assert {b"cats", b"dogs"} & set(answers["class"])
+    decoded = signatures["predict_images"](pictures=np.stack([load_image(path, 32) for path in paths]))
+    np.testing.assert_allclose(decoded["probabilities"], answers["probabilities"], atol=1e-5)
+    assert signatures["serving_default"].structured_input_signature[1].keys() == {"pictures"}
 
 
 def test_a_converter_that_fails_costs_nothing_but_its_file(images, photo, monkeypatch):

@@ -45,6 +45,19 @@ def test_csv_and_json_tell_the_same(trained, images):
         assert float(row["dogs"]) == pytest.approx(prediction["probabilities"]["dogs"], rel=1e-5)
 
 
+def test_shards_together_are_the_whole(trained, images):
+    predict = ("predict", "--model", trained, "--format", "csv", images)
+    whole = run(*predict).stdout
+    for shards in (5, 30):  # of 24 images: unequal shares, and empty ones
+        parts = [run(*predict, "--shard", f"{k + 1}/{shards}").stdout for k in range(shards)]
+        assert "".join(parts) == whole
+        assert sorted({part.count(".jpg") for part in parts}) == ([4, 5] if shards == 5 else [0, 1])
+    for wrong in ("0/3", "4/3", "1/0", "3", "a/b"):
+        assert "such as 3/16" in run(*predict, "--shard", wrong, code=2).stderr
+    refused = run(*predict, "--shard", "1/2", "--submission", "submission.csv", code=2)
+    assert "--submission needs all images" in error_of(refused)
+
+
 def test_paths_on_standard_input_and_some_that_cannot_be_predicted(trained, images, photo):
     paths = [str(photo), str(images / "cats/cats_3.jpg")]
     assert list(predictions(trained, "-", text="\n".join(paths) + "\n")) == paths

@@ -1,0 +1,81 @@
+"""What a SavedModel makes of the bytes of files, with TensorFlow's operations, is what predict.py makes of the files."""
+
+import struct
+import zlib
+
+import cv2
+import numpy as np
+import pytest
+import tensorflow as tf
+from conftest import DRAWING, REAL_DATA, encoded, exif, needs_real_data
+
+from classifier.images import BadImageError, decode_image
+from classifier.serving import decode
+
+SIZE = 32
+
+
+def decoder(fit):
+    """decode() as a graph, as in a SavedModel."""
+    return tf.function(lambda data: decode(data, SIZE, fit), input_signature=[tf.TensorSpec((), tf.string)])
+
+
+def assert_same_pixels(graph, data, fit, what):
+    """OpenCV may round a few otherwise on other processors."""
+    difference = np.abs(graph(data).numpy().astype(int) - decode_image("", data, SIZE, fit))
+    assert difference.max() <= 1, what
+    assert (difference > 0).mean() < 0.01, what
+
+
+def with_exif(png, orientation):
+    """A PNG with an eXIf chunk, which says which side is up, high bytes first."""
+    chunk = b"eXIfMM\0*" + struct.pack(">IHHHIHHI", 8, 1, 0x112, 3, 1, orientation, 0, 0)
+    return png[:33] + struct.pack(">I", len(chunk) - 4) + chunk + struct.pack(">I", zlib.crc32(chunk)) + png[33:]
+
+
+@pytest.mark.parametrize("fit", ["squash", "crop", "pad"])
+def test_the_graph_makes_the_same_pixels(fit):
+    graph = decoder(fit)
+    for shape in [(20, 17), (45, 50), (64, 64), (96, 96), (192, 192), (64, 100), (70, 130), (300, 500), (33, 90), (1, 3)]:
+        image = cv2.resize(DRAWING, shape[::-1], interpolation=cv2.INTER_CUBIC)
+        for suffix in (".jpg", ".png"):
+            assert_same_pixels(graph, encoded(suffix, image), fit, (shape, suffix))
+    jpeg, png = encoded(".jpg"), encoded(".png")
+    other = b"\xff\xe1\0\x08http\0\0"
+    for orientation in range(10):
+        segment = exif(orientation)
+        second = jpeg[:2] + other + b"\xff" + segment + jpeg[2:]  # behind another one, and a byte of padding
+        for data in (jpeg[:2] + segment + jpeg[2:], second, with_exif(png, orientation)):
+            assert_same_pixels(graph, data, fit, orientation)
+    assert_same_pixels(graph, encoded(".jpg", DRAWING[:, :, 0]), fit, "grey")
+    deep = np.dstack([DRAWING, DRAWING[:, :, 0]]).astype(np.uint16) * 257
+    assert_same_pixels(graph, cv2.imencode(".png", deep)[1].tobytes(), fit, "16 bits, transparent")
+    for damaged in (exif(6)[:14], exif(6)[:27], exif(6).replace(b"*", b"+"), exif(6).replace(b"Exif", b"Exit")):
+        damaged = damaged[:2] + struct.pack(">H", len(damaged) - 2) + damaged[4:]
+        assert_same_pixels(graph, jpeg[:2] + damaged + jpeg[2:], fit, damaged)
+
+
+def test_the_graph_refuses_what_it_cannot_decode():
+    graph, jpeg, png = decoder("squash"), encoded(".jpg"), encoded(".png")
+    huge = png[:16] + struct.pack(">II", 100_000, 100_000) + png[24:29]
+    huge += struct.pack(">I", zlib.crc32(huge[12:])) + png[33:]
+    frame = jpeg.index(b"\xff\xc0") + 5
+    for bad in (b"", b"text", jpeg[:9], jpeg[: len(jpeg) // 2], png[:20], png[:200], encoded(".bmp")):
+        with pytest.raises(tf.errors.InvalidArgumentError):
+            graph(bad)
+    for bad in (huge, jpeg[:frame] + struct.pack(">HH", 60_000, 60_000) + jpeg[frame + 4 :]):
+        with pytest.raises(tf.errors.InvalidArgumentError, match="more than .* pixels"):
+            graph(bad)
+
+
+@needs_real_data
+def test_real_files_become_the_same_pixels():
+    graph, scored = decoder("squash"), 0
+    for path in [*REAL_DATA.glob("exif_orientation/**/*.jpg"), *REAL_DATA.glob("pngsuite/**/*.png")]:
+        try:
+            decode_image(path, path.read_bytes(), SIZE)
+        except BadImageError:
+            continue
+        assert_same_pixels(graph, path.read_bytes(), "squash", path)
+        scored += 1
+    assert scored > 150
