@@ -20,6 +20,7 @@ class Disk:
 
     def apply(self, change):
         """Make a change; one that a real disk would have refused is none."""
+        self._contents.clear()
         getattr(self, f"_{change.kind}")(change)
 
     @property

@@ -22,19 +22,19 @@ def check(folder, short, seed):
     A state is what was synced, and any part of what was not: see Disk. Resumed, the run must end like the one that nothing
     disturbed, bit for bit; or, before anything of it was saved, it can be begun again.
     """
-    rng, trainings = np.random.default_rng(seed), Trainings(folder)
-    for kind, most in ({"cnn": 12} if short else {"cnn": 600, "resnet": 100, "fine-tuning": 50}).items():
+    trainings = Trainings(folder)
+    for kind, most in ({"cnn": 12} if short else {"cnn": 200, "resnet": 60, "fine-tuning": 40}).items():
         expected, output = trainings.undisturbed(kind), folder / "disk" / "runs"
         output.parent.mkdir()
         flags = [*trainings.flags(kind), "--output", output]
         watched = faults.environment(output.parent, log=folder / "log")
         sound(finish(start("train", *flags, "--save-minutes", 0 if kind == "cnn" else 5, env=watched)))
         changes = faults.read_log(folder / "log")
-        states = list(distinct_states(changes, output.parent, rng, len(changes) // most + 1 if short else 1))
         (folder / "log").unlink()
-        tried = [states[k] for k in np.linspace(0, len(states) - 1, most).astype(int)]
-        failed = 0
-        for number, files in tried:
+        states = lambda: distinct_states(changes, output.parent, seed, len(changes) // most + 1)  # noqa: E731, B023
+        count, failed = sum(1 for _ in states()), 0
+        chosen = set(np.linspace(0, count - 1, most).astype(int))
+        for number, files in itertools.compress(states(), (k in chosen for k in range(count))):
             shutil.rmtree(output.parent)
             Disk.write(files, output.parent)
             saves = [change for change in changes[:number] if change.kind == "rename" and SAVE.search(change.other)]
@@ -44,12 +44,12 @@ def check(folder, short, seed):
                 Disk.write(files, folder / f"{kind} cut after change {number}, {failed}")
                 say(f"power cut after change {number} of {kind}: {problem}")
         shutil.rmtree(output.parent)
-        yield Result(f"power cut while training ({kind}), at {len(changes)} places: states of the disk", len(tried), failed)
+        yield Result(f"power cut while training ({kind}), at {len(changes)} places: states of the disk", len(chosen), failed)
 
 
-def distinct_states(changes, root, rng, every=1):
+def distinct_states(changes, root, seed, every=1):
     """Yield (number, files) of all states of a disk after a cut behind change `number`, one in `every`, each state once."""
-    disk, seen = Disk(root), set()
+    disk, seen, rng = Disk(root), set(), np.random.default_rng(seed)
     for number, change in enumerate(changes, 1):
         disk.apply(change)
         if number % every:
