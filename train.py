@@ -13,7 +13,7 @@ from pathlib import Path
 from classifier import console
 from classifier.console import PROJECT, UserError
 from classifier.files import locked
-from classifier.runs import checkpoints_in, find_run, new_run, read_metadata, write_metadata
+from classifier.runs import checkpoints_in, find_run, new_run, read_metadata, selected_digest, write_metadata
 from classifier.settings import (
     DEFAULTS,
     add_flags,
@@ -274,7 +274,7 @@ def finish(run, metadata, training):
             training.networks.average, training.sets, metadata["image_size"], training.phase.on_features
         )
     save_ood(run, ood, training.history.selected()["epoch"])
-    metadata |= fitted | {"finished": True}
+    metadata |= fitted | {"finished": True, "selected_digest": selected_digest(run)}
     write_metadata(run, metadata)
     export_for_prediction(run, metadata, training.sets.valid)
     return confusion

@@ -6,6 +6,7 @@ import json
 import math
 import os
 import time
+import zlib
 from pathlib import Path
 
 import cv2
@@ -24,8 +25,8 @@ def cached_rows(path, row_shape, dtype, make):
     """(rows, index): the rows, (n, *row_shape), are a memory map of the file `path`.
 
     If that file is missing or not whole, `make(write)` computes the rows, passes them to write() in arrays of any number,
-    and returns the index: all else that is known of them, JSON data. The index is written last, with a digest:
-    without it the file does not count. If index["temporary"] is true, it is not kept.
+    and returns the index: all else that is known of them, JSON data. The index is written last, with a digest and the
+    checksum of the rows: without it the file does not count. If index["temporary"] is true, it is not kept.
     Raises OSError if the file cannot be written.
     """
     index_path = path.with_suffix(".json")
@@ -33,11 +34,15 @@ def cached_rows(path, row_shape, dtype, make):
         digest, text = index_path.read_text().split("\n", 1)
         kept = json.loads(text) if digest == digest_of(text.encode()) else {}
         rows = _map_rows(path, (kept["rows"], *row_shape), dtype)
+        if checksum_of(path) != kept["checksum"]:
+            raise ValueError(f"{path} was changed")
         for used in (path, index_path):
             os.utime(used)
         return rows, kept["index"]
-    except (OSError, ValueError, KeyError, TypeError):
+    except FileNotFoundError:
         pass
+    except (OSError, ValueError, KeyError, TypeError):
+        say(f"warning: {path} is damaged, or of an earlier version: it is made anew")
     path.parent.mkdir(parents=True, exist_ok=True)
     _remove_unused(path.parent)
     with replacing(path) as partial, open(partial, "wb") as file:
@@ -46,10 +51,19 @@ def cached_rows(path, row_shape, dtype, make):
         count = file.tell() // (math.prod(row_shape) * np.dtype(dtype).itemsize)
     rows = _map_rows(path, (count, *row_shape), dtype)
     if not (index and index.get("temporary")):
-        text = json.dumps({"rows": count, "index": index})
+        text = json.dumps({"rows": count, "checksum": checksum_of(path), "index": index})
         with contextlib.suppress(OSError), replacing(index_path) as partial:  # without it, later runs compute it again
             partial.write_text(f"{digest_of(text.encode())}\n{text}")
     return rows, index
+
+
+def checksum_of(path):
+    """The CRC-32 of a file, which finds damage, not intent. It takes about 0.4 s for 14,000 images of 128 pixels."""
+    checksum = 0
+    with open(path, "rb") as file:
+        while part := file.read(1 << 20):
+            checksum = zlib.crc32(part, checksum)
+    return checksum
 
 
 def _map_rows(path, shape, dtype):

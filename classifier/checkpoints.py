@@ -9,7 +9,7 @@ from classifier.console import NO_DATA, UserError, describe, say
 from classifier.files import make_folder, remove, replacing
 from classifier.networks import create_network, with_features
 from classifier.out_of_distribution import OutOfDistributionScore
-from classifier.runs import checkpoints_in
+from classifier.runs import METADATA, checkpoints_in, selected_digest
 
 
 class Saver:
@@ -99,7 +99,7 @@ def _restore_older_cnn(prefix, network, trained=None, **others):
 
 
 def load_selected(run, network):
-    """Load the selected weights of a run, or its newest where those cannot be read.
+    """Load the selected weights of a run, or its newest where those cannot be read. Returns the path prefix of what it used.
 
     Raises UserError with exit code 3 for a folder that has no sound checkpoint.
     """
@@ -110,6 +110,7 @@ def load_selected(run, network):
     used = _restore_first_sound(tf.train.Checkpoint(network=network), prefixes)
     if used != prefixes[0]:
         say(f"using checkpoint {used} instead")
+    return used
 
 
 def save_ood(run, ood, number):
@@ -121,7 +122,11 @@ def load_trained_network(run, metadata):
     """Rebuild the network of a run as it was trained, see create_network(); raises what load_selected() does."""
     size, num_classes = metadata["image_size"], len(metadata["classes"])
     network = create_network(metadata["network"], size, num_classes, feature_scales=metadata["feature_scales"])
-    load_selected(run, network)
+    used = load_selected(run, network)
+    recorded = metadata.get("selected_digest") if metadata["finished"] else None  # earlier runs have none
+    if recorded and used.parent.name == "best" and recorded != selected_digest(run):
+        problem = f"{used} and {run / METADATA} are not of the same training"
+        raise UserError(f"{problem}: restore them, or use another run", NO_DATA)
     return network
 
 

@@ -4,9 +4,11 @@ import csv
 import math
 
 from classifier.console import NO_DATA, UserError
-from classifier.files import csv_text, write_text
+from classifier.files import csv_text, digest_of, write_text
+from classifier.runs import METADATA
 
 FIGURES = ["loss", "accuracy", "val_loss", "val_accuracy", "seconds", "pictures_per_second"]
+RESULTS = ["epoch", "loss", "accuracy", "val_loss", "val_accuracy"]
 COLUMNS = ["epoch", *FIGURES, "learning_rate"]  # at the end of the epoch; None where earlier runs did not record it
 
 
@@ -28,6 +30,11 @@ def read_history(run):
         raise UserError(f"{path} is damaged: restore it, or start a new run", NO_DATA) from None
 
 
+def digest_of_rows(rows):
+    """A digest of rows of a history, without how long the epochs took."""
+    return digest_of(str([[row[name] for name in RESULTS] for row in rows]).encode())
+
+
 class History:
     """The rows of a run's history.csv: dictionaries with the keys COLUMNS, one for each epoch."""
 
@@ -38,9 +45,22 @@ class History:
         Raises UserError if the file does not have these rows.
         """
         self._path, self._validation_size, self._head_epochs = run / "history.csv", validation_size, head_epochs
-        self.rows = read_history(run)[:epochs]
+        self._read = read_history(run)
+        self.rows = self._read[:epochs]
         if [row["epoch"] for row in self.rows] != list(range(1, epochs + 1)):
             raise UserError(f"{self._path} does not have a row for each of {epochs} epochs: start a new run", NO_DATA)
+
+    def check(self, metadata):
+        """Raise UserError if the metadata is not of the run that this history is of; see digest()."""
+        epochs = metadata.get("epochs", 0)
+        recorded = metadata.get("history_digest")  # earlier runs have none
+        if recorded and len(self._read) >= epochs and digest_of_rows(self._read[:epochs]) != recorded:
+            problem = f"{self._path} and {METADATA} are not of the same training"
+            raise UserError(f"{problem}, or one of them was changed: restore them, or start a new run", NO_DATA)
+
+    def digest(self):
+        """Identifies all that the history says, but for times, which are others if an epoch is done again."""
+        return digest_of_rows(self.rows)
 
     def append(self, row):
         """Add the row of an epoch and save the file."""

@@ -85,18 +85,26 @@ def checkpoints_in(folder):
 
 
 def write_metadata(run, metadata):
-    """Write the metadata, whole or not at all."""
-    write_text(run / METADATA, json.dumps(metadata, indent=2) + "\n")
+    """Write the metadata, whole or not at all, with a digest that shows any change."""
+    metadata = json.loads(json.dumps(metadata))  # as it will be read
+    write_text(run / METADATA, json.dumps(metadata | {"digest": _digest_of_metadata(metadata)}, indent=2) + "\n")
+
+
+def _digest_of_metadata(metadata):
+    return digest_of(json.dumps(metadata, sort_keys=True).encode())
 
 
 def read_metadata(run):
     """The metadata of a run, a dictionary. Raises UserError if there is none, or it is damaged."""
     try:
         metadata = json.loads((run / METADATA).read_text(encoding="utf-8"))
+        digest = metadata.pop("digest", None)  # earlier runs had none
+        is_whole = digest is None or digest == _digest_of_metadata(metadata)
         metadata = {"fit": "squash", "feature_scales": 1} | metadata  # earlier runs had no other
         classes, size = metadata["classes"], metadata["image_size"]
         sound = (
-            isinstance(classes, list)
+            is_whole
+            and isinstance(classes, list)
             and len({name.encode(errors="surrogateescape") for name in classes}) == len(classes) >= 2
             and type(size) is int
             and MIN_IMAGE_SIZE <= size <= MAX_IMAGE_SIZE
@@ -121,6 +129,12 @@ def read_metadata(run):
 
 def _is_positive(number):
     return isinstance(number, float) and 0 < number < math.inf
+
+
+def selected_digest(run):
+    """Identifies the selected weights of a run: a checkpoint's index has a checksum of every tensor. None without any."""
+    prefixes = checkpoints_in(run / "checkpoints" / "best")
+    return digest_of(Path(f"{prefixes[0]}.index").read_bytes()) if prefixes else None
 
 
 def network_digest(run, metadata):

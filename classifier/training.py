@@ -75,6 +75,7 @@ class Training:
 
     def __init__(self, run, metadata, sets, phase):
         self.run, self.sets, self.settings, self.phase = run, sets, metadata["settings"], phase
+        self._metadata = metadata
         self._head_epochs = head_epochs(metadata, self.settings) if metadata["feature_scales"] > 1 else 0
         self.batch_size = min(self.settings["batch_size"], len(sets.train))
         if self.batch_size < self.settings["batch_size"]:
@@ -112,6 +113,7 @@ class Training:
         # As many images of equal weight would be as informative (Kish's effective sample size).
         effective_size = len(self.sets.valid) ** 2 / (self.valid_weights[self.sets.valid.labels] ** 2).sum()
         self.history = History(self.run, self.epoch, effective_size, self._head_epochs)
+        self.history.check(self._metadata)
 
     def extract_features(self):
         """From now on train and validate on features, if the phase trains only the head."""
@@ -214,7 +216,7 @@ class Training:
 
     def results(self):
         """What the metadata records of the training so far."""
-        results = {"epochs": self.epoch, "best": self.history.selected()}
+        results = {"epochs": self.epoch, "best": self.history.selected(), "history_digest": self.history.digest()}
         if self.phase.until_best and self.has_ended():
             results["head_epochs"] = self.epoch
         if self.phase.on_features and self.settings["fine_tune"] == AUTO and self.has_ended():

@@ -19,8 +19,9 @@ def metadata_of(run_folder):
 
 
 def change_metadata(run_folder, **changes):
-    """Change entries of a run's metadata, or remove those that become None."""
-    metadata = {name: value for name, value in (metadata_of(run_folder) | changes).items() if value is not None}
+    """Change entries of a run's metadata, or remove those that become None, as an earlier version would write it."""
+    metadata = metadata_of(run_folder) | changes | {"digest": None}
+    metadata = {name: value for name, value in metadata.items() if value is not None}
     Path(run_folder, "model.json").write_text(json.dumps(metadata))
 
 

@@ -16,6 +16,7 @@ from run_folders import assert_same_run, change_metadata, damage, history_of, me
 from classifier import cpu
 from classifier.checkpoints import load_selected
 from classifier.networks import create_network
+from classifier.runs import read_metadata, write_metadata
 from classifier.training import Training
 
 LONGER = (*QUICK, "--data-dir", PROJECT / "training_data", "--limit-per-class", 60, "--batch-size", 2, "--epochs", 8)
@@ -147,6 +148,21 @@ def test_resume_refuses_other_settings_other_images_and_a_run_that_has_lost_a_pa
     assert "not those" in error_of(run(*resume, "--epochs", 4, code=3))
 
 
+def test_files_of_another_run_or_with_other_figures_are_noticed(run_folder, photo):
+    resume, history = ("train", "--resume", run_folder, "--epochs", 3), run_folder / "history.csv"
+    text, metadata = history.read_text(), read_metadata(run_folder)
+    history.write_text(text.replace("0.6", "0.5", 1))
+    assert "are not of the same training" in error_of(run(*resume, code=3))
+    history.write_text(text)
+    predict = ("predict", "--model", run_folder, "--runtime", "tensorflow", photo)
+    write_metadata(run_folder, metadata | {"selected_digest": "that of another run"})
+    assert "are not of the same training" in error_of(run(*predict, code=3))
+    write_metadata(run_folder, metadata)
+    card = (run_folder / "model.json").read_text()
+    (run_folder / "model.json").write_text(card.replace(f'"temperature": {metadata["temperature"]}', '"temperature": 1.5'))
+    assert "model.json is damaged" in error_of(run(*predict, code=3))
+
+
 FILL_THE_DISK = """
 import os, subprocess, sys
 train, predict, trained, photo = sys.argv[1:]
@@ -224,5 +240,6 @@ def test_a_run_of_before_pooling_came_last_predicts(run_folder, photo):
     load_selected(run_folder, network)
     older.set_weights(network.get_weights())
     tf.train.Checkpoint(network=older).write(str(newest_checkpoint(run_folder, "best")))
+    change_metadata(run_folder, selected_digest=None, history_digest=None)  # as it was then
     got = predictions(run_folder, photo, "--runtime", "tensorflow")[str(photo)]["probabilities"]
     assert got == pytest.approx(expected, abs=1e-5)

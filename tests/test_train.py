@@ -1,6 +1,7 @@
 """train.py as a user runs it, from beginning to end."""
 
 import fcntl
+import json
 import os
 import re
 import resource
@@ -11,9 +12,11 @@ import sys
 import numpy as np
 import pytest
 from conftest import PROJECT, draw_images, error_of, predictions, run, train
-from run_folders import assert_same_run, history_of, metadata_of
+from run_folders import assert_same_run, damage, history_of, metadata_of
 
 from classifier import cpu
+from classifier.cache import checksum_of
+from classifier.files import digest_of
 from classifier.history import History
 from dataset import read_train_sets
 
@@ -114,15 +117,23 @@ def test_calibration_takes_no_more_memory_than_training(images):
     assert int(measured.stdout) < 1_700_000  # kB
 
 
+def blacken(pixels):
+    """Make all images in a cache black, which none is, with a checksum that fits: it shows whether the cache is read."""
+    pixels.write_bytes(bytes(pixels.stat().st_size))
+    index = pixels.with_suffix(".json")
+    text = json.dumps(json.loads(index.read_text().split("\n")[1]) | {"checksum": checksum_of(pixels)})
+    index.write_text(f"{digest_of(text.encode())}\n{text}")
+
+
 def test_a_later_run_reads_the_cache_and_makes_it_again_if_it_is_damaged(trained, images, tmp_path):
     assert list((trained.parent / ".cache").glob("*.pixels"))
     read_train_sets(images, 32, cache_dir=tmp_path / "runs/.cache")
     (pixels,) = (tmp_path / "runs/.cache").glob("*.pixels")
-    pixels.write_bytes(bytes(pixels.stat().st_size))  # all black, which no image is
+    blacken(pixels)
     train(images)
     assert history_of("runs/001") != history_of(trained)
-    os.truncate(pixels, 100)
-    train(images)
+    damage(pixels)
+    assert "is damaged" in train(images).stderr
     assert_same_run("runs/002", trained)
 
 
@@ -135,7 +146,7 @@ def test_an_image_that_changed_or_could_not_be_opened_is_decoded_again(images, t
 
     before = decoded()
     for pixels in tmp_path.glob("cache/*.pixels"):
-        pixels.write_bytes(bytes(pixels.stat().st_size))
+        blacken(pixels)
     assert not decoded().any()
     os.utime(image)
     assert np.array_equal(decoded(), before)
