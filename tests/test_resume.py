@@ -102,19 +102,22 @@ def test_files_and_names_are_on_the_disk_before_the_next_get_theirs(images, monk
 
 
 SIGNAL_AT_IMPORT = """
-import os, signal, sys
+import contextlib, os, signal, sys
 class Finder:
     def find_spec(name, *_):
         if name == "tensorflow":
-            os.kill(os.getpid(), signal.SIGTERM)
+            with contextlib.suppress({suppressed}):
+                os.kill(os.getpid(), signal.SIGTERM)
 sys.meta_path.insert(0, Finder)
 """
 
 
-def test_a_signal_before_training_leaves_at_once(images):
+@pytest.mark.parametrize("suppressed", ["", "SystemExit"])
+def test_a_signal_before_training_leaves_at_once_or_if_an_import_swallows_it_at_the_first_step(images, suppressed):
     """When TensorFlow is about to be imported."""
-    Path("sitecustomize.py").write_text(SIGNAL_AT_IMPORT)  # Python imports it when it starts
-    train(images, code=143, env=os.environ | {"PYTHONPATH": "."})
+    Path("sitecustomize.py").write_text(SIGNAL_AT_IMPORT.format(suppressed=suppressed))  # Python imports it when it starts
+    stopped = train(images, code=143, env=os.environ | {"PYTHONPATH": "."})
+    assert ("after 1 of 3 steps" in stopped.stderr) is bool(suppressed)
 
 
 def test_more_epochs_for_a_finished_run(run_folder, trained):
