@@ -6,6 +6,7 @@ An image is always `(image_size, image_size, 3)`, uint8, RGB, upright.
 import functools
 import io
 import itertools
+import math
 import os
 import re
 import stat
@@ -105,6 +106,8 @@ def _decode(path, data, image_size, fit):
         image = _decode_by_pillow(path, data, kind)
         shape = image.shape[:2]
     else:
+        if (kind == "PNG" and not _chunks_fit(data)) or (kind == "JPEG" and not _can_be_whole(data)):
+            raise _damaged(path, kind)
         stored = _jpeg_shape(data) if kind == "JPEG" else None
         # A JPEG can be reduced while it is decoded: fewer pixels are computed from the same coefficients, several times as
         # fast. The side that decides is the one that becomes image_size, or the shorter of two.
@@ -232,16 +235,32 @@ def _jpeg_shape(data):
 
     It follows some other segments, each a marker of two bytes and its length.
     """
-    position = 2
-    while position + 9 <= len(data) and data[position] == 0xFF:
+    position = data.find(0xFF, 2)
+    while 0 <= position <= len(data) - 9:
         marker, length, height, width = struct.unpack_from(">xBHxHH", data, position)
         if marker == 0xFF:  # padding
             position += 1
         elif 0xC0 <= marker <= 0xCF and marker not in (0xC4, 0xC8, 0xCC):
             return height, width
         else:
-            position += 2 + length
+            position = data.find(0xFF, position + 2 + length)  # like the decoder, over bytes that belong to no segment
     return None
+
+
+def _can_be_whole(data):
+    """Whether a JPEG can hold all its pixels: 64 take at least a bit. Its decoder makes room for as many as it says."""
+    return math.prod(_jpeg_shape(data) or (0,)) <= 512 * len(data)
+
+
+def _chunks_fit(data):
+    """Whether the chunks of a PNG fit into the file. Its decoder makes room for as much as they say, up to 2 GiB."""
+    position = 8
+    while position + 8 <= len(data):
+        length, name = struct.unpack_from(">I4s", data, position)
+        position += 12 + length
+        if name == b"IEND":
+            return length == 0
+    return position <= len(data)
 
 
 def inference_batch_size(image_size):

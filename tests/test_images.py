@@ -103,6 +103,36 @@ def test_prediction_and_evaluation_name_bad_files_and_score_the_others(trained, 
     assert (result["scored"], result["skipped"]) == (25, len(REASONS))
 
 
+MEMORY_FOR = """
+import resource, sys
+from classifier.images import BadImageError, load_image
+used = lambda: resource.getrusage(resource.RUSAGE_SELF).ru_maxrss >> 10
+before = used()
+for path in sys.argv[1:]:
+    try:
+        print(load_image(path, 32).shape)
+    except BadImageError as error:
+        print(error.reason)
+print(used() - before)
+"""
+
+
+def test_small_files_that_claim_much_are_refused_before_their_decoder_makes_room(tmp_path):
+    """Found by mutating files: OpenCV made room for 2 GiB of a chunk, and for all pixels of a JPEG that had hardly any."""
+    png, jpeg = encoded(".png"), bytearray(encoded(".jpg"))
+    (tmp_path / "chunk.png").write_bytes(png[:-12] + struct.pack(">I4s", 0x7FFFFFFF, b"tEXt"))
+    (tmp_path / "end.png").write_bytes(png[:-12] + struct.pack(">I4sI", 0x7FFFFFFF, b"IEND", 0))
+    struct.pack_into(">HH", jpeg, jpeg.index(b"\xff\xc0") + 5, 13_000, 13_000)
+    (tmp_path / "frame.jpg").write_bytes(jpeg)
+    end = 4 + int.from_bytes(jpeg[4:6], "big")  # of the first segment; the decoder skips what belongs to none
+    (tmp_path / "garbage.jpg").write_bytes(jpeg[:end] + bytes(5) + jpeg[end:])
+    command = [sys.executable, "-c", MEMORY_FOR, *sorted(tmp_path.glob("*.*g"))]
+    finished = subprocess.run(command, capture_output=True, text=True, env=os.environ | {"PYTHONPATH": str(PROJECT)})
+    *reasons, megabytes = finished.stdout.splitlines()
+    assert [reason.split(",")[0] for reason in reasons] == ["damaged"] * 4
+    assert int(megabytes) < 50
+
+
 def test_native_libraries_keep_quiet(trained, tmp_path):
     """libjpeg and libpng write warnings straight to file descriptor 2; the user sees our line and nothing else."""
     damaged = bytearray(encoded(".png"))

@@ -18,6 +18,7 @@ CHECKS = {
     "power_cut": "a loss of power at any moment: the same",
     "damage": "damaged files of a run and of the cache are noticed, and the newest sound checkpoint is used",
     "disks": "full and failing disks: the training goes on, or can be resumed once there is room",
+    "images": "mutated image files: refused with a reason, or decoded to the same pixels every time",
 }
 
 
