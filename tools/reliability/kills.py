@@ -26,7 +26,7 @@ def check(folder, short, seed):
     see difference().
     """
     rng, trainings = np.random.default_rng(seed), Trainings(folder)
-    kills = {"cnn": 6, "fine-tuning": 6} if short else {"cnn": 80, "resnet": 40, "head": 40, "fine-tuning": 40}
+    kills = {"cnn": 9, "fine-tuning": 3} if short else {"cnn": 80, "resnet": 40, "head": 40, "fine-tuning": 40}
     for kind, count in kills.items():
         seconds, changes = record(trainings, kind, folder)
         aims = iter(np.linspace(1, changes, -(-count // 3)).astype(int))
@@ -38,7 +38,7 @@ def check(folder, short, seed):
             failed += report(problem, f"{kind}: killed {killed} times", output, failed)
         yield Result(f"SIGKILL while training ({kind}), resumed", done, failed)
     for signum, code in ((signal.SIGTERM, TERMINATED), (signal.SIGINT, INTERRUPTED)):
-        count, failed, slowest = (2 if short else 25), 0, 0.0
+        count, failed, slowest = (1 if short else 25), 0, 0.0
         for _ in range(count):
             output = folder / "stopped"
             problem, used = stop(trainings, "cnn", output, signum, code, rng.uniform(0, seconds))
