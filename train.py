@@ -148,6 +148,7 @@ def train_in(run, metadata, sets):
         with enough_memory():
             training = Training(run, metadata, sets, phase)
             training.restore()
+            metadata.pop("history_digest", None)  # epochs may be done again, on another CPU perhaps
             training.extract_features()
         say_phase(metadata, training)
         watcher.begin_phase(training)

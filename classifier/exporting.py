@@ -52,6 +52,7 @@ def export(run, metadata, name, paths, labels, target=None):
     packages = html_export.read_packages(run.parent / ".cache") if name == "html" else None
     chosen = np.random.default_rng(0).permutation(len(paths))[:MOST_IMAGES]
     paths, labels = [paths[i] for i in chosen], np.asarray(labels)[chosen]
+    keras.utils.clear_session()  # or the names of Keras' own layers, which are in the file, depend on what came before
     network = load_network(run, metadata, with_ood=name in ("litert", "html", "savedmodel"))
     decode = functools.partial(decode_batches, image_size=metadata["image_size"], fit=metadata["fit"])
     with replacing(target) as partial:

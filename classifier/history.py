@@ -45,8 +45,8 @@ class History:
         Raises UserError if the file does not have these rows.
         """
         self._path, self._validation_size, self._head_epochs = run / "history.csv", validation_size, head_epochs
-        self._read = read_history(run)
-        self.rows = self._read[:epochs]
+        self._saved = read_history(run)
+        self.rows = self._saved[:epochs]
         if [row["epoch"] for row in self.rows] != list(range(1, epochs + 1)):
             raise UserError(f"{self._path} does not have a row for each of {epochs} epochs: start a new run", NO_DATA)
 
@@ -54,7 +54,7 @@ class History:
         """Raise UserError if the metadata is not of the run that this history is of; see digest()."""
         epochs = metadata.get("epochs", 0)
         recorded = metadata.get("history_digest")  # earlier runs have none
-        if recorded and len(self._read) >= epochs and digest_of_rows(self._read[:epochs]) != recorded:
+        if recorded and len(self._saved) >= epochs and digest_of_rows(self._saved[:epochs]) != recorded:
             problem = f"{self._path} and {METADATA} are not of the same training"
             raise UserError(f"{problem}, or one of them was changed: restore them, or start a new run", NO_DATA)
 

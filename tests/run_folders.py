@@ -53,6 +53,7 @@ def assert_same_run(one, other, phases=("newest",)):
         assert sum(tensor.size for tensor in tensors.values()) > 100_000
         for name in expected:
             assert np.array_equal(tensors[name], expected[name]), name
+    assert Path(one, "model.tflite").read_bytes() == Path(other, "model.tflite").read_bytes()
     assert history_of(one) == history_of(other)
 
 

@@ -18,6 +18,7 @@ from classifier.networks import create_network, extract_features, with_features
 from classifier.pretrained import load_weights, split_at_features
 from classifier.settings import PRETRAINED_NETWORKS
 from dataset import read_train_sets
+from tools.reliability.trainings import write_random_weights
 
 SETTINGS = (*QUICK, "--network", "mobilenet", "--epochs", 3, "--output", "runs")
 FINE_TUNING = ("--fine-tune", "conv_pw_11", "--fine-tune-epochs", 2)
@@ -28,11 +29,7 @@ PHASES = ("newest", "fine-tuning")
 def weights(tmp_path_factory):
     """A file of weights as Keras writes them."""
     path = tmp_path_factory.mktemp("weights") / "mobilenet.weights.h5"
-    network = keras.applications.MobileNet(include_top=False, weights=None, input_shape=(32, 32, 3), pooling="avg")
-    for layer in network.layers:
-        if isinstance(layer, keras.layers.BatchNormalization):
-            layer.gamma.assign(np.full(layer.gamma.shape, 6.0))  # or features would be 0 but for rounding
-    network.save_weights(path)
+    write_random_weights(path)
     return path
 
 
@@ -163,6 +160,9 @@ def test_fine_tuning_that_explodes_costs_nothing_and_can_be_tried_again(images, 
     before, by_tensorflow = assert_runtimes_agree("runs", photo)
     assert before[str(photo)]["novelty"] == pytest.approx(by_tensorflow[str(photo)]["novelty"], abs=2e-4)
     assert metadata_of("runs/001")["novelty"]["features"] == "log_last"
+    litert = Path("runs/001/model.tflite").read_bytes()
+    run("export", "--model", "runs", "--format", "litert")
+    assert Path("runs/001/model.tflite").read_bytes() == litert  # whatever was built before it, as in a resumed run
     failed = run("train", "--resume", "--output", "runs", "--fine-tune", "9", "--fine-tune-lr", 1e30, code=1)
     assert "--resume, with a lower --fine-tune-lr than 1e+30" in error_of(failed)
     assert predictions("runs", photo) == before  # it is as finished as it was

@@ -23,6 +23,7 @@ CHECKS = {
 
 
 def main(argv=None):
+    """Run the checks and print a row for each result; returns the exit code."""
     parser = argparse.ArgumentParser("python -m tools.reliability", description=__doc__.splitlines()[0], allow_abbrev=False)
     checks = "; ".join(f"{name}: {what}" for name, what in CHECKS.items())
     parser.add_argument("checks", nargs="*", metavar="CHECK", help=f"default: all of these. {checks}")

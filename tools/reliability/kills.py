@@ -26,7 +26,7 @@ def check(folder, short, seed):
     see difference().
     """
     rng, trainings = np.random.default_rng(seed), Trainings(folder)
-    kills = {"cnn": 9, "fine-tuning": 3} if short else {"cnn": 80, "resnet": 40, "head": 40, "fine-tuning": 40}
+    kills = {"cnn": 6, "head": 3, "fine-tuning": 3} if short else {"cnn": 80, "resnet": 40, "head": 40, "fine-tuning": 40}
     for kind, count in kills.items():
         seconds, changes = record(trainings, kind, folder)
         aims = iter(np.linspace(1, changes, -(-count // 3)).astype(int))

@@ -40,17 +40,9 @@ class Trainings:
         return [*flags, "--weights", self._weights()] if "mobilenet" in flags else flags
 
     def _weights(self):
-        """A file of weights for mobilenet, as Keras writes them: random ones."""
         path = self.folder / "mobilenet.weights.h5"
         if not path.exists():
-            import keras
-
-            keras.utils.set_random_seed(0)
-            network = keras.applications.MobileNet(include_top=False, weights=None, input_shape=(32, 32, 3), pooling="avg")
-            for layer in network.layers:
-                if isinstance(layer, keras.layers.BatchNormalization):
-                    layer.gamma.assign(np.full(layer.gamma.shape, 6.0))  # or features would be 0 but for rounding
-            network.save_weights(path)
+            write_random_weights(path)
         return path
 
     def undisturbed(self, kind):
@@ -59,6 +51,18 @@ class Trainings:
         if not output.exists():
             sound(call("train", *self.flags(kind), "--output", output))
         return output / "001"
+
+
+def write_random_weights(path):
+    """Write a file of weights for mobilenet as Keras writes them: random ones, always the same."""
+    import keras
+
+    keras.utils.set_random_seed(0)
+    network = keras.applications.MobileNet(include_top=False, weights=None, input_shape=(32, 32, 3), pooling="avg")
+    for layer in network.layers:
+        if isinstance(layer, keras.layers.BatchNormalization):
+            layer.gamma.assign(np.full(layer.gamma.shape, 6.0))  # or features would be 0 but for rounding
+    network.save_weights(path)
 
 
 def draw_images(folder):
