@@ -148,7 +148,6 @@ def train_in(run, metadata, sets):
         with enough_memory():
             training = Training(run, metadata, sets, phase)
             training.restore()
-            metadata.pop("history_digest", None)  # epochs may be done again, on another CPU perhaps
             training.extract_features()
         say_phase(metadata, training)
         watcher.begin_phase(training)
@@ -157,7 +156,8 @@ def train_in(run, metadata, sets):
             while not training.has_ended():
                 started = time.monotonic()
                 row = train_epoch(training, train_step) | validate(training)
-                write_metadata(run, metadata)  # from here on the run is not finished: see find_run()
+                # From here on the run is not finished, see find_run(), and rows of the history may be written again.
+                write_metadata(run, metadata | {"history_digest": None})
                 selected = training.finish_epoch(row | {"seconds": time.monotonic() - started})
                 write_metadata(run, metadata | training.results())
                 if training.is_worth_a_line():

@@ -10,7 +10,7 @@ import h5py
 import keras
 import numpy as np
 import pytest
-from conftest import QUICK, draw_images, error_of, predictions, run, start, train, wait_until
+from conftest import QUICK, draw_images, error_of, predictions, run, train
 from run_folders import assert_runtimes_agree, assert_same_run, history_of, metadata_of
 
 from classifier.checkpoints import load_selected
@@ -73,32 +73,35 @@ def test_both_phases_in_one_command_are_the_same_as_one_after_the_other(images, 
     assert "are gone" in error_of(run(*resume, code=3))
 
 
-def test_a_head_stops_early_and_what_to_fine_tune_is_chosen(images, weights):
+def test_a_head_stops_early_and_fine_tuning_that_explodes_costs_nothing_before_what_is_chosen(images, photo, weights):
     finished = train(images, *SETTINGS, "--weights", weights, "--epochs", 60, "--patience", 1)
     head = metadata_of("runs/001")["head_epochs"]
     losses = [float(row["val_loss"]) for row in history_of("runs/001")]
     assert head == len(losses) < 60
     assert losses[-2] == min(losses)
     assert f"selected: epoch {head - 1}," in finished.stdout
+    assert "unknown: expect it for many photographs of other things" in finished.stdout
     assert "likely to help next: " in finished.stderr
-    resume = ("train", "--resume", "--output", "runs", "--fine-tune", "auto")
-    finished = run(*resume, "--fine-tune-epochs", 1)
+
+    before, by_tensorflow = assert_runtimes_agree("runs", photo)
+    assert before[str(photo)]["novelty"] == pytest.approx(by_tensorflow[str(photo)]["novelty"], abs=2e-4)
+    assert metadata_of("runs/001")["novelty"]["features"] == "log_last"
+    litert = Path("runs/001/model.tflite").read_bytes()
+    run("export", "--model", "runs", "--format", "litert")
+    assert Path("runs/001/model.tflite").read_bytes() == litert  # whatever was built before it, as in a resumed run
+
+    resume = ("train", "--resume", "--output", "runs")
+    failed = run(*resume, "--fine-tune", "9", "--fine-tune-lr", 1e30, code=1)
+    assert "--resume, with a lower --fine-tune-lr than 1e+30" in error_of(failed)
+    assert predictions("runs", photo) == before  # it is as finished as it was
+
+    finished = run(*resume, "--fine-tune", "auto", "--fine-tune-lr", 1e-4, "--fine-tune-epochs", 1)
     assert f"epoch {head + 1}/{head + 1}" in finished.stdout
     settings = metadata_of("runs/001")["settings"]
     assert (settings["fine_tune"], settings["fine_tune_epochs"]) == ("conv_dw_12", 1)
     assert len(history_of("runs/001")) == head + 1
     run(*resume)  # it is known by now
     assert len(history_of("runs/001")) == head + 1
-
-
-def test_killed_while_it_is_fine_tuned_and_resumed_it_is_the_same_run(images, tmp_path, weights, fine_tuned):
-    process = start("train", "--data-dir", images, *SETTINGS, *FINE_TUNING, "--weights", weights, "--save-minutes", 0)
-    wait_until(process, lambda: list((tmp_path / "runs/001/checkpoints/fine-tuning").glob("ckpt-*.index")))
-    process.kill()
-    process.communicate()
-    assert len(history_of("runs/001")) < 5, "it was over before it was killed"
-    run("train", "--resume", "--output", "runs")
-    assert_same_run("runs/001", fine_tuned, PHASES)
 
 
 def test_a_fine_tuned_network_predicts_without_tensorflow_as_with_it(photo, fine_tuned):
@@ -152,22 +155,6 @@ def test_settings_that_are_not_for_the_network(images, weights):
     unknown_layer = train(images, *SETTINGS, "--weights", weights, "--fine-tune", "conv_99", code=2)
     assert "conv_pw_13_relu" in error_of(unknown_layer)  # one of those that it has
     assert not list(Path("runs").glob("0*"))
-
-
-def test_fine_tuning_that_explodes_costs_nothing_and_can_be_tried_again(images, photo, weights):
-    finished = train(images, *SETTINGS, "--weights", weights, "--epochs", 1)
-    assert "unknown: expect it for many photographs of other things" in finished.stdout
-    before, by_tensorflow = assert_runtimes_agree("runs", photo)
-    assert before[str(photo)]["novelty"] == pytest.approx(by_tensorflow[str(photo)]["novelty"], abs=2e-4)
-    assert metadata_of("runs/001")["novelty"]["features"] == "log_last"
-    litert = Path("runs/001/model.tflite").read_bytes()
-    run("export", "--model", "runs", "--format", "litert")
-    assert Path("runs/001/model.tflite").read_bytes() == litert  # whatever was built before it, as in a resumed run
-    failed = run("train", "--resume", "--output", "runs", "--fine-tune", "9", "--fine-tune-lr", 1e30, code=1)
-    assert "--resume, with a lower --fine-tune-lr than 1e+30" in error_of(failed)
-    assert predictions("runs", photo) == before  # it is as finished as it was
-    again = run("train", "--resume", "--output", "runs", "--fine-tune-lr", 1e-4)
-    assert "epoch 6/6" in again.stdout
 
 
 def test_features_are_computed_again_with_another_opencv(images, monkeypatch):

@@ -19,7 +19,7 @@ from classifier.networks import create_network
 from classifier.runs import read_metadata, write_metadata
 from classifier.training import Training
 
-LONGER = (*QUICK, "--data-dir", PROJECT / "training_data", "--limit-per-class", 60, "--batch-size", 2, "--epochs", 8)
+LONGER = (*QUICK, "--data-dir", PROJECT / "training_data", "--limit-per-class", 60, "--batch-size", 2, "--epochs", 5)
 PER_EPOCH = 49  # the numbers of checkpoints grow by one in each of 48 steps, and by one at the end of the epoch
 
 
@@ -31,8 +31,7 @@ def undisturbed(tmp_path_factory):
     return folder / "001"
 
 
-@pytest.mark.parametrize(("signum", "code", "save_minutes"), [(signal.SIGKILL, -9, 0), (signal.SIGKILL, -9, 5),
-                                                              (signal.SIGINT, 130, 5), (signal.SIGTERM, 143, 5)])
+@pytest.mark.parametrize(("signum", "code", "save_minutes"), [(signal.SIGKILL, -9, 0), (signal.SIGINT, 130, 5)])
 def test_stopped_in_the_middle_of_an_epoch_and_resumed_it_is_the_same_run(tmp_path, undisturbed, signum, code, save_minutes):
     """SIGKILL gives no chance to save: what counts is what was on the disk, saved in the epoch or at its end."""
     process = start("train", *LONGER, "--output", "runs", "--save-minutes", save_minutes)
@@ -42,7 +41,7 @@ def test_stopped_in_the_middle_of_an_epoch_and_resumed_it_is_the_same_run(tmp_pa
     process.send_signal(signum)
     _, stderr = process.communicate(timeout=HANGING)
     assert process.returncode == code
-    assert max(saved()) < 8 * PER_EPOCH, "it was over before it was stopped"
+    assert max(saved()) < 5 * PER_EPOCH, "it was over before it was stopped"
     if signum != signal.SIGKILL:
         assert "Traceback" not in stderr
         assert stderr.rstrip().endswith("train.py --resume runs/001")
