@@ -14,7 +14,7 @@ import numpy as np
 
 from classifier import console
 from classifier.cache import decode_once
-from classifier.console import DONE, NO_DATA, PROJECT, UserError, say
+from classifier.console import DONE, NO_DATA, PROJECT, UserError, say, show
 from classifier.files import digest_of
 from classifier.finding import find_images, only_one_class
 from classifier.images import load_image
@@ -234,7 +234,7 @@ def main(argv=None):
     from classifier.inspection import inspect, sections_of, table_of
 
     findings, found = inspect(arguments.folder, arguments.against)
-    print(json.dumps(findings, indent=1) if arguments.format == "json" else table_of(findings))
+    show(json.dumps(findings, indent=1) if arguments.format == "json" else table_of(findings))
     if arguments.html is not None:
         from classifier.report import write_report
 

@@ -5,7 +5,7 @@ import json
 from pathlib import Path
 
 from classifier import console
-from classifier.console import BELOW_ACCURACY, DONE, NO_DATA, PROJECT, USAGE, UserError, number, say
+from classifier.console import BELOW_ACCURACY, DONE, NO_DATA, PROJECT, USAGE, UserError, number, printable, say, show
 from classifier.files import csv_text, write_text
 from classifier.runs import find_run, read_metadata
 from classifier.settings import PRETRAINED_NETWORKS
@@ -67,7 +67,7 @@ def main(argv=None):
     others = {str(folder): evaluate_ood(predictor, image_size, folder, predictions, fit) for folder in arguments.ood_dir}
     result["out_of_distribution"] = others
     if not suspects:
-        print(json.dumps(result, indent=1) if arguments.format == "json" else table_of(result))
+        show(json.dumps(result, indent=1) if arguments.format == "json" else table_of(result))
     if arguments.predictions:
         write_text(arguments.predictions, csv_text(*prediction_table(predictions, found)))
     if arguments.report:
@@ -102,11 +102,11 @@ def show_suspects(arguments):
     write_report(sheet, "Which labels are wrong?", [("Most suspicious first", text, None, suspects.contact_sheet())])
     result = {"model": str(run), "folder": str(arguments.folder)} | suspects.summary()
     if arguments.format == "json":
-        print(json.dumps(result, indent=1))
+        show(json.dumps(result, indent=1))
         return suspects
     for path, caption in suspects.contact_sheet()[:10]:
-        print(f"{caption}  {path}")
-    print(f"{result['scored']} images ranked, {result['skipped']} skipped; {result['doubtful']} labels have a probability "
+        show(printable(f"{caption}  {path}"))
+    show(f"{result['scored']} images ranked, {result['skipped']} skipped; {result['doubtful']} labels have a probability "
           f"below {DOUBTFUL:.0%}; accuracy out of fold {result['out_of_fold_accuracy']:.2%}")  # fmt: skip
     say(f"all of them in {arguments.suspects}, images in {sheet}: look at them in this order until most labels are correct")
     return suspects
@@ -179,7 +179,8 @@ def most_confused(result, most=10):
     """The most frequent confusions, a line each."""
     from classifier.evaluation import confusions
 
-    return "\n".join(f"{count} × {true} predicted as {predicted}" for count, true, predicted in confusions(result)[:most])
+    lines = (f"{count} × {true} predicted as {predicted}" for count, true, predicted in confusions(result)[:most])
+    return "\n".join(map(printable, lines))
 
 
 if __name__ == "__main__":

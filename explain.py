@@ -11,7 +11,7 @@ import warnings
 from pathlib import Path
 
 from classifier import console
-from classifier.console import DONE, FAILED, PROJECT, USAGE, UserError
+from classifier.console import DONE, FAILED, PROJECT, USAGE, UserError, printable, show
 from classifier.settings import HEAT_MAP_METHODS
 
 # What imports NumPy, TensorFlow or matplotlib is imported inside the functions that use it: --help and a wrong flag answer
@@ -72,7 +72,7 @@ def main(argv=None):
         if draw is None:  # not before it is needed: TensorFlow takes seconds
             draw = lesson(classifier) if arguments.filters else heat_map(classifier, arguments.method, class_index)
         save(draw(answer), target)
-        print(f"{answer.path}: {prediction(answer)}, see {console.shell_path(target)}", flush=True)
+        show(printable(f"{answer.path}: {prediction(answer)}, see {console.shell_path(target)}"))
     return FAILED if failed else DONE
 
 

@@ -11,7 +11,7 @@ import sys
 from pathlib import Path
 
 from classifier import console
-from classifier.console import DONE, FAILED, PROJECT, USAGE, UserError, number
+from classifier.console import DONE, FAILED, PROJECT, USAGE, UserError, number, printable, show
 
 # What imports NumPy is imported inside the functions that use it: --help and a wrong flag answer at once.
 
@@ -93,22 +93,29 @@ def print_text(answers, classes, top, header):
         else:
             shown = ", ".join(f"{name} {p:.1%}" for name, p in list(answer.probabilities.items())[:top])
             known = answer.predicted_class in classes
-            print(f"{answer.path}: {shown if known else f'{answer.predicted_class} ({shown})'}", flush=True)
+            show(printable(f"{answer.path}: {shown if known else f'{answer.predicted_class} ({shown})'}"))
     return failed
 
 
 def print_csv(answers, classes, top, header):
     """A row for each image that could be read: path,class,probability, a column for each class. Returns how many failed."""
+    from classifier.files import without_formulas
+
     failed = 0
     table = csv.writer(sys.stdout, lineterminator="\n")
+    safe = printable if sys.stdout.isatty() else str
+
+    def write(row):
+        table.writerow([safe(cell) for cell in without_formulas(row)])
+
     if header:
-        table.writerow(["path", "class", "probability", *classes])
+        write(["path", "class", "probability", *classes])
     for answer in answers:
         if answer.reason:
             failed += 1
         else:
             columns = (answer.probability, *(answer.probabilities[name] for name in classes))
-            table.writerow([answer.path, answer.predicted_class, *(f"{p:.6g}" for p in columns)])
+            write([answer.path, answer.predicted_class, *(f"{p:.6g}" for p in columns)])
     return failed
 
 

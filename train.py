@@ -11,7 +11,7 @@ import time
 from pathlib import Path
 
 from classifier import console
-from classifier.console import PROJECT, UserError
+from classifier.console import PROJECT, UserError, show
 from classifier.files import locked
 from classifier.runs import checkpoints_in, find_run, new_run, read_metadata, selected_digest, write_metadata
 from classifier.settings import (
@@ -161,7 +161,7 @@ def train_in(run, metadata, sets):
                 selected = training.finish_epoch(row | {"seconds": time.monotonic() - started})
                 write_metadata(run, metadata | training.results())
                 if training.is_worth_a_line():
-                    print(epoch_line(training.history.rows[-1], phases_of(metadata)[-1].last, selected), flush=True)
+                    show(epoch_line(training.history.rows[-1], phases_of(metadata)[-1].last, selected))
                 watcher.after_epoch(training)
             training.leave_if_asked()  # if a signal came while the last epoch was saved
         if not training.results().items() <= metadata.items():

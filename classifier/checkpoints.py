@@ -1,6 +1,10 @@
 """Checkpoints: weights and all else of a training, saved as files, and the newest sound ones restored."""
 
+import contextlib
+import math
 import re
+import tempfile
+from pathlib import Path
 
 import keras
 import tensorflow as tf
@@ -65,7 +69,8 @@ def _restore_first_sound(checkpoint, prefixes):
     """
     for prefix in prefixes:
         try:
-            _restore(checkpoint, str(prefix))
+            with _without_wildcards(prefix) as path:
+                _restore(checkpoint, str(path))
             return prefix
         except (tf.errors.OpError, OSError, IndexError, ValueError, AssertionError) as error:
             problem = "does not fit the network" if isinstance(error, ValueError | AssertionError) else "is damaged"
@@ -73,8 +78,25 @@ def _restore_first_sound(checkpoint, prefixes):
     raise UserError(f"no sound checkpoint among {', '.join(map(str, prefixes))}", NO_DATA)
 
 
+@contextlib.contextmanager
+def _without_wildcards(prefix):
+    """Yield a path of the same checkpoint without any of [ ] * ? and backslashes: TensorFlow would take it for a pattern."""
+    if not re.search(r"[][*?\\]", str(prefix)):
+        yield prefix
+        return
+    with tempfile.TemporaryDirectory() as folder:
+        link = Path(folder, "checkpoints")
+        link.symlink_to(prefix.parent.absolute())
+        yield link / prefix.name
+
+
 def _restore(checkpoint, prefix):
-    """Restore one checkpoint; raises ValueError or AssertionError where it does not fit."""
+    """Restore one checkpoint; raises ValueError or AssertionError where it does not fit, OSError if it claims too much."""
+    reader = tf.train.load_checkpoint(prefix)
+    types = reader.get_variable_to_dtype_map()
+    claimed = sum(math.prod(shape) * types[name].size for name, shape in reader.get_variable_to_shape_map().items())
+    if claimed > 1.1 * bytes_of(prefix):  # or reading it could fill the memory, with what a few bytes claim
+        raise OSError("it claims more than it has")
     try:
         checkpoint.read(prefix).expect_partial().assert_existing_objects_matched()
     except (ValueError, AssertionError):
@@ -96,6 +118,11 @@ def _restore_older_cnn(prefix, network, trained=None, **others):
         network.set_weights([reader.get_tensor(match.string) for match in found])
     if others:
         tf.train.Checkpoint(**others).read(prefix).expect_partial().assert_existing_objects_matched()
+
+
+def bytes_of(prefix):
+    """How many bytes a checkpoint's files have."""
+    return sum(path.stat().st_size for path in Path(prefix).parent.glob(f"{Path(prefix).name}.*"))
 
 
 def load_selected(run, network):
@@ -121,6 +148,10 @@ def save_ood(run, ood, number):
 def load_trained_network(run, metadata):
     """Rebuild the network of a run as it was trained, see create_network(); raises what load_selected() does."""
     size, num_classes = metadata["image_size"], len(metadata["classes"])
+    prefixes = [prefix for folder in (run / "checkpoints").glob("*") for prefix in checkpoints_in(folder)]
+    least = 4 * num_classes + (4 * 128 * 64 * (size // 8) ** 2 if metadata["network"] == "cnn" else 0)
+    if prefixes and max(map(bytes_of, prefixes)) < least:  # or building the network could fill the memory
+        raise UserError(f"no sound checkpoint in {run}: none is large enough for what {METADATA} says", NO_DATA)
     network = create_network(metadata["network"], size, num_classes, feature_scales=metadata["feature_scales"])
     used = load_selected(run, network)
     recorded = metadata.get("selected_digest") if metadata["finished"] else None  # earlier runs have none

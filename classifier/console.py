@@ -5,15 +5,16 @@ import contextlib
 import faulthandler
 import operator
 import os
+import re
 import shlex
 import shutil
 import signal
 import sys
-import unicodedata
 from pathlib import Path
 
 PROJECT = Path(__file__).resolve().parent.parent
 DONE, FAILED, USAGE, NO_DATA, BELOW_ACCURACY, INTERRUPTED, TERMINATED = 0, 1, 2, 3, 4, 130, 143
+CONTROLS = re.compile("[\x00-\x1f\x7f-\x9f\u2028-\u202e\u2066-\u2069]")
 
 
 class UserError(Exception):
@@ -83,7 +84,12 @@ class StopRequest:
 
 def say(message):
     """Print a line of log, not of results: to standard error."""
-    print(message, file=sys.stderr, flush=True)
+    print(printable(message), file=sys.stderr, flush=True)
+
+
+def show(text):
+    """Print lines of results for people: to standard output."""
+    print("\n".join(map(printable, text.split("\n"))), flush=True)
 
 
 def describe(error):
@@ -92,10 +98,17 @@ def describe(error):
     return f"{error.strerror or error}{name}"
 
 
+def printable(text):
+    """Text on one line that cannot steer a terminal: codes, such as \\x1b, in place of control characters.
+
+    Also in place of those that end a line or reverse the direction of writing. Bytes that are no UTF-8 stay as they are.
+    """
+    return CONTROLS.sub(lambda match: ascii(match[0])[1:-1], str(text))
+
+
 def readable(text):
-    """Text that can be shown anywhere: bytes of file names that are no UTF-8, and control characters, are replaced."""
-    text = os.fsencode(str(text)).decode("utf-8", "replace")
-    return "".join("\N{REPLACEMENT CHARACTER}" if unicodedata.category(c) == "Cc" else c for c in text)
+    """printable() text in which bytes of file names that are no UTF-8 are replaced, too."""
+    return printable(os.fsencode(str(text)).decode("utf-8", "replace"))
 
 
 def command(script, *arguments):
@@ -117,8 +130,9 @@ def shell_path(part):
 
 def aligned(rows, align="<"):
     """Rows of a table as text with aligned columns: "<" to the left, ">" to the right."""
-    widths = [max(len(str(cell)) for cell in column) for column in zip(*rows, strict=True)]
-    lines = ("  ".join(f"{cell!s:{align}{width}}" for cell, width in zip(row, widths, strict=True)) for row in rows)
+    rows = [[printable(cell) for cell in row] for row in rows]
+    widths = [max(len(cell) for cell in column) for column in zip(*rows, strict=True)]
+    lines = ("  ".join(f"{cell:{align}{width}}" for cell, width in zip(row, widths, strict=True)) for row in rows)
     return "\n".join(line.rstrip() for line in lines)
 
 

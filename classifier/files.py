@@ -6,6 +6,7 @@ import errno
 import hashlib
 import io
 import os
+import re
 import shutil
 from pathlib import Path
 
@@ -105,8 +106,23 @@ def write_text(path, text):
 def csv_text(header, rows):
     """A table as CSV."""
     text = io.StringIO(newline="")
-    csv.writer(text, lineterminator="\n").writerows([header, *rows])
+    csv.writer(text, lineterminator="\n").writerows(map(without_formulas, [header, *rows]))
     return text.getvalue()
+
+
+def without_formulas(row):
+    """The cells of a row of CSV; an apostrophe before those that a spreadsheet would take for formulas.
+
+    See OWASP, "CSV Injection". A class or a file can have any name. Numbers stay, and paths, as ./=1.jpg, still lead there.
+    """
+    return [_without_formula(cell) if isinstance(cell, str | os.PathLike) else cell for cell in row]
+
+
+def _without_formula(cell):
+    text = str(cell)
+    if not text.startswith(("=", "+", "-", "@", "\t", "\r")) or re.fullmatch("[-+]?[0-9.]+(e[-+]?[0-9]+)?", text):
+        return text
+    return f"./{text}" if isinstance(cell, os.PathLike) or os.path.lexists(text) else f"'{text}"
 
 
 def digest_of(*parts, size=16):

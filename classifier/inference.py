@@ -27,6 +27,7 @@ from classifier.metrics import log_softmax
 from classifier.runs import LITERT, METADATA, find_run, network_digest, read_metadata
 
 LITERT_BATCH = 8  # the feature maps of more images do not fit into the CPU's cache
+MOST_VALUES = 256  # in a tensor, for each pixel of an image: the widest maps, those of vgg, have 64
 UNKNOWN = "unknown"
 
 
@@ -177,10 +178,12 @@ def _with_threshold(outputs, metadata):
 
     def predictor(images):
         result = outputs(images)
-        if threshold is None or not isinstance(result, tuple):
-            return result, np.zeros(len(images), np.float32)
-        logits, ood_scores = result
-        return logits, ood_scores / threshold
+        logits, ood_scores = result if isinstance(result, tuple) else (result, np.zeros(len(images), np.float32))
+        if threshold is None:
+            ood_scores = np.zeros(len(images), np.float32)
+        if not (np.isfinite(logits).all() and np.isfinite(ood_scores).all()):
+            raise UserError("the network's outputs are infinite or NaN: its weights are damaged: use another run", NO_DATA)
+        return logits, ood_scores / (threshold or 1.0)
 
     return predictor
 
@@ -207,28 +210,43 @@ def load_litert(path):
     """A LiteRT file as (outputs, (image_size, num_classes)).
 
     `outputs(images)` takes (n, image_size, image_size, 3) uint8 RGB, for any n, and returns (n, num_classes) float32 logits,
-    or a tuple of these and (n,) float32 OOD scores if the file has both.
+    or a tuple of these and (n,) float32 OOD scores if the file has both. Raises UserError if it is not of this kind.
     """
     from ai_edge_litert.interpreter import Interpreter
 
-    interpreter = Interpreter(str(path), num_threads=cpu.cores())
-    (inputs,) = interpreter.get_input_details()
-    details = sorted(interpreter.get_output_details(), key=lambda output: -len(output["shape"]))  # the logits first
-    shape = inputs["shape"]
+    with _of_our_kind(path):
+        interpreter = Interpreter(str(path), num_threads=cpu.cores())
+        (inputs,) = interpreter.get_input_details()
+        details = sorted(interpreter.get_output_details(), key=lambda output: -len(output["shape"]))  # the logits first
+        shape = inputs["shape"]
+        sizes = int(shape[1]), int(details[0]["shape"][-1])
 
     def run(part):
         if len(part) != shape[0]:
             shape[0] = len(part)
             interpreter.resize_tensor_input(inputs["index"], shape)
-        interpreter.allocate_tensors()
+        interpreter.allocate_tensors()  # only reserves the memory
+        if max(math.prod(tensor["shape"].tolist()) for tensor in interpreter.get_tensor_details()) > most * len(part):
+            raise ValueError("it needs too much memory")
         interpreter.set_tensor(inputs["index"], part)
         interpreter.invoke()
         return [interpreter.get_tensor(output["index"]) for output in details]
 
     def outputs(images):
         empty = [np.empty((0, *output["shape"][1:]), np.float32) for output in details]
-        parts = [run(images[start : start + LITERT_BATCH]) for start in range(0, len(images), LITERT_BATCH)]
+        with _of_our_kind(path):
+            parts = [run(images[start : start + LITERT_BATCH]) for start in range(0, len(images), LITERT_BATCH)]
         whole = tuple(np.concatenate(arrays) for arrays in zip(empty, *parts, strict=True))
         return whole if len(whole) > 1 else whole[0]
 
-    return outputs, (int(shape[1]), int(details[0]["shape"][-1]))
+    most = max(os.path.getsize(path), MOST_VALUES * sizes[0] ** 2)
+    return outputs, sizes
+
+
+@contextlib.contextmanager
+def _of_our_kind(path):
+    """A context in which errors of LiteRT become UserErrors."""
+    try:
+        yield
+    except (RuntimeError, ValueError, IndexError) as error:
+        raise UserError(f"{path} cannot be used: {str(error).splitlines()[0]}", NO_DATA) from None

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import numpy as np
 
-from classifier.console import NO_DATA, UserError, aligned, progress
+from classifier.console import NO_DATA, UserError, aligned, printable, progress
 from classifier.duplicates import SIDE, grey_image, group_near_copies
 from classifier.files import digest_of
 from classifier.finding import find_images, walk_images
@@ -176,7 +176,7 @@ def table_of(findings):
         if finding == "leaks" and findings["against"] is None:
             continue
         lines.append(f"{title}: {len(entries) or 'none'}{' groups' if entries and is_groups(entries) else ''}")
-        lines += [f"  {describe(entry)}" for entry in entries[:SHOWN]]
+        lines += [printable(f"  {describe(entry)}") for entry in entries[:SHOWN]]
         lines += ["  …"] if len(entries) > SHOWN else []
     return "\n".join(lines)
 

@@ -201,7 +201,7 @@ def load_weights(network, weights):
             with contextlib.redirect_stdout(sys.stderr):  # Keras reports its download there
                 pretrained = _application(network.name, weights="imagenet", input_shape=(224, 224, 3))
         except Exception as error:  # get_file() raises a bare Exception
-            raise UserError(no_download(error)) from None
+            raise UserError(f"{no_download(error)}, or train with --weights FILE") from None
     else:
         pretrained = _application(network.name, weights=None, input_shape=backbone.input_shape[1:])
         if not str(weights).endswith((".h5", ".hdf5")):  # Keras would read its other formats, too
@@ -224,4 +224,4 @@ def no_download(error):
     """The message where Keras cannot download a file: what to do."""
     home = Path(os.environ.get("KERAS_HOME") or Path.home() / ".keras") / "models"
     reason = str(error).splitlines()[0]
-    return f"cannot download what {home} lacks ({reason}): put that file there, or train with --weights FILE"
+    return f"cannot download what {home} lacks ({reason}): put that file there"

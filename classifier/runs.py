@@ -20,7 +20,9 @@ import importlib.util
 import itertools
 import json
 import math
+import os
 import re
+import stat
 from pathlib import Path
 
 from classifier.console import NO_DATA, UserError, describe, say
@@ -30,6 +32,7 @@ METADATA = "model.json"
 MIN_IMAGE_SIZE, MAX_IMAGE_SIZE = 8, 2048  # the cnn halves an image three times
 FITS = ("squash", "crop", "pad")  # how an image becomes a square: see images.fit_square()
 LITERT = "model.tflite"
+MAX_BYTES = {".json": 64 << 20, ".index": 64 << 20, ".csv": 256 << 20, ".tflite": 2 << 30}  # of files that are read whole
 EXPORTS = {  # format: file, and the packages that it needs
     "litert": (LITERT, ["ai_edge_litert"]),
     "litert-int8": ("model_int8.tflite", ["ai_edge_litert"]),
@@ -67,15 +70,35 @@ def find_run(path, finished=True):
     if not path.is_dir():
         raise UserError(f"there is no run folder {path}: train first, or give another", NO_DATA)
     if (path / METADATA).exists() or not runs_in(path):
+        check_files(path)
         return path.absolute()
     for run in runs_in(path):
         try:
+            check_files(run)
             if read_metadata(run)["finished"] or not finished:
                 return run.absolute()
         except UserError as error:
             say(f"skipped: {error}")
     kind = "finished run" if finished else "run"
     raise UserError(f"no {kind} in {path}: train first, or name one, such as {runs_in(path)[0]}", NO_DATA)
+
+
+def check_files(run):
+    """Raise UserError for what others could put into a run folder to reach files outside, to hang, or to fill the memory."""
+    root = Path(os.path.realpath(run))
+    for folder, folders, names in os.walk(root):
+        for path in (Path(folder, name) for name in (*folders, *names)):
+            target = Path(os.path.realpath(path))
+            if root not in target.parents:
+                raise UserError(f"{path} is a link out of its run folder: put in its place what it leads to", NO_DATA)
+            try:
+                status = target.stat()
+            except FileNotFoundError:  # a training has replaced it meanwhile
+                continue
+            if not (stat.S_ISREG(status.st_mode) or stat.S_ISDIR(status.st_mode)):
+                raise UserError(f"{path} is not an ordinary file: remove it, or use another run", NO_DATA)
+            if status.st_size > MAX_BYTES.get(path.suffix, math.inf):
+                raise UserError(f"{path} is too large to be of a run: restore it, or use another run", NO_DATA)
 
 
 def checkpoints_in(folder):

@@ -4,7 +4,7 @@ import collections
 
 import numpy as np
 
-from classifier.console import command, say, shell_path
+from classifier.console import command, say, shell_path, show
 from classifier.metadata import count_images, device, versions
 from classifier.settings import DEFAULTS, PRETRAINED_NETWORKS
 
@@ -58,18 +58,18 @@ def print_closing(run, metadata, training, sets, confusion):
         say(f"warning: the network predicts {sets.classes[predicted.argmax()]!r} for every validation image: try more"
             " --epochs, another --lr, or --class-weights balanced if some classes are smaller than others")  # fmt: skip
     if not (training.is_over or training.phase.until_best):
-        print(f"stopped early: no better one in {training.settings['patience']} epochs (to continue: --resume --patience 0)")
+        show(f"stopped early: no better one in {training.settings['patience']} epochs (to continue: --resume --patience 0)")
     if row:
         if training.phase.unfrozen and row["epoch"] <= training.phase.first:
-            print("fine-tuning made it no better: the head on frozen features predicts")
+            show("fine-tuning made it no better: the head on frozen features predicts")
         largest = max(n["validation"] for n in count_images(sets).values()) / len(sets.valid)
         majority = 1 / len(sets.classes) if training.settings["class_weights"] == "balanced" else largest
-        print(f"selected: epoch {row['epoch']}, validation accuracy {row['val_accuracy']:.1%}, loss {row['val_loss']:.4f}"
+        show(f"selected: epoch {row['epoch']}, validation accuracy {row['val_accuracy']:.1%}, loss {row['val_loss']:.4f}"
               f" (always predicting the largest class: {majority:.1%})")  # fmt: skip
         say(f"likely to help next: {'; '.join(_likely_to_help(run, training, row, confusion, sets.classes))}")
-    print(_how_far_to_trust_unknown(training.phase, metadata["novelty"]["left_out_area_under_roc"]))
-    print(f"saved in {shell_path(run)}; now run:")
-    print(f"  {command('predict.py', '--model', run, sets.valid.paths[0])}")
+    show(_how_far_to_trust_unknown(training.phase, metadata["novelty"]["left_out_area_under_roc"]))
+    show(f"saved in {shell_path(run)}; now run:")
+    show(f"  {command('predict.py', '--model', run, sets.valid.paths[0])}")
 
 
 def _likely_to_help(run, training, row, confusion, classes):

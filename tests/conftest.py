@@ -28,6 +28,7 @@ import cv2  # noqa: E402
 import numpy as np  # noqa: E402
 
 from tools.draw_samples import draw  # noqa: E402
+from tools.reliability.trainings import write_random_weights  # noqa: E402
 
 QUICK = ("--image-size", 32, "--epochs", 2, "--batch-size", 8)
 DRAWING = cv2.resize(draw("dog", np.random.default_rng(5)), (90, 70), interpolation=cv2.INTER_AREA)
@@ -175,6 +176,14 @@ def trained(tmp_path_factory):
     finished = train(draw_images(folder / "images"), "--output", folder / "runs")
     (folder / "runs/stderr.txt").write_text(finished.stderr)
     return folder / "runs" / "001"
+
+
+@pytest.fixture(scope="session")
+def weights(tmp_path_factory):
+    """A file of weights as Keras writes them."""
+    path = tmp_path_factory.mktemp("weights") / "mobilenet.weights.h5"
+    write_random_weights(path)
+    return path
 
 
 @pytest.fixture

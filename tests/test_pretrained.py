@@ -6,7 +6,6 @@ import shutil
 from pathlib import Path
 
 import cv2
-import h5py
 import keras
 import numpy as np
 import pytest
@@ -18,19 +17,10 @@ from classifier.networks import create_network, extract_features, with_features
 from classifier.pretrained import load_weights, split_at_features
 from classifier.settings import PRETRAINED_NETWORKS
 from dataset import read_train_sets
-from tools.reliability.trainings import write_random_weights
 
 SETTINGS = (*QUICK, "--network", "mobilenet", "--epochs", 3, "--output", "runs")
 FINE_TUNING = ("--fine-tune", "conv_pw_11", "--fine-tune-epochs", 2)
 PHASES = ("newest", "fine-tuning")
-
-
-@pytest.fixture(scope="module")
-def weights(tmp_path_factory):
-    """A file of weights as Keras writes them."""
-    path = tmp_path_factory.mktemp("weights") / "mobilenet.weights.h5"
-    write_random_weights(path)
-    return path
 
 
 @pytest.fixture(scope="module")
@@ -123,28 +113,6 @@ def test_weights_that_cannot_be_had_are_one_clear_line(images, tmp_path, weights
         offline = run(*script, code=1, env=nobody_listens)
         assert f"cannot download what {tmp_path / 'models'} lacks" in error_of(offline)
     assert not list(Path("runs").glob("0*"))  # or --resume would choose one that never began
-
-
-@pytest.mark.parametrize("kind", ["ExternalLink", "SoftLink", "external Dataset", "virtual Dataset"])
-def test_weights_that_refer_to_other_files_are_refused(images, weights, kind):
-    """Keras does that: see load_weights()."""
-    shutil.copy(weights, "links.weights.h5")
-    with h5py.File("links.weights.h5", "r+") as file:
-        name = "layers/conv2d/vars/0"
-        shape, dtype = file[name].shape, file[name].dtype
-        del file[name]
-        if kind == "ExternalLink":
-            file[name] = h5py.ExternalLink(str(weights), name)
-        elif kind == "SoftLink":
-            file[name] = h5py.SoftLink("/layers/conv2d_1/vars/0")
-        elif kind == "external Dataset":
-            file.create_dataset(name, shape, dtype, external="/etc/passwd")
-        else:
-            layout = h5py.VirtualLayout(shape, dtype)
-            layout[...] = h5py.VirtualSource(str(weights), name, shape, dtype)
-            file.create_virtual_dataset(name, layout)
-    refused = train(images, *SETTINGS, "--weights", "links.weights.h5", code=3)
-    assert f"Not allowed: H5 file with {kind}" in error_of(refused)
 
 
 def test_settings_that_are_not_for_the_network(images, weights):

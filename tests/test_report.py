@@ -132,7 +132,7 @@ def test_hostile_names_in_a_report_of_an_older_run(run_folder, images, browser):
     run("evaluate", images / "labels.csv", "--model", run_folder, "--report", "r.html", "--tta")
     with open_report(browser, "r.html") as page:
         assert path in page.inner_text("body")
-        shown = HOSTILE.replace("\x07", "\N{REPLACEMENT CHARACTER}")
+        shown = HOSTILE.replace("\x07", r"\x07")
         assert f"as {shown}" in page.inner_text(".matrix thead")
         assert page.locator("h2:text-is('Training curves')").count() == 0
         assert page.locator("section img[onerror], [onclick]").count() == 0
