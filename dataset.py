@@ -68,6 +68,7 @@ def read_train_sets(
         found = found.with_others(find_images(validation_path, found.classes, classes_from=classes_from))
     decoded = decode_once(found.paths, image_size, cache_dir, fit)
     _warn_of_contradictions(found, decoded.digests)
+    _warn_of_blank(found, decoded.blank)
     images = usable_images(found, decoded, image_size, fit)
     near_copies = {}
     if validation_path is not None:
@@ -161,6 +162,14 @@ def _warn_of_contradictions(found, digests):
             " class is wrong")  # fmt: skip
 
 
+def _warn_of_blank(found, blank):
+    """Warn of images that show nothing."""
+    paths = [path for path, is_blank in zip(found.paths, blank, strict=True) if is_blank]
+    if paths:
+        count = f"all {len(paths)}" if len(paths) == len(found.paths) else f"{len(paths)} of {len(found.paths)}"
+        say(f"warning: {count} images show nothing but one colour, such as {paths[0]}: there is little to learn from them")
+
+
 class DataSet:
     """Labelled images: `paths`, `labels`, (n,) int32, and `digests` of the files, in a fixed order."""
 
@@ -196,9 +205,16 @@ class DataSet:
                 images = np.stack([augment(image, rng=rng) for image, rng in zip(images, rngs, strict=True)])
             return images, self.labels[positions]
 
+        return prefetch(load, self._chunks(batch_size, seed, epoch)[first:], batch_size * self._image_bytes)
+
+    def paths_of_batch(self, number, batch_size, seed, epoch):
+        """The paths of the images in a batch, counted from 0: see batches()."""
+        return [self.paths[i] for i in self._chunks(batch_size, seed, epoch)[number]]
+
+    def _chunks(self, batch_size, seed, epoch):
+        """The positions of the images of each batch, in order."""
         order = np.arange(len(self)) if seed is None else np.random.default_rng((seed, epoch)).permutation(len(self))
-        chunks = list(in_chunks(order, batch_size))[first:]
-        return prefetch(load, chunks, batch_size * self._image_bytes)
+        return list(in_chunks(order, batch_size))
 
 
 def usable_images(found, decoded, image_size, fit):

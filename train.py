@@ -176,12 +176,11 @@ def train_in(run, metadata, sets):
 def train_epoch(training, train_step):
     """Train on the batches that are left of this epoch; returns the training half of a row of the history."""
     started, first = time.monotonic(), int(training.step)
-    with training.precision():
+    with training.precision(), training.finite():
         for images, labels in training.batches():
             train_step(images, labels)
     num_images = len(training.sets.train)
     loss, accuracy = training.sums.numpy() / num_images
-    training.check_loss(loss)
     speed = max(num_images - first * training.batch_size, 0) / (time.monotonic() - started)
     rate = training.networks.learning_rate()
     return {"epoch": training.epoch + 1, "loss": loss, "accuracy": accuracy, "pictures_per_second": speed,
@@ -209,6 +208,7 @@ def make_train_step(strategy, network, optimizer, sums, label_smoothing=0.0, cla
     import tensorflow as tf
 
     from classifier.distributed import share_of_replica
+    from classifier.training import NOT_FINITE
 
     def replica_step(images, labels):
         batch_size = tf.shape(labels)[0]
@@ -220,6 +220,7 @@ def make_train_step(strategy, network, optimizer, sums, label_smoothing=0.0, cla
             uniform = tf.reduce_logsumexp(logits, axis=1) - tf.reduce_mean(logits, axis=1)  # if any class were right
             smoothed = (1 - label_smoothing) * losses + label_smoothing * uniform if label_smoothing else losses
             loss = tf.reduce_sum(weights * smoothed) / tf.cast(batch_size, tf.float32)
+            loss = tf.debugging.check_numerics(loss, NOT_FINITE)
         gradients = tape.gradient(loss, network.trainable_variables)
         optimizer.apply(gradients, network.trainable_variables)
         correct = tf.cast(tf.argmax(logits, axis=1, output_type=tf.int32) == labels, tf.float32)
@@ -254,7 +255,8 @@ def validate(training):
         weights = training.valid_weights[labels]
         loss -= (weights * scores[np.arange(len(labels)), labels]).sum()
         correct += (weights * (scores.argmax(axis=1) == labels)).sum()
-    training.check_loss(loss)
+    if not np.isfinite(loss):
+        training.stop_not_finite(f"the validation loss is infinite or NaN after epoch {training.epoch + 1}")
     num_images = len(training.sets.valid)
     return {"val_loss": loss / num_images, "val_accuracy": correct / num_images}
 

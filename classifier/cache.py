@@ -14,7 +14,7 @@ import numpy as np
 
 from classifier.console import progress, say
 from classifier.files import digest_of, replacing
-from classifier.images import BadImageError, decode_image, read_file
+from classifier.images import BadImageError, decode_image, is_blank, read_file
 from classifier.parallel import prefetch
 
 DECODING_VERSION = 2  # raise it when decode_image() comes to give other pixels
@@ -84,11 +84,13 @@ def _remove_unused(folder):
 class Decoded:
     """The result of decoding files: for each path the digest of its bytes, or None and the reason why it is skipped.
 
-    `images` are the usable ones in order, (n, image_size, image_size, 3) uint8 RGB; None where there is no cache.
+    `blank` says which show nothing. `images` are the usable ones in order, (n, image_size, image_size, 3) uint8 RGB; None
+    where there is no cache.
     """
 
     digests: list[str | None]
     reasons: list[str | None]
+    blank: list[bool]
     images: np.ndarray | None = None
 
 
@@ -103,11 +105,16 @@ def decode_once(paths, image_size, folder=None, fit="squash"):
         path = Path(folder, f"{_decoding_key(paths, image_size, fit)}.pixels")
         try:
             images, index = cached_rows(path, (image_size, image_size, 3), np.uint8, make)
-            return Decoded(index["digests"], index["reasons"], images)
+            return Decoded(*_columns(index, len(paths)), images)
         except OSError as error:
             say(f"no cache ({error}): images are decoded whenever they are needed, which is slower")
     index = make(lambda image: None)
-    return Decoded(index["digests"], index["reasons"])
+    return Decoded(*_columns(index, len(paths)))
+
+
+def _columns(index, count):
+    """What an index tells of each of its files; earlier versions did not look whether it is blank."""
+    return index["digests"], index["reasons"], index.get("blank", [False] * count)
 
 
 def _decoding_key(paths, image_size, fit):
@@ -130,11 +137,12 @@ def _decode_all(paths, image_size, fit, write):
         except BadImageError as error:
             return None, None, error
 
-    index = {"digests": [], "reasons": [], "temporary": False}
+    index = {"digests": [], "reasons": [], "blank": [], "temporary": False}
     with progress("decoding images", len(paths)) as advance:
         for digest, image, error in prefetch(attempt, paths, 3 * image_size**2):
             index["digests"].append(digest)
             index["reasons"].append(error and error.reason)
+            index["blank"].append(error is None and is_blank(image))
             if error is None:
                 write(image)
             elif not error.lasting:

@@ -21,6 +21,7 @@ from classifier.console import NO_DATA, UserError
 from classifier.parallel import in_chunks, prefetch
 
 MAX_FILE_BYTES = 1 << 30
+BLANK = 3  # grey levels: the standard deviation of an image that shows nothing
 KIND_OF_SUFFIX = {
     ".jpg": "JPEG", ".jpeg": "JPEG", ".jpe": "JPEG", ".jfif": "JPEG", ".png": "PNG", ".bmp": "BMP", ".gif": "GIF",
     ".webp": "WebP", ".tif": "TIFF", ".tiff": "TIFF", ".heic": "HEIC", ".heif": "HEIC", ".avif": "AVIF",
@@ -66,6 +67,11 @@ def read_file(path):
         raise BadImageError(path, error.strerror, lasting=isinstance(error, FileNotFoundError)) from None
     except ValueError as error:  # a zero byte in the path
         raise BadImageError(path, str(error)) from None
+
+
+def is_blank(image):
+    """True if an image, (height, width, 3) uint8, shows nothing but one colour."""
+    return bool(cv2.meanStdDev(image)[1].max() < BLANK)
 
 
 def decode_image(path, data, image_size, fit="squash"):

@@ -9,11 +9,10 @@ from classifier.console import NO_DATA, UserError, aligned, printable, progress
 from classifier.duplicates import SIDE, grey_image, group_near_copies
 from classifier.files import digest_of
 from classifier.finding import find_images, walk_images
-from classifier.images import BadImageError, decode_with_shape, read_file
+from classifier.images import BLANK, BadImageError, decode_with_shape, read_file
 from classifier.parallel import prefetch
 
 DARK, BRIGHT = 25, 240  # grey levels, of 0 to 255: the mean of a very dark or very bright image
-BLANK = 3  # grey levels: the standard deviation of an image that shows nothing
 TINY = 32  # pixels: the shorter side
 EXTREME = 3  # times as wide as high, or as high as wide
 SHOWN = 5  # examples of each finding in the table

@@ -213,6 +213,9 @@ def settings_to_resume(run, metadata, given):
     changeable = CHANGEABLE_ON_RESUME | ({"fine_tune_epochs"} if fine_tuned else {"epochs", *FINE_TUNING})
     if given.get("fine_tune") == AUTO and metadata.get("fine_tune_auto"):  # it was chosen before
         del given["fine_tune"]
+    more = "fine_tune_epochs" if fine_tuned else "epochs"
+    if more in given or not metadata["finished"]:  # else nothing would be trained at that rate
+        changeable |= {"fine_tune_lr" if fine_tuned else "lr"}
     for name, value in given.items():
         if name not in changeable and value != settings[name]:
             setting = name.replace("_", "-")

@@ -15,14 +15,17 @@ import tensorflow as tf
 from classifier import console
 from classifier.augmentation import augment
 from classifier.checkpoints import Saver, load_selected
-from classifier.console import StopRequest, UserError, command, say
+from classifier.console import StopRequest, UserError, command, say, shell_path
 from classifier.distributed import create_strategy
 from classifier.history import History
 from classifier.networks import compile_outputs, create_network, extract_features
 from classifier.optimizer import AdamW, bfloat16, constant_after_warmup, learning_rate_schedule, steps_in_bfloat16
 from classifier.phases import choose_fine_tuning
 from classifier.pretrained import load_weights, normalize_by_recent_steps, split_at_features, standardize, unfreeze
+from classifier.runs import checkpoints_in
 from classifier.settings import AUTO, DEFAULTS, PRETRAINED_NETWORKS, head_epochs
+
+NOT_FINITE = "loss became infinite or NaN"
 
 
 def make_repeatable(seed):
@@ -187,13 +190,25 @@ class Training:
                 advance(len(labels))
                 self._save_if_due()
 
-    def check_loss(self, loss):
-        """Raise UserError with advice for a loss that is not finite."""
-        if not math.isfinite(loss):
-            flag = "--fine-tune-lr" if self.phase.unfrozen else "--lr"
-            again = "--resume" if self.phase.unfrozen and self.epoch == self.phase.first else "start a new training"
-            advice = f"{again}, with a lower {flag} than {self.phase.lr}"
-            raise UserError(f"the loss became infinite or NaN in epoch {self.epoch + 1}: {advice}")
+    @contextlib.contextmanager
+    def finite(self):
+        """A context for steps in which a loss that is not finite ends the training, see make_train_step(), with advice."""
+        try:
+            yield
+        except tf.errors.InvalidArgumentError as error:
+            if NOT_FINITE not in error.message:
+                raise
+            number = int(self.step)
+            paths = self.sets.train.paths_of_batch(number, self.batch_size, self.settings["seed"], self.epoch)
+            say(f"images of this step: {', '.join(map(str, paths))}")
+            self.stop_not_finite(f"the {NOT_FINITE} in epoch {self.epoch + 1}, step {number + 1} of {self.steps}")
+
+    def stop_not_finite(self, what):
+        """Raise UserError: `what` is not finite, in words, and how to go on."""
+        flag = "--fine-tune-lr" if self.phase.unfrozen else "--lr"
+        newest = checkpoints_in(self.run / "checkpoints" / self.phase.name)
+        again = f"--resume, from {shell_path(newest[0])}" if newest else "start a new training"
+        raise UserError(f"{what}: {again}, with a lower {flag} than {self.phase.lr}")
 
     def finish_epoch(self, row):
         """Save the history with this row, the weights if they are selected now, and a checkpoint; True if they are.
@@ -255,11 +270,13 @@ class Training:
 
     def _save_if_due(self):
         if self._stop.signum or time.monotonic() - self._last_save > 60 * self.settings["save_minutes"]:
-            self.check_loss(self.sums.numpy()[0])
             self._save()
         self.leave_if_asked()
 
     def _save(self):
+        networks = self.networks.whole, self.networks.whole_average
+        if not all(np.isfinite(weights).all() for network in networks for weights in network.get_weights()):
+            self.stop_not_finite(f"weights became infinite or NaN in epoch {self.epoch + (1 if self.step.numpy() else 0)}")
         self._saver.save(number=self.epoch * (self.steps + 1) + int(self.step))
         self._last_save = time.monotonic()
 

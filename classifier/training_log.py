@@ -1,11 +1,13 @@
 """What train.py prints: the header, a line for each epoch, and the end."""
 
 import collections
+from pathlib import Path
 
 import numpy as np
 
 from classifier.console import command, say, shell_path, show
 from classifier.metadata import count_images, device, versions
+from classifier.metrics import accuracy_interval
 from classifier.settings import DEFAULTS, PRETRAINED_NETWORKS
 
 
@@ -57,6 +59,9 @@ def print_closing(run, metadata, training, sets, confusion):
     if (predicted > 0).sum() == 1:
         say(f"warning: the network predicts {sets.classes[predicted.argmax()]!r} for every validation image: try more"
             " --epochs, another --lr, or --class-weights balanced if some classes are smaller than others")  # fmt: skip
+    elif row and _may_be_chance(confusion):
+        say("warning: it may be no better than always predicting the largest class: the images may show too little of the"
+            " classes, or many labels be wrong")  # fmt: skip
     if not (training.is_over or training.phase.until_best):
         show(f"stopped early: no better one in {training.settings['patience']} epochs (to continue: --resume --patience 0)")
     if row:
@@ -92,7 +97,15 @@ def _likely_to_help(run, training, row, confusion, classes):
         advice.append(f"more --epochs than {settings['epochs']}: the training images are not learnt yet")
     if settings["image_size"] < 224 and settings["network"] in PRETRAINED_NETWORKS:
         advice.append("--image-size 224, for which the network was pretrained")
+    suspects = command("evaluate.py", Path(settings["data_dir"]), "--model", run, "--suspects", "suspects.csv")
+    advice.append(f"if labels may be wrong: {suspects}")
     return advice
+
+
+def _may_be_chance(confusion):
+    """True if the share of correct predictions may be that of the largest class, within its 95 % confidence interval."""
+    lowest, _ = accuracy_interval(confusion.trace(), confusion.sum())
+    return lowest <= confusion.sum(axis=1).max() / confusion.sum()
 
 
 def _how_far_to_trust_unknown(phase, left_out):

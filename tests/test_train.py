@@ -1,17 +1,20 @@
 """train.py as a user runs it, from beginning to end."""
 
 import fcntl
+import itertools
 import json
+import math
 import os
 import re
 import resource
 import shutil
 import subprocess
 import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
-from conftest import PROJECT, draw_images, error_of, predictions, run, train
+from conftest import PROJECT, draw_images, error_of, predictions, run, save, train
 from run_folders import assert_same_run, damage, history_of, metadata_of
 
 from classifier import cpu
@@ -172,8 +175,40 @@ def test_a_file_system_without_locks(images, monkeypatch):
     train(images)
 
 
-def test_a_loss_that_explodes_and_an_output_that_cannot_be_written_are_one_clear_line(images, tmp_path):
-    assert "--lr" in error_of(train(images, "--lr", 1e30, "--epochs", 20, code=1))
+def test_a_loss_that_explodes_names_the_step_its_images_and_the_last_good_checkpoint(images):
+    first = train(images, "--lr", 1e30, "--epochs", 20, code=1)
+    assert re.search(r"loss became infinite or NaN in epoch 1, step [123] of 3: start a new training, with a lower --lr",
+                     error_of(first))  # fmt: skip
+    assert not list(Path("runs").glob("0*"))
+    train(images, "--epochs", 1)
+    command = ("train", "--resume", "runs/001", "--epochs", 20)
+    exploded = run(*command, "--lr", 1e30, code=1)
+    number, step = re.search(r"in epoch (\d+), step (\d) of 3: --resume, from runs/001/checkpoints/newest/ckpt-\d+, with a "
+                             r"lower --lr than 1e\+30", error_of(exploded)).groups()  # fmt: skip
+    (named,) = [line for line in exploded.stderr.splitlines() if line.startswith("images of this step: ")]
+    sets = read_train_sets(images, 32)
+    *_, (_, labels) = itertools.islice(sets.train.batches(8, 0, int(number) - 1), int(step))
+    paths = named.removeprefix("images of this step: ").split(", ")
+    assert [sets.classes.index(Path(path).parent.name) for path in paths] == labels.tolist()
+    resumed = run(*command[:3], "--lr", 1e-3, "--epochs", 2)
+    assert "epoch 2/2" in resumed.stdout
+    assert "cannot change" in error_of(run(*command[:3], "--lr", 1e-4, code=2))  # nothing would be trained at that rate
+    assert all(math.isfinite(float(row["val_loss"])) for row in history_of("runs/001"))
+
+
+def test_images_that_show_nothing_and_labels_that_say_nothing_are_said(images):
+    for number in range(8):
+        save(Path("black", "cats" if number % 2 else "dogs", f"{number}.png"), np.zeros((40 + number, 40, 3), np.uint8))
+    said = train("black", "--epochs", 1).stderr
+    assert "warning: all 8 images show nothing but one colour, such as black/" in said
+    assert re.search("the network predicts '(cats|dogs)' for every validation image", said)
+    paths = sorted(images.rglob("*.jpg"))
+    rows = [f"{path.relative_to(Path.cwd())},{['cats', 'dogs'][number % 2]}" for number, path in enumerate(paths)]
+    Path("labels.csv").write_text("\n".join(["path,label", *rows]))
+    assert "no better than always predicting" in train("labels.csv", "--lr", 3e-3, "--epochs", 4).stderr
+
+
+def test_an_output_that_cannot_be_written_is_one_clear_line(images, tmp_path):
     (tmp_path / "file").write_text("not a folder")
     assert "--output" in error_of(train(images, "--output", "file/runs", code=1))
     if os.geteuid():  # root may write everywhere
