@@ -55,7 +55,7 @@ def export(run, metadata, name, paths, labels, target=None):
     keras.utils.clear_session()  # or the names of Keras' own layers, which are in the file, depend on what came before
     network = load_network(run, metadata, with_ood=name in ("litert", "html", "savedmodel"))
     decode = functools.partial(decode_batches, image_size=metadata["image_size"], fit=metadata["fit"])
-    with replacing(target) as partial:
+    with _errors_in_one_line(target), replacing(target) as partial:
         with contextlib.redirect_stdout(io.StringIO()), warnings.catch_warnings():  # converters print much
             warnings.simplefilter("ignore")
             converted = CONVERTERS[name](network, metadata, lambda: decode(paths[:200]), partial)
@@ -69,6 +69,15 @@ def export(run, metadata, name, paths, labels, target=None):
     if name == "litert":
         metadata["litert"] = {"network": network_digest(run, metadata), "file": digest_of(target.read_bytes())}
         write_metadata(run, metadata)
+
+
+@contextlib.contextmanager
+def _errors_in_one_line(target):
+    """A context in which errors of TensorFlow, which come with a page of text, become UserErrors."""
+    try:
+        yield
+    except tf.errors.OpError as error:
+        raise UserError(f"cannot write {target}: {error.message.strip().splitlines()[-1]}") from None
 
 
 def compare(name, original, converted, batches, labels):

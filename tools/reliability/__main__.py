@@ -17,7 +17,8 @@ CHECKS = {
     "kills": "SIGKILL at any moment, SIGTERM and Ctrl-C: resumed, the run ends as if nothing had happened",
     "power_cut": "a loss of power at any moment: the same",
     "damage": "damaged files of a run and of the cache are noticed, and the newest sound checkpoint is used",
-    "disks": "full and failing disks: the training goes on, or can be resumed once there is room",
+    "disks": "full and failing disks: a script goes on, or can be resumed once there is room",
+    "together": "two processes at once on one run folder and one cache: nothing is lost",
     "images": "mutated image files: refused with a reason, or decoded to the same pixels every time",
 }
 
