@@ -1,0 +1,64 @@
+"""A long run: thousands of epochs, with a checkpoint after each; memory, open files, threads and the disk stay the same."""
+
+import os
+import time
+
+import numpy as np
+
+from classifier.console import say
+from classifier.runs import METADATA, checkpoints_in, read_metadata
+from tools.reliability import Result
+from tools.reliability.trainings import draw_images, finish, sound, start
+
+MOST_MORE = 24 << 20  # bytes of memory by which allocators come and go
+HISTORY_ROW = 100  # bytes
+WHAT = {"memory": " MB", "open files": "", "threads": "", "disk": " MB"}  # what is looked at, and units
+UNITS = np.array([1e6, 1, 1, 1e6])
+
+
+def check(folder, short, seed):
+    """Train for very many epochs, and look at the process meanwhile. Yields one Result."""
+    epochs, output = 200 if short else 5000, folder / "runs"
+    images = draw_images(folder / "images")
+    flags = ("--data-dir", images, "--image-size", 16, "--batch-size", 8, "--epochs", epochs, "--seed", seed)
+    process = start("train", *flags, "--output", output, stdout=(folder / "log").open("w"))
+    samples = []  # (memory, open files, threads, bytes on the disk)
+    while process.poll() is None:
+        if checkpoints_in(output / "001/checkpoints/newest"):
+            samples += filter(None, [look_at(process.pid, output)])
+        time.sleep(0.02 if short else 0.5)
+    sound(finish(process))
+    fifths = np.array_split(np.array(samples), 5)  # in the first one, libraries are still being loaded
+    early, late = fifths[1].mean(axis=0), fifths[-1].mean(axis=0)
+    most = np.array([MOST_MORE, 2, 2, early[3] / 2 + HISTORY_ROW * epochs])  # more, of each
+    wrong = [name for name, is_more in zip(WHAT, late - early > most, strict=True) if is_more]
+    done = read_metadata(output / "001")["epochs"]
+    if wrong or done != epochs:
+        say(f"after {done} epochs, growing: {', '.join(wrong) or 'nothing'}")
+    means = [f"{name} {before:.1f} and {after:.1f}{WHAT[name]}"
+             for name, before, after in zip(WHAT, early / UNITS, late / UNITS, strict=True)]  # fmt: skip
+    what = f"{done:,} epochs with a checkpoint each: early and late, {', '.join(means)} ({len(samples):,} looks)"
+    yield Result(what, 1, int(bool(wrong) or done != epochs))
+
+
+def look_at(pid, output):
+    """(bytes of memory, open files, threads, bytes in a folder) of a process now; None if it has ended meanwhile."""
+    try:
+        with open(f"/proc/{pid}/status") as file:
+            status = dict(line.split(":", 1) for line in file)
+        files = len(os.listdir(f"/proc/{pid}/fd"))
+        return int(status["VmRSS"].split()[0]) * 1024, files, int(status["Threads"]), bytes_in(output)
+    except (OSError, KeyError):
+        return None
+
+
+def bytes_in(folder):
+    """Bytes in all files below a folder; some may vanish meanwhile."""
+    total = 0
+    for parent, _, names in os.walk(folder):
+        for name in names:
+            try:
+                total += os.stat(os.path.join(parent, name)).st_size
+            except FileNotFoundError:
+                continue
+    return total
