@@ -6,7 +6,7 @@ import time
 import numpy as np
 
 from classifier.console import say
-from classifier.runs import METADATA, checkpoints_in, read_metadata
+from classifier.runs import checkpoints_in, read_metadata
 from tools.reliability import Result
 from tools.reliability.trainings import draw_images, finish, sound, start
 
