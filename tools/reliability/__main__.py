@@ -4,14 +4,17 @@ Prints the rows of the table in results/reliability.md. Folders of trials that f
 """
 
 import argparse
+import concurrent.futures
 import importlib
 import shutil
+import subprocess
+import sys
 import tempfile
 import time
 from pathlib import Path
 
-from classifier import console
-from classifier.console import DONE, FAILED, say
+from classifier import console, cpu
+from classifier.console import DONE, FAILED, PROJECT, say
 
 CHECKS = {
     "kills": "SIGKILL at any moment, SIGTERM and Ctrl-C: resumed, the run ends as if nothing had happened",
@@ -35,21 +38,30 @@ def main(argv=None):
     for name in arguments.checks:
         if name not in CHECKS:
             parser.error(f"no check {name}: choose from {', '.join(CHECKS)}")
-    failed = 0
-    print("| what was tried | how often | failed | minutes |\n|---|---|---|---|", flush=True)
-    for name in arguments.checks or CHECKS:
-        check = importlib.import_module(f"tools.reliability.{name}").check
-        folder = Path(tempfile.mkdtemp(prefix=f"reliability-{name}-"))
-        start, failed_before = time.monotonic(), failed
-        for result in check(folder, arguments.short, arguments.seed):
-            minutes, start = (time.monotonic() - start) / 60, time.monotonic()
-            print(f"| {result.what} | {result.tried:,} | {result.failed} | {minutes:.1f} |", flush=True)
-            failed += result.failed
-        if failed == failed_before:
-            shutil.rmtree(folder)
-        else:
-            say(f"what failed is in {folder}")
-    return FAILED if failed else DONE
+    if len(arguments.checks) == 1:
+        return run_check(arguments.checks[0], arguments.short, arguments.seed)
+    options = [*(["--short"] if arguments.short else []), "--seed", str(arguments.seed)]
+    command = [sys.executable, "-m", "tools.reliability"]
+    with concurrent.futures.ThreadPoolExecutor(cpu.cores()) as pool:  # most trials keep one core busy
+        checks = arguments.checks or CHECKS
+        processes = pool.map(lambda name: subprocess.run([*command, name, *options], cwd=PROJECT), checks)
+        return max(process.returncode for process in processes)
+
+
+def run_check(name, short, seed):
+    """Run one check and print a row for each result; returns the exit code."""
+    check = importlib.import_module(f"tools.reliability.{name}").check
+    folder = Path(tempfile.mkdtemp(prefix=f"reliability-{name}-"))
+    failed, start = 0, time.monotonic()
+    for what, tried, failures in check(folder, short, seed):
+        minutes, start = (time.monotonic() - start) / 60, time.monotonic()
+        print(f"| {what} | {tried:,} | {failures} | {minutes:.1f} |", flush=True)
+        failed += failures
+    if failed:
+        say(f"what failed is in {folder}")
+        return FAILED
+    shutil.rmtree(folder)
+    return DONE
 
 
 if __name__ == "__main__":

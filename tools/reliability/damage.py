@@ -25,7 +25,7 @@ def check(folder, short, seed):
             sound(call("train", *trainings.flags(kind), *more, "--output", output))
         expected = answers(whole, trainings.images)
         files = sorted(path.relative_to(whole) for path in whole.rglob("*") if path.is_file() and path.name not in NO_EFFECT)
-        failed, count = 0, 30 if short else 200
+        failed, count = 0, 15 if short else 200
         for number in range(count):
             file, damaged = files[number % len(files)], folder / "damaged"
             shutil.copytree(whole, damaged)

@@ -36,7 +36,7 @@ def fail_while_training(folder, trainings, short, rng):
     for number, change in enumerate(faults.read_log(folder / "log"), 1):
         places.setdefault(place_of(change), []).append(number)
     shutil.rmtree(output)
-    for place, numbers in places.items():
+    for place, numbers in some_of(places, 3, short, rng):
         failed, trials = 0, trials_of(short, rng)
         for error, lasting in trials:
             at = int(rng.choice(numbers))
@@ -49,6 +49,12 @@ def fail_while_training(folder, trainings, short, rng):
                     output.rename(folder / f"{place.strip('/.')} failed {failed}")
             shutil.rmtree(output, ignore_errors=True)
         yield Result(f"a disk that fails while training: {place}", len(trials), failed)
+
+
+def some_of(things, count, short, rng):
+    """The items of a dictionary: all, or in short some of them."""
+    items = list(things.items())
+    return [items[k] for k in sorted(rng.choice(len(items), count, replace=False))] if short else items
 
 
 def trials_of(short, rng):
@@ -67,7 +73,7 @@ def fail_in_other_scripts(folder, trainings, short, rng):
         "writing a report": ("evaluate", trainings.images, "--model", output / "001", "--report", output / "r.html",
                              "--predictions", output / "p.csv"),
     }  # fmt: skip
-    for what, script in scripts.items():
+    for what, script in some_of(scripts, 1, short, rng):
         shutil.copytree(whole, output)
         sound(finish(start(*script, env=faults.environment(output, log=folder / "log"))))
         changes = len(faults.read_log(folder / "log"))

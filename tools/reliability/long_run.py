@@ -10,7 +10,7 @@ from classifier.runs import checkpoints_in, read_metadata
 from tools.reliability import Result
 from tools.reliability.trainings import draw_images, finish, sound, start
 
-MOST_MORE = 24 << 20  # bytes of memory by which allocators come and go
+MOST_MORE = 64 << 20  # bytes of memory: in the first hundreds of epochs, allocators still take some
 HISTORY_ROW = 100  # bytes
 WHAT = {"memory": " MB", "open files": "", "threads": "", "disk": " MB"}  # what is looked at, and units
 UNITS = np.array([1e6, 1, 1, 1e6])

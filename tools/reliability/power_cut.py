@@ -23,7 +23,7 @@ def check(folder, short, seed):
     disturbed, bit for bit; or, before anything of it was saved, it can be begun again.
     """
     trainings = Trainings(folder)
-    for kind, most in ({"cnn": 12} if short else {"cnn": 200, "resnet": 60, "fine-tuning": 40}).items():
+    for kind, most in ({"cnn": 8} if short else {"cnn": 200, "resnet": 60, "fine-tuning": 40}).items():
         expected, output = trainings.undisturbed(kind), folder / "disk" / "runs"
         output.parent.mkdir()
         flags = [*trainings.flags(kind), "--output", output]

@@ -16,7 +16,7 @@ BUSY = "another process is working in"
 def check(folder, short, seed):
     """Run pairs of scripts at once, the second after a random part of a second. Yields Results."""
     rng, trainings = np.random.default_rng(seed), Trainings(folder)
-    for what, pair in PAIRS.items():
+    for what, pair in list(PAIRS.items())[:: 3 if short else 1]:
         count, failed = (1 if short else 13), 0
         trial = pair(folder, trainings)
         for number in range(count):

@@ -14,6 +14,7 @@ from classifier import console
 from classifier.console import PROJECT, UserError
 from classifier.history import read_history
 from classifier.runs import LITERT, METADATA, checkpoints_in
+from tests import faults
 from tools.draw_samples import draw
 
 IMAGES_PER_CLASS = 12
@@ -45,11 +46,12 @@ class Trainings:
             write_random_weights(path)
         return path
 
-    def undisturbed(self, kind):
-        """The folder of a run that nothing disturbs."""
+    def undisturbed(self, kind, log=None):
+        """The folder of a run that nothing disturbs; its changes of files are in the file `log` if that is given."""
         output = self.folder / f"undisturbed {kind}"
         if not output.exists():
-            sound(call("train", *self.flags(kind), "--output", output))
+            flags = ("train", *self.flags(kind), "--output", output)
+            sound(finish(start(*flags, env=faults.environment(output, log=log))) if log else call(*flags))
         return output / "001"
 
 
