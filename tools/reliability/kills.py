@@ -12,7 +12,8 @@ from classifier.console import INTERRUPTED, NO_DATA, TERMINATED, say
 from classifier.runs import find_run, read_metadata
 from tests import faults
 from tools.reliability import Result
-from tools.reliability.trainings import Trainings, difference, finish, sound, start
+from tools.reliability.damage import answers, same_answers
+from tools.reliability.trainings import Trainings, call, difference, finish, sound, start
 
 KILLS_OF_A_RUN = 5
 SECONDS_TO_SAVE = 5  # of processor time, from a signal to the end
@@ -37,6 +38,8 @@ def check(folder, short, seed):
             done += killed
             failed += report(problem, f"{kind}: killed {killed} times", output, failed)
         yield Result(f"SIGKILL while training ({kind}), resumed", done, failed)
+    if not short:
+        yield kill_exports(trainings, folder, rng)
     for signum, code in () if short else ((signal.SIGTERM, TERMINATED), (signal.SIGINT, INTERRUPTED)):  # the tests do that
         count, failed, slowest = 25, 0, 0.0
         for _ in range(count):
@@ -45,6 +48,27 @@ def check(folder, short, seed):
             slowest = max(slowest, used)
             failed += report(problem, signal.Signals(signum).name, output, failed)
         yield Result(f"{signal.Signals(signum).name} while training: at most {slowest:.1f} s to the end", count, failed)
+
+
+def kill_exports(trainings, folder, rng):
+    """Kill exports at changes of files: the run must predict as before, and be exported again. Returns a Result."""
+    whole, output, failed, count = trainings.undisturbed("cnn"), folder / "exported", 0, 20
+    expected = answers(whole.parent, trainings.images)
+    export = ("export", "--model", output / "001")
+    shutil.copytree(whole.parent, output)
+    sound(finish(start(*export, env=faults.environment(output, log=folder / "log"))))
+    changes = len(faults.read_log(folder / "log"))
+    for at in np.linspace(1, changes, count).astype(int):
+        shutil.rmtree(output, ignore_errors=True)
+        shutil.copytree(whole.parent, output)
+        finish(start(*export, env=faults.environment(output, at=at, kill=True, torn=rng.integers(2))))
+        problem = None
+        for got, wanted in zip(answers(output, trainings.images), expected, strict=True):
+            problem = problem or (got.stderr if got.returncode else same_answers(got, wanted))
+        again = call(*export)
+        problem = problem or (again.stderr if again.returncode else difference(output / "001", whole))
+        failed += report(problem, f"export killed at change {at}", output, failed)
+    return Result("SIGKILL while exporting: predicts as before, and exported again", count, failed)
 
 
 def record(trainings, kind, folder):
