@@ -204,22 +204,21 @@ def make_train_step(strategy, network, optimizer, sums, label_smoothing=0.0, cla
     Inception Architecture for Computer Vision", 2016) and weighted by `class_weights`, (classes,), if given. It adds the
     cross-entropies and the number of correct predictions to `sums`, (2,) float64. If `average` is given, a network, its
     weights become a moving average of those of `network`, with decay `ema`. On several devices each takes its share of
-    the batch, and their gradients are added up.
+    the batch, and their gradients are added up: see on_devices().
     """
     import tensorflow as tf
 
-    from classifier.distributed import share_of_replica
+    from classifier.distributed import of_whole_batch, on_devices
 
     def replica_step(images, labels):
-        batch_size = tf.shape(labels)[0]
-        images, labels, counts = share_of_replica(images, labels, batch_size)
+        labels, counts, batch_size = of_whole_batch(labels)
         weights = counts if class_weights is None else counts * tf.gather(class_weights, labels)
         with tf.GradientTape() as tape:
             logits = network(images, training=True)  # (n, classes)
             losses = tf.nn.sparse_softmax_cross_entropy_with_logits(labels, logits)  # (n,)
             uniform = tf.reduce_logsumexp(logits, axis=1) - tf.reduce_mean(logits, axis=1)  # if any class were right
             smoothed = (1 - label_smoothing) * losses + label_smoothing * uniform if label_smoothing else losses
-            loss = tf.reduce_sum(weights * smoothed) / tf.cast(batch_size, tf.float32)
+            loss = tf.reduce_sum(weights * smoothed) / batch_size
         gradients = tape.gradient(loss, network.trainable_variables)
         optimizer.apply(gradients, network.trainable_variables)
         correct = tf.cast(tf.argmax(logits, axis=1, output_type=tf.int32) == labels, tf.float32)
@@ -227,7 +226,7 @@ def make_train_step(strategy, network, optimizer, sums, label_smoothing=0.0, cla
 
     images_spec = tf.TensorSpec(network.input_shape, network.inputs[0].dtype)
 
-    @tf.function(input_signature=[images_spec, tf.TensorSpec((None,), tf.int32)])
+    @on_devices(strategy, images_spec, tf.TensorSpec((None,), tf.int32))
     def train_step(images, labels):
         sums.assign_add(strategy.reduce("SUM", strategy.run(replica_step, (images, labels)), axis=None))
         if average is not None:

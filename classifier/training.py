@@ -48,7 +48,7 @@ class Networks:
             if phase.unfrozen:
                 unfreeze(self.whole, phase.unfrozen)
             if settings["weights"] == "none":
-                normalize_by_recent_steps(self.whole)
+                normalize_by_recent_steps(self.whole, self.strategy.num_replicas_in_sync > 1)
             # The parts that take a batch: of images, or of features.
             self.feature_extractor, self.trained, self.average = None, self.whole, self.whole_average
             if phase.on_features:
