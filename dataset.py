@@ -181,24 +181,25 @@ class DataSet:
         paths, digests = ([column[i] for i in positions] for column in (self.paths, self.digests))
         return DataSet(paths, self.labels[positions], digests, lambda rows: self.load(positions[rows]), self._image_bytes)
 
-    def batches(self, batch_size, seed=None, epoch=0, first=0, augment=None):
+    def batches(self, batch_size, seed=None, epoch=0, first=0, augment=None, share=None):
         """Yield (images, labels): (k, image_size, image_size, 3) uint8 RGB and (k,) int32.
 
         The last batch may be smaller. With a `seed` the images are shuffled. The order depends on nothing but (seed, epoch),
         so a run can resume within an epoch, at batch `first`, with the same batches. `augment(image, rng=...)`, if given,
-        changes each image; its numpy Generator depends on nothing but (seed, epoch, image).
+        changes each image; its numpy Generator depends on nothing but (seed, epoch, image). `share(positions)`, if given,
+        says which images of a batch to yield.
         """
 
         def load(positions):
             images = self.load(positions)
-            if augment is not None:
+            if augment is not None and len(positions):
                 rngs = (np.random.default_rng((seed, epoch, i)) for i in positions)
                 images = np.stack([augment(image, rng=rng) for image, rng in zip(images, rngs, strict=True)])
             return images, self.labels[positions]
 
         order = np.arange(len(self)) if seed is None else np.random.default_rng((seed, epoch)).permutation(len(self))
         chunks = list(in_chunks(order, batch_size))[first:]
-        return prefetch(load, chunks, batch_size * self._image_bytes)
+        return prefetch(load, map(share, chunks) if share else chunks, batch_size * self._image_bytes)
 
 
 def usable_images(found, decoded, image_size, fit):

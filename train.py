@@ -5,14 +5,13 @@ Read here the loop over the epochs, and make_train_step(): the step that compute
 
 import argparse
 import itertools
-import shutil
 import statistics
 import time
 from pathlib import Path
 
-from classifier import console
+from classifier import console, workers
 from classifier.console import PROJECT, UserError
-from classifier.files import locked
+from classifier.files import locked, remove
 from classifier.runs import checkpoints_in, find_run, new_run, read_metadata, selected_digest, write_metadata
 from classifier.settings import (
     DEFAULTS,
@@ -45,12 +44,13 @@ def main(argv=None):
     """Parse the command line and train; returns the exit code."""
     given = parse_arguments(argv)
     output = given.pop("output", PROJECT / "runs")
-    if "resume" in given:
-        run = find_run(given.pop("resume") or output, finished=False)
-        train(settings_to_resume(run, read_metadata(run), given), run.parent, run)
-    else:
-        network, weights = (given.get(name, DEFAULTS[name]) for name in ("network", "weights"))
-        train(DEFAULTS | recipe_of(network, weights) | given, output)
+    with workers.together():  # if the environment says that there are others: on a cluster
+        if "resume" in given:
+            run = find_run(given.pop("resume") or output, finished=False)
+            train(settings_to_resume(run, read_metadata(run), given), run.parent, run)
+        else:
+            network, weights = (given.get(name, DEFAULTS[name]) for name in ("network", "weights"))
+            train(DEFAULTS | recipe_of(network, weights) | given, output)
     return console.DONE
 
 
@@ -60,13 +60,14 @@ def train(settings, output, run=None):
     Returns the history, a list of dictionaries, one for each epoch (see history.py). Raises UserError for what a user can
     correct. A signal to stop saves a checkpoint and raises SystemExit.
     """
-    from classifier.metadata import begin_run
+    from classifier.metadata import begin_run, compare_machines
     from classifier.near_copies import near_copies_finder, near_copies_reader
     from classifier.phases import check_layer
     from dataset import read_train_sets
 
     started = time.monotonic()
     check_settings(settings)
+    compare_machines(settings)
     resuming = run is not None
     run = run or new_run(output)
     try:
@@ -80,20 +81,20 @@ def train(settings, output, run=None):
         check_layer(settings, len(sets.classes))
     except BaseException:
         if not resuming:
-            run.rmdir()
+            remove(run)
         raise
     with locked(run):
         folders = {name: settings[name] for name in ("data_dir", "validation_dir") if settings[name] is not None}
         settings = settings | {name: str(Path(folder).absolute()) for name, folder in folders.items()}
         settings["epochs"] = settings["epochs"] or epochs_for(len(sets.train))
-        metadata = begin_run(run, settings, sets, resuming)
+        metadata = workers.of_chief(lambda: begin_run(run, settings, sets, resuming))
         try:
             if settings["minutes"] and not checkpoints_in(run / "checkpoints" / "newest"):
                 choose_epochs(run, metadata, sets, started + 60 * settings["minutes"])
             return train_in(run, metadata, sets)
         except UserError:
             if not resuming and not checkpoints_in(run / "checkpoints" / "newest"):  # else --resume would choose it
-                shutil.rmtree(run)
+                remove(run)
             raise
 
 
@@ -112,7 +113,9 @@ def choose_epochs(run, metadata, sets, end):
         speed = measure_speed(training)
     setting_up = 2 * (time.monotonic() - started)  # once more for the training, and about as long for the end
     seconds = 0.9 * (end - time.monotonic() - setting_up)
-    metadata["settings"] |= settings_that_fit(metadata["settings"], training, *speed, seconds)
+    metadata["settings"] |= workers.of_chief(
+        lambda: settings_that_fit(metadata["settings"], training, *speed, seconds)
+    )
     write_metadata(run, metadata)
 
 
@@ -168,8 +171,9 @@ def train_in(run, metadata, sets):
             metadata |= training.results()
             write_metadata(run, metadata)  # the next phase begins after this number of epochs
     watcher.draw_curves(training)
-    confusion = finish(run, metadata, training)
-    print_closing(run, metadata, training, sets, confusion)
+    if workers.is_chief():
+        confusion = finish(run, metadata, training)
+        print_closing(run, metadata, training, sets, confusion)
     return training.history.rows
 
 
@@ -253,6 +257,7 @@ def validate(training):
         weights = training.valid_weights[labels]
         loss -= (weights * scores[np.arange(len(labels)), labels]).sum()
         correct += (weights * (scores.argmax(axis=1) == labels)).sum()
+    loss, correct = workers.sum_of_all(loss, correct)
     training.check_loss(loss)
     num_images = len(training.sets.valid)
     return {"val_loss": loss / num_images, "val_accuracy": correct / num_images}

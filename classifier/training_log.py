@@ -19,7 +19,7 @@ def say_header(run, metadata, sets):
     say("versions   " + ", ".join(f"{name} {version}" for name, version in versions().items()))
     say("device     " + ", ".join(filter(None, [*computing["gpus"], *cpu, *on_or_off])))
     if len(names := devices()) > 1:
-        say(f"devices    {len(names)}, each takes its share of every batch: {', '.join(names)}")
+        say(f"devices    {len(names)} in this machine, each takes its share of every batch: {', '.join(names)}")
     say(f"images     {counts} (training + validation)")
     split = metadata.get("split", {})
     if split.get("group_by"):

@@ -56,7 +56,7 @@ def test_four_devices_take_a_quarter_of_a_batch_each_and_train_what_one_would(im
     """With augmentation and dropout; the last batch has fewer images than devices."""
     flags = ("--batch-size", 9, "--no-mixed-precision")  # 20 = 9 + 9 + 2 training images
     finished = train_on_devices(4, images, *flags)
-    assert "devices    4, each takes its share of every batch: CPU:0, CPU:1, CPU:2, CPU:3" in finished.stderr
+    assert "devices    4 in this machine, each takes its share of every batch: CPU:0, CPU:1, CPU:2, CPU:3" in finished.stderr
     fed = json.loads(Path("fed.json").read_text())
     assert len(fed) == 4
     for i, sizes in enumerate(fed.values()):
