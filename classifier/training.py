@@ -254,22 +254,21 @@ class Training:
 
     def leave_if_asked(self):
         """Leave if a signal came, to any of the workers; everything must be saved before."""
-        self._stop.signum = workers.any_of(self._stop.signum)
-        self._leave_if_asked()
+        self._leave_after(workers.any_of(self._stop.signum))
 
-    def _leave_if_asked(self):
-        if self._stop.signum:
+    def _leave_after(self, signum):
+        if signum:
             where = f"in epoch {self.epoch + 1}, after {self.step.numpy()} of {self.steps} steps"
             say(f"stopped {where if self.step.numpy() else f'after epoch {self.epoch}'}; to resume:")
             say(f"  {command('train.py', '--resume', self.run)}")
-            sys.exit(console.INTERRUPTED if self._stop.signum == signal.SIGINT else console.TERMINATED)
+            sys.exit(console.INTERRUPTED if signum == signal.SIGINT else console.TERMINATED)
 
     def _save_if_due(self):
-        self._stop.signum = workers.any_of(self._stop.signum)
-        if self._stop.signum or time.monotonic() - self._last_save > 60 * self.settings["save_minutes"]:
+        signum = workers.any_of(self._stop.signum)  # once: another may come, which not all workers would know of
+        if signum or time.monotonic() - self._last_save > 60 * self.settings["save_minutes"]:
             self.check_loss(self.sums.numpy()[0])
             self._save()
-        self._leave_if_asked()
+        self._leave_after(signum)
 
     def _save(self):
         self._saver.save(number=self.epoch * (self.steps + 1) + int(self.step))

@@ -11,11 +11,13 @@ import os
 import re
 import sys
 import threading
+import time
 
 from classifier import console
 from classifier.console import USAGE, UserError
 
 SECONDS_TO_TELL = 10  # an error: the others may be busy with something else
+SECONDS_TO_LINGER = 1  # when leaving: others may not have received yet what this worker has
 index, count = 0, 1  # of this worker, and how many there are: see together()
 addresses = []
 
@@ -59,6 +61,8 @@ def together():
             raise
         except tf.errors.OpError as error:
             raise UserError(_who_stopped(error)) from None
+        finally:
+            time.sleep(SECONDS_TO_LINGER)
 
 
 def cluster(environment):
