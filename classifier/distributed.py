@@ -2,6 +2,7 @@
 
 import contextlib
 import functools
+import os
 import signal
 
 import numpy as np
@@ -132,15 +133,16 @@ def connect(addresses, index):
             signal.signal(signum, handler)  # TensorFlow has set its own
 
 
-def slurm_cluster(environment):
+def slurm_cluster():
     """(addresses, index): the workers of a job step of Slurm, and which of them this process is."""
     try:
         steps = tf.distribute.cluster_resolver.SlurmClusterResolver(
-            port_base=SLURM_PORT, gpus_per_node=int(environment["SLURM_STEP_NUM_TASKS"]), gpus_per_task=1, auto_set_gpu=False
+            port_base=SLURM_PORT, gpus_per_node=int(os.environ["SLURM_STEP_NUM_TASKS"]), gpus_per_task=1, auto_set_gpu=False
         )  # it wants GPUs, but Slurm itself says which are for whom
         addresses = steps.cluster_spec().as_dict()["worker"]
-        here = f"{environment.get('SLURMD_NODENAME')}:{SLURM_PORT + int(environment.get('SLURM_LOCALID', 0))}"
-        return addresses, addresses.index(here) if here in addresses else int(environment["SLURM_PROCID"])
+        here = f"{os.environ.get('SLURMD_NODENAME')}:{SLURM_PORT + int(os.environ.get('SLURM_LOCALID', 0))}"
+        # Not in the order of Slurm's numbers: it sorts n10 before n9.
+        return addresses, addresses.index(here) if here in addresses else int(os.environ["SLURM_PROCID"])
     except (KeyError, ValueError, RuntimeError) as error:
         raise UserError(f"cannot tell the workers from Slurm's variables: {error}", USAGE) from None
 

@@ -38,7 +38,7 @@ def together():
     They leave together: until the chief has finished, the others wait for it.
     """
     global index, count, addresses
-    addresses, index = cluster(os.environ)
+    addresses, index = cluster()
     if len(addresses) == 1:
         yield
         return
@@ -65,9 +65,9 @@ def together():
             time.sleep(SECONDS_TO_LINGER)
 
 
-def cluster(environment):
+def cluster():
     """(addresses, index): the workers that TF_CONFIG or Slurm names, and which of them this process is."""
-    if text := environment.get("TF_CONFIG"):
+    if text := os.environ.get("TF_CONFIG"):
         try:
             config = json.loads(text)
             jobs, task = config.get("cluster", {}), config.get("task", {})
@@ -78,10 +78,10 @@ def cluster(environment):
             return [*chiefs, *workers], range(len(chiefs) + len(workers))[own]
         except (ValueError, KeyError, TypeError, AttributeError, IndexError):
             raise UserError(f"TF_CONFIG does not name this worker among chief and worker: {text}", USAGE) from None
-    if int(environment.get("SLURM_STEP_NUM_TASKS", 1)) > 1:
+    if int(os.environ.get("SLURM_STEP_NUM_TASKS", 1)) > 1:
         from classifier.distributed import slurm_cluster
 
-        return slurm_cluster(environment)
+        return slurm_cluster()
     return [""], 0
 
 
