@@ -190,22 +190,24 @@ class DataSet:
         paths, digests = ([column[i] for i in positions] for column in (self.paths, self.digests))
         return DataSet(paths, self.labels[positions], digests, lambda rows: self.load(positions[rows]), self._image_bytes)
 
-    def batches(self, batch_size, seed=None, epoch=0, first=0, augment=None):
+    def batches(self, batch_size, seed=None, epoch=0, first=0, augment=None, share=None):
         """Yield (images, labels): (k, image_size, image_size, 3) uint8 RGB and (k,) int32.
 
         The last batch may be smaller. With a `seed` the images are shuffled. The order depends on nothing but (seed, epoch),
         so a run can resume within an epoch, at batch `first`, with the same batches. `augment(image, rng=...)`, if given,
-        changes each image; its numpy Generator depends on nothing but (seed, epoch, image).
+        changes each image; its numpy Generator depends on nothing but (seed, epoch, image). `share(positions)`, if given,
+        says which images of a batch to yield.
         """
 
         def load(positions):
             images = self.load(positions)
-            if augment is not None:
+            if augment is not None and len(positions):
                 rngs = (np.random.default_rng((seed, epoch, i)) for i in positions)
                 images = np.stack([augment(image, rng=rng) for image, rng in zip(images, rngs, strict=True)])
             return images, self.labels[positions]
 
-        return prefetch(load, self._chunks(batch_size, seed, epoch)[first:], batch_size * self._image_bytes)
+        chunks = self._chunks(batch_size, seed, epoch)[first:]
+        return prefetch(load, map(share, chunks) if share else chunks, batch_size * self._image_bytes)
 
     def paths_of_batch(self, number, batch_size, seed, epoch):
         """The paths of the images in a batch, counted from 0: see batches()."""

@@ -50,11 +50,23 @@ def create_cnn(image_size, num_classes, dropout=0.0):
     maps = create_convolutional_layer(maps, 32, "conv2")
     maps = create_convolutional_layer(maps, 64, "conv3")
     features = create_flatten_layer(maps)
-    features = layers.Dropout(dropout, name="drop1")(features)
+    features = Dropout(dropout, name="drop1")(features)
     features = create_fc_layer(features, 128, "fc1")
-    features = layers.Dropout(dropout, name="drop2")(features)
+    features = Dropout(dropout, name="drop2")(features)
     logits = create_fc_layer(features, num_classes, "fc2", use_relu=False)
     return keras.Model(images, logits, name="cnn")
+
+
+class Dropout(layers.Dropout):
+    """Keras' dropout, but each of several devices drops in its share of a batch what one device would drop there."""
+
+    def call(self, inputs, training=False):
+        replica = tf.distribute.get_replica_context()
+        if not training or not self.rate or replica is None or replica.num_replicas_in_sync == 1:
+            return super().call(inputs, training=training)
+        devices, shape = replica.num_replicas_in_sync, tf.shape(inputs)
+        whole = tf.ones(tf.concat([[devices * shape[0]], shape[1:]], axis=0), inputs.dtype)  # a batch, in the same order
+        return inputs * super().call(whole, training=True)[replica.replica_id_in_sync_group :: devices]
 
 
 class BiasReluPool(layers.Layer):
@@ -87,14 +99,26 @@ def bias_relu_pool(maps, biases):
 
 
 class BatchNormalization(layers.BatchNormalization):
-    """Keras' batch normalization, but with one fused operation of TensorFlow in training instead of a dozen."""
+    """Keras' batch normalization, but with one fused operation of TensorFlow in training instead of a dozen.
+
+    Several devices normalize by the statistics of the whole batch, so that they train what one device would.
+    """
 
     def call(self, inputs, training=False):
         if not training:
             return super().call(inputs, training=False)
-        outputs, mean, variance = tf.compat.v1.nn.fused_batch_norm(
-            inputs, tf.convert_to_tensor(self.gamma), tf.convert_to_tensor(self.beta), epsilon=self.epsilon
-        )
+        gamma, beta = tf.convert_to_tensor(self.gamma), tf.convert_to_tensor(self.beta)
+        replica = tf.distribute.get_replica_context()
+        if replica is None or replica.num_replicas_in_sync == 1:
+            outputs, mean, variance = tf.compat.v1.nn.fused_batch_norm(inputs, gamma, beta, epsilon=self.epsilon)
+        else:
+            count, sums, squares = replica.all_reduce("SUM", [
+                tf.reduce_sum(tf.ones_like(inputs[..., 0])), tf.reduce_sum(inputs, [0, 1, 2]),
+                tf.reduce_sum(tf.square(inputs), [0, 1, 2])])  # fmt: skip
+            mean = sums / count  # (channels,)
+            variance = tf.maximum(squares / count - tf.square(mean), 0.0)
+            outputs = tf.nn.batch_normalization(inputs, mean, variance, beta, gamma, self.epsilon)
+            variance *= count / (count - 1)  # as fused_batch_norm() returns it
         for average, new in ((self.moving_mean, mean), (self.moving_variance, variance)):
             average.assign(self.momentum * average + (1 - self.momentum) * new)
         return outputs
@@ -137,6 +161,6 @@ def create_resnet(image_size, num_classes, dropout=0.0):
         maps = create_residual_block(maps, num_filters, f"stage{stage}_block1", stride=2)
         maps = create_residual_block(maps, num_filters, f"stage{stage}_block2")
     features = layers.GlobalAveragePooling2D(name="average")(maps)
-    features = layers.Dropout(dropout, name="drop")(features)
+    features = Dropout(dropout, name="drop")(features)
     logits = create_fc_layer(features, num_classes, "fc", use_relu=False)
     return keras.Model(images, logits, name="resnet")

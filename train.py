@@ -5,14 +5,13 @@ Read here the loop over the epochs, and make_train_step(): the step that compute
 
 import argparse
 import itertools
-import shutil
 import statistics
 import time
 from pathlib import Path
 
-from classifier import console
+from classifier import console, workers
 from classifier.console import PROJECT, UserError, show
-from classifier.files import locked
+from classifier.files import locked, remove
 from classifier.runs import checkpoints_in, find_run, new_run, read_metadata, selected_digest, write_metadata
 from classifier.settings import (
     DEFAULTS,
@@ -45,12 +44,13 @@ def main(argv=None):
     """Parse the command line and train; returns the exit code."""
     given = parse_arguments(argv)
     output = given.pop("output", PROJECT / "runs")
-    if "resume" in given:
-        run = find_run(given.pop("resume") or output, finished=False)
-        train(settings_to_resume(run, read_metadata(run), given), run.parent, run)
-    else:
-        network, weights = (given.get(name, DEFAULTS[name]) for name in ("network", "weights"))
-        train(DEFAULTS | recipe_of(network, weights) | given, output)
+    with workers.together():  # if the environment says that there are others: on a cluster
+        if "resume" in given:
+            run = find_run(given.pop("resume") or output, finished=False)
+            train(settings_to_resume(run, read_metadata(run), given), run.parent, run)
+        else:
+            network, weights = (given.get(name, DEFAULTS[name]) for name in ("network", "weights"))
+            train(DEFAULTS | recipe_of(network, weights) | given, output)
     return console.DONE
 
 
@@ -60,13 +60,14 @@ def train(settings, output, run=None):
     Returns the history, a list of dictionaries, one for each epoch (see history.py). Raises UserError for what a user can
     correct. A signal to stop saves a checkpoint and raises SystemExit.
     """
-    from classifier.metadata import begin_run
+    from classifier.metadata import begin_run, compare_machines
     from classifier.near_copies import near_copies_finder, near_copies_reader
     from classifier.phases import check_layer
     from dataset import read_train_sets
 
     started = time.monotonic()
     check_settings(settings)
+    compare_machines(settings)
     resuming = run is not None
     run = run or new_run(output)
     try:
@@ -80,20 +81,20 @@ def train(settings, output, run=None):
         check_layer(settings, len(sets.classes))
     except BaseException:
         if not resuming:
-            run.rmdir()
+            remove(run)
         raise
     with locked(run):
         folders = {name: settings[name] for name in ("data_dir", "validation_dir") if settings[name] is not None}
         settings = settings | {name: str(Path(folder).absolute()) for name, folder in folders.items()}
         settings["epochs"] = settings["epochs"] or epochs_for(len(sets.train))
-        metadata = begin_run(run, settings, sets, resuming)
+        metadata = workers.of_chief(lambda: begin_run(run, settings, sets, resuming))
         try:
             if settings["minutes"] and not checkpoints_in(run / "checkpoints" / "newest"):
                 choose_epochs(run, metadata, sets, started + 60 * settings["minutes"])
             return train_in(run, metadata, sets)
         except UserError:
             if not resuming and not checkpoints_in(run / "checkpoints" / "newest"):  # else --resume would choose it
-                shutil.rmtree(run)
+                remove(run)
             raise
 
 
@@ -112,7 +113,9 @@ def choose_epochs(run, metadata, sets, end):
         speed = measure_speed(training)
     setting_up = 2 * (time.monotonic() - started)  # once more for the training, and about as long for the end
     seconds = 0.9 * (end - time.monotonic() - setting_up)
-    metadata["settings"] |= settings_that_fit(metadata["settings"], training, *speed, seconds)
+    metadata["settings"] |= workers.of_chief(
+        lambda: settings_that_fit(metadata["settings"], training, *speed, seconds)
+    )
     write_metadata(run, metadata)
 
 
@@ -168,8 +171,9 @@ def train_in(run, metadata, sets):
             metadata |= training.results()
             write_metadata(run, metadata)  # the next phase begins after this number of epochs
     watcher.draw_curves(training)
-    confusion = finish(run, metadata, training)
-    print_closing(run, metadata, training, sets, confusion)
+    if workers.is_chief():
+        confusion = finish(run, metadata, training)
+        print_closing(run, metadata, training, sets, confusion)
     return training.history.rows
 
 
@@ -203,24 +207,22 @@ def make_train_step(strategy, network, optimizer, sums, label_smoothing=0.0, cla
     Inception Architecture for Computer Vision", 2016) and weighted by `class_weights`, (classes,), if given. It adds the
     cross-entropies and the number of correct predictions to `sums`, (2,) float64. If `average` is given, a network, its
     weights become a moving average of those of `network`, with decay `ema`. On several devices each takes its share of
-    the batch, and their gradients are added up.
+    the batch, and their gradients are added up: see on_devices().
     """
     import tensorflow as tf
 
-    from classifier.distributed import share_of_replica
+    from classifier.distributed import of_whole_batch, on_devices
     from classifier.training import NOT_FINITE
 
     def replica_step(images, labels):
-        batch_size = tf.shape(labels)[0]
-        images, labels, counts = share_of_replica(images, labels, batch_size)
+        labels, counts, batch_size = of_whole_batch(labels)
         weights = counts if class_weights is None else counts * tf.gather(class_weights, labels)
         with tf.GradientTape() as tape:
             logits = network(images, training=True)  # (n, classes)
             losses = tf.nn.sparse_softmax_cross_entropy_with_logits(labels, logits)  # (n,)
             uniform = tf.reduce_logsumexp(logits, axis=1) - tf.reduce_mean(logits, axis=1)  # if any class were right
             smoothed = (1 - label_smoothing) * losses + label_smoothing * uniform if label_smoothing else losses
-            loss = tf.reduce_sum(weights * smoothed) / tf.cast(batch_size, tf.float32)
-            loss = tf.debugging.check_numerics(loss, NOT_FINITE)
+            loss = tf.reduce_sum(weights * smoothed) / batch_size
         gradients = tape.gradient(loss, network.trainable_variables)
         optimizer.apply(gradients, network.trainable_variables)
         correct = tf.cast(tf.argmax(logits, axis=1, output_type=tf.int32) == labels, tf.float32)
@@ -228,9 +230,10 @@ def make_train_step(strategy, network, optimizer, sums, label_smoothing=0.0, cla
 
     images_spec = tf.TensorSpec(network.input_shape, network.inputs[0].dtype)
 
-    @tf.function(input_signature=[images_spec, tf.TensorSpec((None,), tf.int32)])
+    @on_devices(strategy, images_spec, tf.TensorSpec((None,), tf.int32))
     def train_step(images, labels):
-        sums.assign_add(strategy.reduce("SUM", strategy.run(replica_step, (images, labels)), axis=None))
+        results = strategy.reduce("SUM", strategy.run(replica_step, (images, labels)), axis=None)
+        sums.assign_add(tf.debugging.check_numerics(results, NOT_FINITE))  # here all devices have the same
         if average is not None:
             done = tf.cast(optimizer.iterations, tf.float32)
             decay = tf.minimum(ema, (1 + done) / (10 + done))  # lower at first, when the average is over few steps
@@ -255,6 +258,7 @@ def validate(training):
         weights = training.valid_weights[labels]
         loss -= (weights * scores[np.arange(len(labels)), labels]).sum()
         correct += (weights * (scores.argmax(axis=1) == labels)).sum()
+    loss, correct = workers.sum_of_all(loss, correct)
     if not np.isfinite(loss):
         training.stop_not_finite(f"the validation loss is infinite or NaN after epoch {training.epoch + 1}")
     num_images = len(training.sets.valid)

@@ -12,6 +12,7 @@ from pathlib import Path
 import cv2
 import numpy as np
 
+from classifier import workers
 from classifier.console import progress, say
 from classifier.files import digest_of, replacing
 from classifier.images import BadImageError, decode_image, is_blank, read_file
@@ -57,6 +58,48 @@ def cached_rows(path, row_shape, dtype, make):
     return rows, index
 
 
+def rows_of_all(path, row_shape, dtype, items, make):
+    """(rows, indexes): cached_rows() of these items, with make(items, write); of several workers, each makes a part.
+
+    The parts are files of their own in one folder, where every worker finds the rows of all. `indexes` are those of the
+    parts. Raises OSError, on all workers, if one of them cannot write or read a part.
+    """
+    if workers.count > 1:
+        path = path.with_stem(f"{path.stem}-{workers.index + 1}-of-{workers.count}")
+    try:
+        rows, index = cached_rows(path, row_shape, dtype, lambda write: make(workers.part_of(items), write))
+        if workers.count == 1:
+            return rows, [index]
+        problem = None
+    except OSError as error:
+        if workers.count == 1:
+            raise
+        rows, index, problem = [], None, str(error)
+    parts = workers.gather([path.name, len(rows), index, problem])
+    try:
+        maps = [_map_rows(path.with_name(name), (length, *row_shape), dtype) for name, length, _, _ in parts]
+    except (OSError, ValueError) as error:
+        maps, problem = [], problem or str(error)
+    problems = [problem for problem in workers.gather(problem) if problem]
+    if problems:
+        raise OSError(problems[0])
+    return Parts(maps), [index for _, _, index, _ in parts]
+
+
+class Parts:
+    """Rows of several arrays, one after the other; indexed by an array of positions."""
+
+    def __init__(self, arrays):
+        self._arrays, self._starts = arrays, np.cumsum([0, *map(len, arrays)])
+
+    def __getitem__(self, positions):
+        rows = np.empty((len(positions), *self._arrays[0].shape[1:]), self._arrays[0].dtype)
+        for row, position in zip(rows, positions, strict=True):
+            part = np.searchsorted(self._starts, position, side="right") - 1
+            row[...] = self._arrays[part][position - self._starts[part]]
+        return rows
+
+
 def checksum_of(path):
     """The CRC-32 of a file: it finds damage, not intent, in much less time than an epoch takes with the same images."""
     checksum = 0
@@ -99,22 +142,20 @@ def decode_once(paths, image_size, folder=None, fit="squash"):
 
     The file is named after all that shapes its pixels: each image's path, size and time, image size and fit, OpenCV.
     Where nothing can be written (or `folder` is None) all images are checked, but decoded again whenever they are needed.
+    Of several workers, each decodes its part.
     """
-    make = lambda write: _decode_all(paths, image_size, fit, write)  # noqa: E731
+    images = indexes = None
+    make = lambda part, write: _decode_all(part, image_size, fit, write)  # noqa: E731
     if folder is not None:
         path = Path(folder, f"{_decoding_key(paths, image_size, fit)}.pixels")
         try:
-            images, index = cached_rows(path, (image_size, image_size, 3), np.uint8, make)
-            return Decoded(*_columns(index, len(paths)), images)
+            images, indexes = rows_of_all(path, (image_size, image_size, 3), np.uint8, paths, make)
         except OSError as error:
             say(f"no cache ({error}): images are decoded whenever they are needed, which is slower")
-    index = make(lambda image: None)
-    return Decoded(*_columns(index, len(paths)))
-
-
-def _columns(index, count):
-    """What an index tells of each of its files; earlier versions did not look whether it is blank."""
-    return index["digests"], index["reasons"], index.get("blank", [False] * count)
+    indexes = indexes or workers.gather(make(workers.part_of(paths), lambda image: None))
+    # Earlier versions did not look which are blank.
+    columns = [(part["digests"], part["reasons"], part.get("blank", [False] * len(part["digests"]))) for part in indexes]
+    return Decoded(*(sum(parts, []) for parts in zip(*columns, strict=True)), images)
 
 
 def _decoding_key(paths, image_size, fit):

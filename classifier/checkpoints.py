@@ -14,6 +14,7 @@ from classifier.files import make_folder, remove, replacing
 from classifier.networks import create_network, with_features
 from classifier.out_of_distribution import OutOfDistributionScore
 from classifier.runs import METADATA, checkpoints_in, selected_digest
+from classifier.workers import is_chief
 
 
 class Saver:
@@ -47,7 +48,10 @@ def _write(checkpoint, folder, number, keep):
     """Write folder/ckpt-<number> and then delete all but the newest `keep`.
 
     TensorFlow's CheckpointManager does this, too, but with a state file: damaged, that is one more way to lose a run.
+    Of several workers, only the chief writes.
     """
+    if not is_chief():
+        return
     try:
         make_folder(folder)
         for leftover in folder.glob("partial-*"):  # of a process that was killed

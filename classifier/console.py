@@ -13,6 +13,7 @@ import sys
 from pathlib import Path
 
 PROJECT = Path(__file__).resolve().parent.parent
+is_silent = False  # True in all but the first of several processes that train together: they print nothing but errors
 DONE, FAILED, USAGE, NO_DATA, BELOW_ACCURACY, INTERRUPTED, TERMINATED = 0, 1, 2, 3, 4, 130, 143
 CONTROLS = re.compile("[\x00-\x1f\x7f-\x9f\u2028-\u202e\u2066-\u2069]")
 
@@ -46,16 +47,16 @@ def exit_code_of(main, argv=None):
         code = main(argv)
         sys.stdout.flush()
     except UserError as error:
-        say(f"error: {error}")
+        _to_standard_error(f"error: {error}")
         code = error.exit_code
     except KeyboardInterrupt:
-        say("interrupted")
+        _to_standard_error("interrupted")
         code = INTERRUPTED
     except BrokenPipeError:  # the reader of our output, `head` perhaps, has seen enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         code = FAILED
     except OSError as error:
-        say(f"error: {describe(error)}")
+        _to_standard_error(f"error: {describe(error)}")
         code = FAILED
     return code
 
@@ -84,6 +85,11 @@ class StopRequest:
 
 def say(message):
     """Print a line of log, not of results: to standard error."""
+    if not is_silent:
+        _to_standard_error(message)
+
+
+def _to_standard_error(message):
     print(printable(message), file=sys.stderr, flush=True)
 
 
@@ -165,7 +171,7 @@ def _quieten_libraries():
 @contextlib.contextmanager
 def progress(description, total):
     """Yield `advance(count=1)` for a progress bar on a terminal; elsewhere it does nothing."""
-    if not sys.stderr.isatty():
+    if is_silent or not sys.stderr.isatty():
         yield lambda count=1: None
         return
     from rich.console import Console

@@ -1,20 +1,175 @@
-"""Several devices: the strategy that runs a step on each of them, and their shares of a batch."""
+"""Several devices, in one machine or in several: the strategy that runs a step on each, and their shares of a batch."""
 
+import contextlib
+import functools
+import os
+import signal
+
+import numpy as np
 import tensorflow as tf
+
+from classifier.console import USAGE, UserError
+
+SECONDS_TO_CONNECT = 600  # from the first worker to the last: clusters do not start all of them at once
+SECONDS_WITHOUT_HEARTBEAT = 20  # until a worker counts as dead
+SLURM_PORT = 8888  # of the first worker on a machine; the next ones have the next ports
+_of_all_workers, _index = None, 0  # the strategy of all workers, once they are connected, and which of them this is
 
 
 def create_strategy():
-    """TensorFlow's strategy for the devices of this machine: all GPUs if there are several, else one device."""
-    several = len(tf.config.list_logical_devices("GPU")) > 1
-    return tf.distribute.MirroredStrategy() if several else tf.distribute.get_strategy()
+    """TensorFlow's strategy for the devices of all workers, or else of this machine: on each of them, or on the only one."""
+    if _of_all_workers is not None:
+        return _of_all_workers
+    let_memory_grow()
+    names = devices()
+    return tf.distribute.MirroredStrategy(names) if len(names) > 1 else tf.distribute.get_strategy()
 
 
-def share_of_replica(images, labels, batch_size):
-    """This device's share of a batch, in a step that a strategy runs: images, labels, and what each counts: (n,) or 1."""
+def devices():
+    """Names of this worker's devices that train: its GPUs, or else its CPU."""
+    if _of_all_workers is not None:
+        return list(_of_all_workers.extended.worker_devices)
+    logical = tf.config.list_logical_devices("GPU") or tf.config.list_logical_devices("CPU")
+    return [device.name.removeprefix("/device:") for device in logical]
+
+
+def let_memory_grow():
+    """Let GPUs take memory as they need it; else TensorFlow takes all, and other programs have none."""
+    for gpu in tf.config.list_physical_devices("GPU"):
+        with contextlib.suppress(RuntimeError):  # it is in use already
+            tf.config.experimental.set_memory_growth(gpu, True)
+
+
+def share_of_worker():
+    """A function from the positions of a batch, (n,), to this worker's share of them; None if it is the only worker."""
+    if _of_all_workers is None:
+        return None
+    here, everywhere = len(_of_all_workers.extended.worker_devices), _of_all_workers.num_replicas_in_sync
+    return lambda positions: positions[np.arange(len(positions)) % everywhere // here == _index]
+
+
+def on_devices(strategy, *specs):
+    """A decorator that makes a graph, `step(images, labels)`, of a function that runs on the strategy's devices.
+
+    `specs` are the TensorSpecs of images and labels. The graph takes those of this worker's share of a batch, of which each
+    of its devices is fed its own share alone; the function takes the shares as a strategy's run() does.
+    """
+
+    def decorate(step):
+        if strategy.num_replicas_in_sync == 1:
+            return tf.function(step, input_signature=specs)
+        names = strategy.extended.worker_devices
+
+        @tf.function(input_signature=[(spec,) * len(names) for spec in specs])
+        def step_of_shares(*columns):
+            return step(*(_of_each_device(strategy, column) for column in columns))
+
+        return lambda images, labels: step_of_shares(*zip(*shares_of(images, labels, names), strict=True))
+
+    return decorate
+
+
+def _of_each_device(strategy, values):
+    """The values, one for each of this worker's devices, as a strategy's run() takes them."""
+    pick = lambda context: values[context.replica_id_in_sync_group % len(values)]  # noqa: E731
+    return strategy.experimental_distribute_values_from_function(pick)
+
+
+def shares_of(images, labels, names):
+    """Yield (images, labels) for each of the devices with these names, on that device: every so-maniest of a batch.
+
+    A device for which none is left gets a black image with the label -1: see of_whole_batch().
+    """
+    for i, name in enumerate(names):
+        share = images[i :: len(names)], labels[i :: len(names)]
+        if i >= len(labels):
+            share = np.zeros((1, *images.shape[1:]), images.dtype), np.full(1, -1, np.int32)
+        with tf.device(name):
+            yield tuple(map(tf.constant, share))
+
+
+def of_whole_batch(labels):
+    """In a step that a strategy runs, of the labels of this device's share: (labels, what each image counts, batch size).
+
+    The batch size is that of all devices together, float32.
+    """
     replica = tf.distribute.get_replica_context()
-    replicas = replica.num_replicas_in_sync
-    if replicas == 1:
-        return images, labels, 1.0
-    share = tf.range(replica.replica_id_in_sync_group, tf.maximum(batch_size, replicas), replicas)
-    counts = tf.cast(share < batch_size, tf.float32)  # a device for which no image is left takes one that counts nothing
-    return tf.gather(images, share % batch_size), tf.gather(labels, share % batch_size), counts
+    if replica.num_replicas_in_sync == 1:
+        return labels, 1.0, tf.cast(tf.shape(labels)[0], tf.float32)
+    counts = tf.cast(labels >= 0, tf.float32)  # (n,)
+    return tf.maximum(labels, 0), counts, replica.all_reduce("SUM", tf.reduce_sum(counts))
+
+
+def connect(addresses, index):
+    """Connect with the workers at these addresses; this one has the index. Raises UserError if not all of them come.
+
+    TensorFlow's coordination service, in the first one, then watches that all are alive: see SECONDS_WITHOUT_HEARTBEAT.
+    """
+    global _of_all_workers, _index
+    from tensorflow.compiler.xla.tsl.protobuf.coordination_config_pb2 import CoordinatedJob
+    from tensorflow.python.eager.context import context  # there is no public way to say how long to wait
+
+    context().configure_coordination_service(
+        "standalone", service_leader="/job:worker/replica:0/task:0",
+        cluster_register_timeout_in_ms=1000 * SECONDS_TO_CONNECT, heartbeat_timeout_in_ms=1000 * SECONDS_WITHOUT_HEARTBEAT,
+        coordinated_jobs=[CoordinatedJob(name="worker", num_tasks=len(addresses))],
+    )  # fmt: skip
+    gpus = len(tf.config.list_physical_devices("GPU"))
+    cluster = tf.distribute.cluster_resolver.SimpleClusterResolver(
+        tf.train.ClusterSpec({"worker": addresses}), task_type="worker", task_id=index, rpc_layer="grpc",
+        num_accelerators={"GPU": gpus},
+    )  # fmt: skip
+    _index = index
+    handlers = {signum: signal.getsignal(signum) for signum in (signal.SIGINT, signal.SIGTERM)}
+    signal.signal(signal.SIGINT, signal.SIG_DFL)  # Python would not act before all of them have come
+    try:
+        let_memory_grow()
+        _of_all_workers = tf.distribute.MultiWorkerMirroredStrategy(cluster)
+    except (tf.errors.OpError, RuntimeError) as error:
+        reason = str(error).splitlines()[0]
+        raise UserError(f"cannot connect with all workers, {', '.join(addresses)}: {reason}") from None
+    finally:
+        for signum, handler in handlers.items():
+            signal.signal(signum, handler)  # TensorFlow has set its own
+
+
+def slurm_cluster():
+    """(addresses, index): the workers of a job step of Slurm, and which of them this process is."""
+    try:
+        steps = tf.distribute.cluster_resolver.SlurmClusterResolver(
+            port_base=SLURM_PORT, gpus_per_node=int(os.environ["SLURM_STEP_NUM_TASKS"]), gpus_per_task=1, auto_set_gpu=False
+        )  # it wants GPUs, but Slurm itself says which are for whom
+        addresses = steps.cluster_spec().as_dict()["worker"]
+        here = f"{os.environ.get('SLURMD_NODENAME')}:{SLURM_PORT + int(os.environ.get('SLURM_LOCALID', 0))}"
+        # Not in the order of Slurm's numbers: it sorts n10 before n9.
+        return addresses, addresses.index(here) if here in addresses else int(os.environ["SLURM_PROCID"])
+    except (KeyError, ValueError, RuntimeError) as error:
+        raise UserError(f"cannot tell the workers from Slurm's variables: {error}", USAGE) from None
+
+
+def gather_texts(text):
+    """The texts of all workers, without line breaks, in their order; each must call this."""
+    line = (text.rstrip() + "\n").encode()
+    line = b" " * (-len(line) % 4) + line  # a whole number of int32
+    return _joined(np.frombuffer(line, np.int32)).numpy().tobytes().decode().splitlines()
+
+
+def highest(number):
+    """The highest of the numbers of all workers, int32; each must call this."""
+    return int(_joined(np.array([number], np.int32)).numpy().max())
+
+
+def _joined(array):
+    """The arrays of all workers, (n,) int32, joined."""
+    strategy = _of_all_workers
+    parts = [array] + [array[:0]] * (len(strategy.extended.worker_devices) - 1)  # the first device has it
+    return _graph_that_joins(strategy, len(parts))(parts)
+
+
+@functools.cache
+def _graph_that_joins(strategy, devices_here):
+    @tf.function(input_signature=[[tf.TensorSpec((None,), tf.int32)] * devices_here])
+    def join(parts):
+        return strategy.gather(_of_each_device(strategy, parts), axis=0)
+
+    return join

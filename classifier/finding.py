@@ -10,6 +10,7 @@ from pathlib import Path
 
 from classifier.console import NO_DATA, UserError, say, shell_path
 from classifier.images import KIND_OF_SUFFIX
+from classifier.workers import compare_files
 
 PARTS = {"train": ("train", "training"), "validation": ("val", "valid", "validation"), "test": ("test", "testing")}
 # Folders that are not classes: they hold some of the images of the class above, such as cats/session1 or cats/images.
@@ -84,7 +85,7 @@ def find_images(folder, classes=None, limit_per_class=None, classes_from=None):
     if some are below others: "top", "leaf" (those that hold the images), or None: see _is_from_leaf(). A CSV file has the
     columns path, from its own folder on, and label. What is ignored is reported.
     Raises UserError where there are no labelled images, it is not clear what their classes are, or a class is not one of
-    `classes`.
+    `classes`, or workers that train together do not find the same.
     """
     folder = Path(folder)
     if not folder.exists():
@@ -109,6 +110,7 @@ def find_images(folder, classes=None, limit_per_class=None, classes_from=None):
         chosen = by_class.get(name, [])[:limit_per_class]
         found.paths += [_root(folder) / path for path in chosen]
         found.labels += [label] * len(chosen)
+    compare_files(found)
     return found
 
 

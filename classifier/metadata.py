@@ -7,7 +7,7 @@ import cv2
 import numpy as np
 import tensorflow as tf
 
-from classifier import cpu, near_copies
+from classifier import cpu, near_copies, workers
 from classifier.console import NO_DATA, UserError, say
 from classifier.files import csv_text, write_text
 from classifier.optimizer import steps_in_bfloat16
@@ -36,6 +36,15 @@ def begin_run(run, settings, sets, resuming):
     if sets.near_copies:
         write_text(run / near_copies.FILE, near_copies.near_copies_text(sets))
     return metadata
+
+
+def compare_machines(settings):
+    """Raise UserError on every worker unless all have the same settings, versions of packages, and number of devices."""
+    paths = ("data_dir", "validation_dir", "weights")  # may be others on each machine: what they hold is compared later
+    packages = {name: version for name, version in versions().items() if name != "python"}
+    devices = {"number of GPUs": len(tf.config.list_physical_devices("GPU")), "bfloat16": steps_in_bfloat16(settings)}
+    settings = {name: str(value) for name, value in settings.items() if name not in paths}
+    workers.compare(settings=settings, versions=packages, devices=devices)
 
 
 def make_metadata(settings, sets):

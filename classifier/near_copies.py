@@ -7,6 +7,7 @@ from pathlib import Path
 import cv2
 import numpy as np
 
+from classifier import workers
 from classifier.cache import cached_rows
 from classifier.console import NO_DATA, UserError
 from classifier.duplicates import grey_images, group_near_copies
@@ -29,11 +30,19 @@ def near_copies_finder(settings, cache_dir):
 
 
 def _find(images, settings, cache_dir):
-    """{digest: the least digest of its group} of those images in a DataSet that have near-copies; kept for later runs."""
+    """{digest: the least digest of its group} of those images in a DataSet that have near-copies; kept for later runs.
 
+    Of several workers, each computes features, and the chief compares them.
+    """
+    features = functools.cache(lambda: _features(images, settings, cache_dir) if trains_head(settings) else None)
+    if workers.count > 1:
+        features()
+    return workers.of_chief(lambda: _find_alone(images, settings, cache_dir, features))
+
+
+def _find_alone(images, settings, cache_dir, features):
     def make(write):
-        features = _features(images, settings, cache_dir) if trains_head(settings) else None
-        write(group_near_copies(grey_images(lambda i: images.load(np.array([i]))[0], len(images)), features))
+        write(group_near_copies(grey_images(lambda i: images.load(np.array([i]))[0], len(images)), features()))
 
     network = [settings[name] for name in ("network", "weights")] if trains_head(settings) else None
     key = str([VERSION, cv2.__version__, settings["image_size"], settings["fit"], network, images.digests])

@@ -8,7 +8,7 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-from classifier.cache import DECODING_VERSION, cached_rows
+from classifier.cache import DECODING_VERSION, rows_of_all
 from classifier.console import NO_DATA, UserError, describe, progress, say
 from classifier.files import digest_of
 from classifier.images import inference_batch_size
@@ -90,6 +90,7 @@ def extract_features(images, feature_extractor, cache_dir, fit="squash"):
     """The DataSet with features, (k, features) float32, in place of images; each different one goes through once.
 
     They are kept in the folder `cache_dir` for later runs, whatever their split; where it cannot be written, in memory.
+    Of several workers, each computes its part.
     `fit` is how the images became squares.
     """
     compute, size = compile_outputs(feature_extractor), feature_extractor.input_shape[1]
@@ -100,19 +101,19 @@ def extract_features(images, feature_extractor, cache_dir, fit="squash"):
     key = f"{size} {fit} {num_features} {versions} {digests}".encode()
     path = Path(cache_dir, f"{digest_of(key, *feature_extractor.get_weights(), size=12)}.features")
 
-    def make(write):
-        different = images.take(np.array([position_of[digest] for digest in digests]))
+    def make(part, write):
+        different = images.take(np.array([position_of[digest] for digest in part], int))
         with progress("extracting features", len(different)) as advance:
             for batch, _ in different.batches(inference_batch_size(size)):
                 write(compute(batch))
                 advance(len(batch))
 
     try:
-        features, _ = cached_rows(path, (num_features,), np.float32, make)
+        features, _ = rows_of_all(path, (num_features,), np.float32, digests, make)
     except OSError as error:
         say(f"no cache of features ({describe(error)}): they stay in memory")
         parts = []
-        make(parts.append)
+        make(digests, parts.append)
         features = np.concatenate(parts)
     row_of = {digest: row for row, digest in enumerate(digests)}
     rows = np.array([row_of[digest] for digest in images.digests])

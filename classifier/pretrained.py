@@ -10,6 +10,7 @@ import numpy as np
 
 from classifier.console import NO_DATA, USAGE, UserError
 from classifier.settings import PRETRAINED_NETWORKS
+from model import Dropout
 
 FEATURE_SCALES = 3
 
@@ -38,7 +39,7 @@ def create_pretrained_network(name, image_size, num_classes, dropout=0.0, scales
         features = keras.layers.BatchNormalization(
             center=False, scale=False, epsilon=1e-7, trainable=False, name="standardize"
         )(features)
-    head = keras.layers.Dropout(dropout, name="drop")(features)
+    head = Dropout(dropout, name="drop")(features)
     logits = keras.layers.Dense(num_classes, kernel_initializer="zeros", name="fc")(head)
     return keras.Model(images, logits, name=name)
 
@@ -175,15 +176,15 @@ def unfreeze(network, layers):
         layer.trainable = i >= first and not isinstance(layer, keras.layers.BatchNormalization)
 
 
-def normalize_by_recent_steps(network):
+def normalize_by_recent_steps(network, several_devices):
     """Average the statistics of batch normalization over about ten steps, for a backbone with random weights.
 
     keras.applications averages over up to a thousand steps, which suits ImageNet. A shorter run would end with
-    statistics from its beginning.
+    statistics from its beginning. They are those of whole batches on `several_devices`, too.
     """
     for layer in network.get_layer("backbone").layers:
         if isinstance(layer, keras.layers.BatchNormalization):
-            layer.momentum = 0.9
+            layer.momentum, layer.synchronized = 0.9, several_devices
 
 
 def load_weights(network, weights):

@@ -27,6 +27,7 @@ from pathlib import Path
 
 from classifier.console import NO_DATA, UserError, describe, say
 from classifier.files import digest_of, make_folder, sync, write_text
+from classifier.workers import of_chief
 
 METADATA = "model.json"
 MIN_IMAGE_SIZE, MAX_IMAGE_SIZE = 8, 2048  # the cnn halves an image three times
@@ -43,7 +44,17 @@ EXPORTS = {  # format: file, and the packages that it needs
 
 
 def new_run(output):
-    """Make the next free folder output/001, output/002, … and return it. Raises UserError if that fails."""
+    """Make the next free folder output/001, output/002, … and return it. Raises UserError if that fails.
+
+    Of several workers the chief makes it.
+    """
+    run = output / of_chief(lambda: _new_run(output).name)
+    if not run.is_dir():
+        raise UserError(f"the chief made {run}, and it is not here: --output must be one folder that all workers see")
+    return run
+
+
+def _new_run(output):
     try:
         make_folder(output)
         for number in itertools.count(1 + max((int(path.name) for path in runs_in(output)), default=0)):

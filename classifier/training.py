@@ -12,11 +12,12 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-from classifier import console
+from classifier import console, workers
 from classifier.augmentation import augment
 from classifier.checkpoints import Saver, load_selected
 from classifier.console import StopRequest, UserError, command, say, shell_path
-from classifier.distributed import create_strategy
+from classifier.distributed import create_strategy, share_of_worker
+from classifier.files import digest_of
 from classifier.history import History
 from classifier.networks import compile_outputs, create_network, extract_features
 from classifier.optimizer import AdamW, bfloat16, constant_after_warmup, learning_rate_schedule, steps_in_bfloat16
@@ -51,7 +52,7 @@ class Networks:
             if phase.unfrozen:
                 unfreeze(self.whole, phase.unfrozen)
             if settings["weights"] == "none":
-                normalize_by_recent_steps(self.whole)
+                normalize_by_recent_steps(self.whole, self.strategy.num_replicas_in_sync > 1)
             # The parts that take a batch: of images, or of features.
             self.feature_extractor, self.trained, self.average = None, self.whole, self.whole_average
             if phase.on_features:
@@ -103,20 +104,26 @@ class Training:
     def restore(self):
         """Restore the newest checkpoint and the history, or load the weights that the phase begins with.
 
-        Raises UserError for a run that is damaged, or weights that cannot be loaded.
+        Raises UserError for a run that is damaged, or weights that cannot be loaded, and if workers have others than the
+        chief.
         """
-        if not self._saver.restore():
+        is_restored = self._saver.restore()
+        if not is_restored:
             if self.phase.first:
                 load_selected(self.run, self.networks.whole)
             elif self.settings["network"] in PRETRAINED_NETWORKS:
                 load_weights(self.networks.whole, self.settings["weights"])
             self.networks.whole_average.set_weights(self.networks.whole.get_weights())
-            if self.phase.first:  # its first epoch may overwrite the selected weights, with which the phase begins
-                self._save()
         # As many images of equal weight would be as informative (Kish's effective sample size).
         effective_size = len(self.sets.valid) ** 2 / (self.valid_weights[self.sets.valid.labels] ** 2).sum()
         self.history = History(self.run, self.epoch, effective_size, self._head_epochs)
         self.history.check(self._metadata)
+        if workers.count > 1:
+            weights = digest_of(*self.networks.whole.get_weights(), *self.networks.whole_average.get_weights())
+            position = f"epoch {self.epoch}, step {int(self.step)}"
+            workers.compare(position=position, weights=weights, history=self.history.digest())
+        if self.phase.first and not is_restored:  # its first epoch may overwrite the selected weights, with which it begins
+            self._save()
 
     def extract_features(self):
         """From now on train and validate on features, if the phase trains only the head."""
@@ -177,15 +184,15 @@ class Training:
                 self._save_if_due()
 
     def batches_from(self, first):
-        """Yield the batches of this epoch from `first` on, as they are, (images, labels)."""
+        """Yield the batches of this epoch from `first` on, as they are, (images, labels): this worker's share of each."""
         augmented = self.settings["augment"] and not self.phase.on_features
         view = functools.partial(augment, size=self.training_image_size()) if augmented else None
-        return self.sets.train.batches(self.batch_size, self.settings["seed"], self.epoch, first, view)
+        return self.sets.train.batches(self.batch_size, self.settings["seed"], self.epoch, first, view, share_of_worker())
 
     def validation_batches(self):
-        """Yield the batches of all validation images, (images, labels); see batches()."""
+        """Yield the batches of all validation images, (images, labels), this worker's share of each; see batches()."""
         with console.progress("validation", len(self.sets.valid)) as advance:
-            for images, labels in self.sets.valid.batches(self.batch_size):
+            for images, labels in self.sets.valid.batches(self.batch_size, share=share_of_worker()):
                 yield images, labels
                 advance(len(labels))
                 self._save_if_due()
@@ -215,7 +222,7 @@ class Training:
 
         In this order: a run that is killed in between does the epoch again, with the same result.
         """
-        self.history.append(row)
+        self.history.append(workers.of_chief(lambda: row))
         is_selected = self.history.selected() is self.history.rows[-1]
         if is_selected:
             self._saver.save_selected(row["epoch"])
@@ -261,17 +268,21 @@ class Training:
         return self._stop.listening()
 
     def leave_if_asked(self):
-        """Leave if a signal came; everything must be saved before."""
-        if self._stop.signum:
+        """Leave if a signal came, to any of the workers; everything must be saved before."""
+        self._leave_after(workers.any_of(self._stop.signum))
+
+    def _leave_after(self, signum):
+        if signum:
             where = f"in epoch {self.epoch + 1}, after {self.step.numpy()} of {self.steps} steps"
             say(f"stopped {where if self.step.numpy() else f'after epoch {self.epoch}'}; to resume:")
             say(f"  {command('train.py', '--resume', self.run)}")
-            sys.exit(console.INTERRUPTED if self._stop.signum == signal.SIGINT else console.TERMINATED)
+            sys.exit(console.INTERRUPTED if signum == signal.SIGINT else console.TERMINATED)
 
     def _save_if_due(self):
-        if self._stop.signum or time.monotonic() - self._last_save > 60 * self.settings["save_minutes"]:
+        signum = workers.any_of(self._stop.signum)  # once: another may come, which not all workers would know of
+        if signum or time.monotonic() - self._last_save > 60 * self.settings["save_minutes"]:
             self._save()
-        self.leave_if_asked()
+        self._leave_after(signum)
 
     def _save(self):
         networks = self.networks.whole, self.networks.whole_average

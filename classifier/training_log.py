@@ -6,6 +6,7 @@ from pathlib import Path
 import numpy as np
 
 from classifier.console import command, say, shell_path, show
+from classifier.distributed import devices
 from classifier.metadata import count_images, device, versions
 from classifier.metrics import accuracy_interval
 from classifier.settings import DEFAULTS, PRETRAINED_NETWORKS
@@ -19,6 +20,8 @@ def say_header(run, metadata, sets):
     counts = ", ".join(f"{name} {n['training']} + {n['validation']}" for name, n in count_images(sets).items())
     say("versions   " + ", ".join(f"{name} {version}" for name, version in versions().items()))
     say("device     " + ", ".join(filter(None, [*computing["gpus"], *cpu, *on_or_off])))
+    if len(names := devices()) > 1:
+        say(f"devices    {len(names)} in this machine, each takes its share of every batch: {', '.join(names)}")
     say(f"images     {counts} (training + validation)")
     split = metadata.get("split", {})
     if split.get("group_by"):

@@ -11,6 +11,7 @@ from classifier.augmentation import augment
 from classifier.console import describe, say
 from classifier.figures import draw_curves, draw_sheet, save_png
 from classifier.files import replacing
+from classifier.workers import is_chief
 
 FIRST_BATCH, CURVES, TENSORBOARD = "first_batch.png", "curves.png", "tensorboard"
 MOST_IMAGES = 32  # of the first batch
@@ -21,7 +22,7 @@ EXPECTED_SECONDS = 0.2  # for the first drawing of curves
 class Watcher:
     """Draws what a training does, into its run folder, and writes it for TensorBoard if the settings say so.
 
-    None of it can stop the training: a warning says what cannot be written.
+    None of it can stop the training: a warning says what cannot be written. Of several workers, only the chief writes.
     """
 
     def __init__(self, run, settings, sets):
@@ -73,6 +74,8 @@ class Watcher:
 
     def _try(self, name, write):
         """Write something; warn once if that fails, whatever the reason: the training goes on."""
+        if not is_chief():
+            return
         try:
             write()
         except Exception as error:

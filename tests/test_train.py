@@ -216,50 +216,6 @@ def test_an_output_that_cannot_be_written_is_one_clear_line(images, tmp_path):
         assert "--output" in error_of(train(images, "--output", "locked", code=1))
 
 
-def test_two_devices_share_a_batch_and_come_to_the_same():
-    """Two virtual CPUs stand for two GPUs: the same strategy, the same lines of code."""
-    script = """
-import sys; sys.path.insert(0, sys.argv[1])
-import numpy as np, tensorflow as tf
-cpu = tf.config.list_physical_devices("CPU")[0]
-tf.config.set_logical_device_configuration(cpu, [tf.config.LogicalDeviceConfiguration()] * 2)
-import model
-from classifier.optimizer import AdamW
-from train import make_train_step
-pixels = np.random.default_rng(0).integers(0, 256, (4, 7, 16, 16, 3), dtype=np.uint8)
-labels = np.random.default_rng(1).integers(0, 2, (4, 7), dtype=np.int32)
-ends = []
-both = tf.distribute.MirroredStrategy(["CPU:0", "CPU:1"])
-for strategy in (tf.distribute.get_strategy(), both):
-    tf.keras.utils.set_random_seed(0)
-    with strategy.scope():
-        network, average = model.create_cnn(16, 2), model.create_cnn(16, 2)
-        average.set_weights(network.get_weights())
-        optimizer = AdamW(1e-3, 0.01)
-        optimizer.build(network.trainable_variables)
-    sums = tf.Variable([0.0, 0.0], dtype=tf.float64)
-    step = make_train_step(strategy, network, optimizer, sums, 0.1, np.float32([0.5, 1.5]), average, 0.9)
-    for batch in zip(pixels, labels):
-        step(*batch)
-    step(pixels[0, :1], labels[0, :1])  # fewer images than devices
-    ends.append((sums.numpy(), network.get_weights() + average.get_weights()))
-(sums_1, weights_1), (sums_2, weights_2) = ends
-np.testing.assert_allclose(sums_1, sums_2, rtol=1e-4)
-for one, two in zip(weights_1, weights_2):
-    np.testing.assert_allclose(one, two, atol=2e-4)
-with both.scope():  # each device normalizes by its own share
-    network = model.create_resnet(16, 2)
-    optimizer = AdamW(1e-3, 0.01)
-    optimizer.build(network.trainable_variables)
-before = network.get_layer("stem_norm").moving_mean.numpy()
-make_train_step(both, network, optimizer, sums)(pixels[0], labels[0])
-after = network.get_layer("stem_norm").moving_mean.numpy()
-assert np.isfinite(after).all() and (before != after).all(), after
-"""
-    finished = subprocess.run([sys.executable, "-c", script, str(PROJECT)], capture_output=True, text=True)
-    assert finished.returncode == 0, finished.stderr
-
-
 @pytest.mark.parametrize("flags", [("--batch-size", "0"), ("--lr", "-1"), ("--lr", "nan"), ("--epochs", "many"),
                                    ("--validation-split", "1"), ("--image-size", "4"), ("--nonsense",)])  # fmt: skip
 def test_wrong_usage_is_refused_with_code_2(flags):

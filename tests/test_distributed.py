@@ -1,0 +1,175 @@
+"""Several devices, and several machines, train what one would."""
+
+import json
+import os
+import re
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from conftest import HANGING, PROJECT, QUICK, draw_images, error_of, run, train
+from run_folders import history_of, metadata_of, newest_tensors
+
+from classifier import console, workers
+
+FLAGS = ("--batch-size", 9, "--no-mixed-precision")  # of 20 training images: batches of 9, 9 and 2
+
+
+@pytest.fixture(scope="module")
+def alone(tmp_path_factory):
+    """The folder of a run of one worker with one device, as QUICK and FLAGS say, on what the fixture `images` draws."""
+    folder = tmp_path_factory.mktemp("alone")
+    train(draw_images(folder / "images"), *FLAGS, "--output", folder / "runs")
+    return folder / "runs" / "001"
+
+
+TRAIN_ON_DEVICES = """
+import json, sys
+sys.path.insert(0, sys.argv[1])
+import tensorflow as tf
+cpu = tf.config.list_physical_devices("CPU")[0]  # virtual CPUs stand for GPUs: the same strategy, the same lines of code
+tf.config.set_logical_device_configuration(cpu, [tf.config.LogicalDeviceConfiguration()] * int(sys.argv[2]))
+import train
+from classifier import distributed
+fed, shares_of = {}, distributed.shares_of
+def watched_shares_of(images, labels, names):
+    for share in shares_of(images, labels, names):
+        sizes = fed.setdefault(share[0].device[-5:], [])
+        sizes.append((len(labels), images.nbytes, len(share[1].numpy().tobytes()) // 4, len(share[0].numpy().tobytes())))
+        yield share
+distributed.shares_of = watched_shares_of
+train.main(sys.argv[3:])
+json.dump(fed, open("fed.json", "w"))
+"""
+
+
+def train_on_devices(count, images, *flags):
+    """Train on virtual devices; returns the finished process."""
+    arguments = ["--data-dir", images, "--output", "runs", *QUICK, *flags]
+    command = [sys.executable, "-c", TRAIN_ON_DEVICES, PROJECT, count, *arguments]
+    finished = subprocess.run([*map(str, command)], capture_output=True, text=True)
+    assert finished.returncode == 0, finished.stderr
+    return finished
+
+
+def assert_close(one, other, tolerance):
+    """Both runs have the same tensors, weights and optimizer, and the same history, to rounding."""
+    tensors, expected = newest_tensors(one), newest_tensors(other)
+    assert tensors.keys() == expected.keys()
+    for name in expected:
+        difference = np.linalg.norm(tensors[name].astype(float) - expected[name])
+        assert difference <= tolerance * np.linalg.norm(expected[name].astype(float)), name
+    for row, right in zip(history_of(one), history_of(other), strict=True):
+        assert {name: float(value) for name, value in row.items()} == pytest.approx(
+            {name: float(value) for name, value in right.items()}, rel=tolerance
+        )
+
+
+def test_four_devices_take_a_quarter_of_a_batch_each_and_train_what_one_would(images, alone):
+    """With augmentation and dropout; the last batch has fewer images than devices."""
+    finished = train_on_devices(4, images, *FLAGS)
+    assert "devices    4 in this machine, each takes its share of every batch: CPU:0, CPU:1, CPU:2, CPU:3" in finished.stderr
+    fed = json.loads(Path("fed.json").read_text())
+    assert len(fed) == 4
+    for i, sizes in enumerate(fed.values()):
+        for batch_size, batch_bytes, count, size in sizes:
+            assert count == max(len(range(i, batch_size, 4)), 1)
+            assert size * batch_size == batch_bytes * count
+    assert_close("runs/001", alone, tolerance=1e-4)
+
+
+TRAIN_AND_DIE = """
+import os, signal, sys
+sys.path.insert(0, sys.argv[1])
+import train
+from classifier import console
+from classifier.training import Training
+batches_from = Training.batches_from
+def batches_until_death(training, first):
+    for i, batch in enumerate(batches_from(training, first)):
+        if training.epoch == 1 and i == 1:
+            os.kill(os.getpid(), signal.SIGKILL)
+        yield batch
+Training.batches_from = batches_until_death
+sys.argv[1:] = sys.argv[2:]
+console.run(train.main)
+"""
+
+
+def train_together(*flags, data_dirs, programs=None):
+    """Train with a worker for each of data_dirs; returns the finished processes. `programs`: {worker: not train.py}."""
+    sockets = [socket.create_server(("localhost", 0)) for _ in data_dirs]
+    addresses = [f"localhost:{free.getsockname()[1]}" for free in sockets]
+    for free in sockets:
+        free.close()
+    processes = []
+    for i, folder in enumerate(data_dirs):
+        task = {"cluster": {"worker": addresses}, "task": {"type": "worker", "index": i}}
+        program = (programs or {}).get(i, [PROJECT / "train.py"])
+        command = [sys.executable, *program, "--data-dir", folder, "--output", "runs", *flags]
+        processes.append(subprocess.Popen(
+            [*map(str, command)], env=os.environ | {"TF_CONFIG": json.dumps(task)}, encoding="utf-8",
+            stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.PIPE))  # fmt: skip
+    finished = []
+    for process in processes:
+        stdout, stderr = process.communicate(timeout=HANGING)
+        assert "Traceback" not in stderr, stderr
+        finished.append(subprocess.CompletedProcess(process.args, process.returncode, stdout, stderr))
+    return finished
+
+
+def test_a_worker_dies_the_other_stops_and_resumed_they_train_what_one_would(images, alone):
+    programs = {1: ["-c", TRAIN_AND_DIE, PROJECT]}  # in the second epoch
+    stopped, died = train_together(*QUICK, *FLAGS, data_dirs=[images, images], programs=programs)
+    assert (stopped.returncode, died.returncode) == (1, -signal.SIGKILL)
+    assert re.search(r"^error: worker 1 \(.*\) stopped or does not answer: .* --resume", stopped.stderr, re.MULTILINE)
+    assert history_of("runs/001") == history_of(alone)[:1]
+    shutil.copytree("runs/001", "runs/002")
+
+    chief, other = train_together("--resume", "runs/001", data_dirs=[images, images])
+    assert (chief.returncode, other.returncode) == (0, 0), chief.stderr + other.stderr
+    assert "saved in runs/001" in chief.stdout
+    assert other.stdout == other.stderr == ""
+    run("train", "--resume", "runs/002")  # alone
+    for resumed in ("runs/001", "runs/002"):
+        assert_close(resumed, alone, tolerance=1e-4)
+        assert metadata_of(resumed)["finished"]
+
+
+def test_workers_that_see_other_images_are_refused_before_the_first_step(images):
+    shutil.copytree(images, "others")
+    Path("others/dogs/dogs_3.jpg").unlink()
+    for refused in train_together(*QUICK, *FLAGS, data_dirs=[images, "others"]):
+        assert refused.returncode == 1
+        assert re.fullmatch(r"worker 0 \(.*\) and worker 1 \(.*\) differ in images: dogs/dogs_3.jpg is \d+ bytes .* missing",
+                            error_of(refused).removeprefix("error: "))  # fmt: skip
+    assert not list(Path("runs").glob("0*"))
+
+
+def test_what_tf_config_and_slurm_say_of_the_workers(monkeypatch):
+    config = {"cluster": {"chief": ["a:1"], "worker": ["b:1", "c:1"]}, "task": {"type": "worker", "index": 1}}
+    monkeypatch.setenv("TF_CONFIG", json.dumps(config))
+    assert workers.cluster() == (["a:1", "b:1", "c:1"], 2)
+    for wrong in ("{", "[]", json.dumps(config | {"task": {"type": "ps", "index": 0}}), json.dumps(config | {"task": {}})):
+        monkeypatch.setenv("TF_CONFIG", wrong)
+        with pytest.raises(console.UserError, match="TF_CONFIG"):
+            workers.cluster()
+    monkeypatch.setenv("TF_CONFIG", "{}")
+    assert workers.cluster() == ([""], 0)
+    monkeypatch.delenv("TF_CONFIG")
+
+    monkeypatch.setenv("SLURM_STEP_NUM_TASKS", "3")
+    with pytest.raises(console.UserError, match="Slurm"):
+        workers.cluster()
+    step = {"STEP_NODELIST": "n[9-10]", "STEP_TASKS_PER_NODE": "1,2"}
+    for name, value in (step | {"PROCID": "2", "LOCALID": "1"}).items():
+        monkeypatch.setenv(f"SLURM_{name}", value)
+    monkeypatch.setenv("SLURMD_NODENAME", "n10")
+    addresses, index = workers.cluster()
+    assert sorted(addresses) == ["n10:8888", "n10:8889", "n9:8888"]
+    assert addresses[index] == "n10:8889"
