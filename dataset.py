@@ -48,7 +48,7 @@ class TrainSets:
 
 def read_train_sets(
     train_path, image_size, classes=None, validation_size=0.2, limit_per_class=None, cache_dir=None, *,
-    fit="squash", classes_from=None, group_by=None, validation_path=None, near_copies_of=None,
+    fit="squash", classes_from=None, group_by=None, validation_path=None, near_copies_of=None, cache_limit=None,
 ):  # fmt: skip
     """Find, decode and split the images in a folder: the whole way from a folder to batches.
 
@@ -56,7 +56,7 @@ def read_train_sets(
     a class goes to either side. Images stay together if the regular expression `group_by` finds the same in their paths,
     or if near_copies_of(images) says so: of a DataSet, {digest: name of a group}, see near_copies.py. All are for training
     if those in the folder `validation_path` are for validation. `classes`, `limit_per_class`, `classes_from`: see
-    find_images(). `cache_dir`: see decode_once(). `fit`: see fit_square().
+    find_images(). `cache_dir`, `cache_limit`: see decode_once(). `fit`: see fit_square().
     Returns TrainSets. Raises UserError where fewer than two classes, or fewer than two different images of a class, are
     usable.
     """
@@ -66,7 +66,7 @@ def read_train_sets(
     num_train = len(found.paths)
     if validation_path is not None:
         found = found.with_others(find_images(validation_path, found.classes, classes_from=classes_from))
-    decoded = decode_once(found.paths, image_size, cache_dir, fit)
+    decoded = decode_once(found.paths, image_size, cache_dir, fit, cache_limit)
     _warn_of_contradictions(found, decoded.digests)
     _warn_of_blank(found, decoded.blank)
     images = usable_images(found, decoded, image_size, fit)
@@ -225,9 +225,14 @@ def usable_images(found, decoded, image_size, fit):
     paths, labels, digests = ([column[i] for i in usable] for column in (found.paths, found.labels, decoded.digests))
 
     def load(positions):
-        if decoded.images is not None:
-            return decoded.images[positions]
-        return np.stack([load_image(paths[i], image_size, fit) for i in positions])
+        rows = decoded.rows[positions]
+        if len(rows) and (rows >= 0).all():
+            return decoded.images[rows]
+        images = np.empty((len(rows), image_size, image_size, 3), np.uint8)
+        images[rows >= 0] = decoded.images[rows[rows >= 0]] if (rows >= 0).any() else 0
+        for i in np.flatnonzero(rows < 0):
+            images[i] = load_image(paths[positions[i]], image_size, fit)
+        return images
 
     return DataSet(paths, labels, digests, load, 3 * image_size**2)
 

@@ -127,27 +127,34 @@ def _remove_unused(folder):
 class Decoded:
     """The result of decoding files: for each path the digest of its bytes, or None and the reason why it is skipped.
 
-    `blank` says which show nothing. `images` are the usable ones in order, (n, image_size, image_size, 3) uint8 RGB; None
-    where there is no cache.
+    `blank` says which show nothing. `images`, (k, image_size, image_size, 3) uint8 RGB, are the usable ones that are in the
+    cache; `rows`, (n,), says where each of the n usable ones is: -1 if it is not. Where there is no cache, none is.
     """
 
     digests: list[str | None]
     reasons: list[str | None]
     blank: list[bool]
+    rows: np.ndarray
     images: np.ndarray | None = None
 
 
-def decode_once(paths, image_size, folder=None, fit="squash"):
+def decode_once(paths, image_size, folder=None, fit="squash", limit=None):
     """Decode every image, once for this run and later ones: they are kept in a folder. Returns Decoded.
+
+    With a `limit`, in bytes, only the first ones are kept; the others will be decoded again whenever they are needed.
 
     The file is named after all that shapes its pixels: each image's path, size and time, image size and fit, OpenCV.
     Where nothing can be written (or `folder` is None) all images are checked, but decoded again whenever they are needed.
     Of several workers, each decodes its part.
     """
     images = indexes = None
-    make = lambda part, write: _decode_all(part, image_size, fit, write)  # noqa: E731
-    if folder is not None:
-        path = Path(folder, f"{_decoding_key(paths, image_size, fit)}.pixels")
+    most = len(paths) if limit is None else min(int(limit // (3 * image_size**2)) // workers.count, len(paths))
+    make = lambda part, write: _decode_all(part, image_size, fit, write, most)  # noqa: E731
+    if most < len(paths) and folder is not None:
+        say(f"--cache-limit: at most {most * workers.count} images are kept decoded; the others are decoded whenever they"
+            " are needed, which is slower")  # fmt: skip
+    if folder is not None and most:
+        path = Path(folder, f"{_decoding_key(paths, image_size, fit, most)}.pixels")
         try:
             images, indexes = rows_of_all(path, (image_size, image_size, 3), np.uint8, paths, make)
         except OSError as error:
@@ -155,11 +162,21 @@ def decode_once(paths, image_size, folder=None, fit="squash"):
     indexes = indexes or workers.gather(make(workers.part_of(paths), lambda image: None))
     # Earlier versions did not look which are blank.
     columns = [(part["digests"], part["reasons"], part.get("blank", [False] * len(part["digests"]))) for part in indexes]
-    return Decoded(*(sum(parts, []) for parts in zip(*columns, strict=True)), images)
+    rows = [_rows_of(reasons, most if images is not None else 0) for _, reasons, _ in columns]
+    starts = np.cumsum([0, *((part >= 0).sum() for part in rows)])
+    rows = np.concatenate([np.where(part >= 0, part + start, -1) for part, start in zip(rows, starts[:-1], strict=True)])
+    return Decoded(*(sum(parts, []) for parts in zip(*columns, strict=True)), rows, images)
 
 
-def _decoding_key(paths, image_size, fit):
-    parts = [f"{DECODING_VERSION} {cv2.__version__} {image_size} {fit}".encode()]
+def _rows_of(reasons, most):
+    """The rows of a part's usable images in the cache, which has the first `most`; -1 of the others."""
+    rows = np.arange(sum(reason is None for reason in reasons))
+    return np.where(rows < most, rows, -1)
+
+
+def _decoding_key(paths, image_size, fit, most):
+    limit = f" {most}" if most < len(paths) else ""
+    parts = [f"{DECODING_VERSION} {cv2.__version__} {image_size} {fit}{limit}".encode()]
     for path in paths:
         parts.append(os.fsencode(path.absolute()) + b"\0")
         with contextlib.suppress(OSError):  # decoding it will say what is wrong
@@ -168,8 +185,8 @@ def _decoding_key(paths, image_size, fit):
     return digest_of(*parts, size=12)
 
 
-def _decode_all(paths, image_size, fit, write):
-    """Decode all files in parallel, and pass the usable images to write(); returns the index of the cache."""
+def _decode_all(paths, image_size, fit, write, most):
+    """Decode all files in parallel, and pass the first usable images, at most so many, to write(); returns the index."""
 
     def attempt(path):
         try:
@@ -178,14 +195,16 @@ def _decode_all(paths, image_size, fit, write):
         except BadImageError as error:
             return None, None, error
 
-    index = {"digests": [], "reasons": [], "blank": [], "temporary": False}
+    index, usable = {"digests": [], "reasons": [], "blank": [], "temporary": False}, 0
     with progress("decoding images", len(paths)) as advance:
         for digest, image, error in prefetch(attempt, paths, 3 * image_size**2):
             index["digests"].append(digest)
             index["reasons"].append(error and error.reason)
             index["blank"].append(error is None and is_blank(image))
             if error is None:
-                write(image)
+                if usable < most:
+                    write(image)
+                usable += 1
             elif not error.lasting:
                 index["temporary"] = True
             advance()

@@ -76,6 +76,8 @@ SETTINGS = {
         " it, in its shape, the rest filled with its mean colour)", FITS),
     "start_size": Setting(number(int, MIN_IMAGE_SIZE, MAX_IMAGE_SIZE), None, "images", "PX",
         "side of the augmented images in the first epoch, which grows to --image-size"),
+    "cache_limit": Setting(number(float, 0), None, "images", "GB",
+        "keep at most so many gigabytes of decoded images for later epochs and runs (default: all)"),
     "augment": Setting(switch, True, "images", None, "train without augmentation"),
     "network": Setting(str, "cnn", "network", "NAME",
         f"cnn (default), resnet, or a pretrained one of keras.applications: {', '.join(PRETRAINED_NETWORKS)}",
@@ -118,7 +120,7 @@ SETTINGS = {
 DEFAULTS = {name: setting.default for name, setting in SETTINGS.items()}
 # What runs did before they recorded it; the defaults above may change.
 UNRECORDED = {"fit": "squash", "classes_from": "top", "class_weights": "none", "group_near_copies": False}
-CHANGEABLE_ON_RESUME = {"data_dir", "validation_dir", "patience", "save_minutes", "tensorboard"}
+CHANGEABLE_ON_RESUME = {"cache_limit", "data_dir", "validation_dir", "patience", "save_minutes", "tensorboard"}
 FINE_TUNING = {"fine_tune", "fine_tune_epochs", "fine_tune_lr"}
 AUTO = "auto"
 
@@ -232,4 +234,6 @@ def data_options(settings):
     settings = DEFAULTS | UNRECORDED | settings
     same = ("limit_per_class", "classes_from", "group_by", "fit")
     options = {name: settings[name] for name in same}
-    return options | {"validation_size": settings["validation_split"], "validation_path": settings["validation_dir"]}
+    limit = settings["cache_limit"] and 1e9 * settings["cache_limit"]
+    return options | {"validation_size": settings["validation_split"], "validation_path": settings["validation_dir"],
+                      "cache_limit": limit}  # fmt: skip

@@ -170,6 +170,17 @@ def test_without_a_cache_and_with_any_settings_of_keras_training_is_the_same(ima
     assert_same_run("runs/001", trained)
 
 
+def test_with_room_for_some_images_in_the_cache_training_is_the_same(images, trained):
+    (images / "cats/cats_2.jpg").with_name("a.jpg").write_bytes(b"no image")
+    limited = train(images, "--cache-limit", 10.5 * 32 * 32 * 3 / 1e9)
+    assert limited.stderr.count("at most 10 images are kept decoded") == 1
+    assert [path.stat().st_size for path in Path("runs/.cache").glob("*.pixels")] == [10 * 32 * 32 * 3]
+    assert_same_run("runs/001", trained)
+    train(images, "--cache-limit", 0, "--output", "others")
+    assert not list(Path("others/.cache").glob("*.pixels"))
+    assert_same_run("others/001", trained)
+
+
 def test_a_file_system_without_locks(images, monkeypatch):
     monkeypatch.setattr(fcntl, "flock", lambda *_: os.open("nowhere", os.O_RDONLY))  # raises OSError
     train(images)
