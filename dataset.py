@@ -174,9 +174,9 @@ class DataSet:
     """Labelled images: `paths`, `labels`, (n,) int32, and `digests` of the files, in a fixed order."""
 
     def __init__(self, paths, labels, digests, load, image_bytes):
-        """`load` takes positions, (k,) integers, and returns images, (k, image_size, image_size, 3) uint8 RGB.
+        """`paths` are finding.Paths; `load` takes positions, (k,) integers, and returns their images.
 
-        `image_bytes` is the size of one of them in memory.
+        These are (k, image_size, image_size, 3) uint8 RGB; `image_bytes` is the size of one of them in memory.
         """
         self.paths, self.digests = paths, digests
         self.labels = np.asarray(labels, np.int32)
@@ -187,7 +187,7 @@ class DataSet:
 
     def take(self, positions):
         """The DataSet of the images at these positions, (k,) integers, alone."""
-        paths, digests = ([column[i] for i in positions] for column in (self.paths, self.digests))
+        paths, digests = self.paths.take(positions), [self.digests[i] for i in positions]
         return DataSet(paths, self.labels[positions], digests, lambda rows: self.load(positions[rows]), self._image_bytes)
 
     def batches(self, batch_size, seed=None, epoch=0, first=0, augment=None, share=None):
@@ -222,7 +222,8 @@ class DataSet:
 def usable_images(found, decoded, image_size, fit):
     """The DataSet of all found images that can be decoded: from the cache, or from their files if there is none."""
     usable = [i for i, reason in enumerate(decoded.reasons) if reason is None]
-    paths, labels, digests = ([column[i] for i in usable] for column in (found.paths, found.labels, decoded.digests))
+    paths = found.paths.take(usable)
+    labels, digests = ([column[i] for i in usable] for column in (found.labels, decoded.digests))
 
     def load(positions):
         rows = decoded.rows[positions]

@@ -17,6 +17,7 @@ from classifier.console import progress, say
 from classifier.files import digest_of, replacing
 from classifier.images import BadImageError, decode_image, is_blank, read_file
 from classifier.parallel import prefetch
+from classifier.tars import tar_of
 
 DECODING_VERSION = 2  # raise it when decode_image() comes to give other pixels
 DAYS_UNUSED = 30
@@ -180,7 +181,7 @@ def _decoding_key(paths, image_size, fit, most):
     for path in paths:
         parts.append(os.fsencode(path.absolute()) + b"\0")
         with contextlib.suppress(OSError):  # decoding it will say what is wrong
-            status = os.stat(path)
+            status = os.stat((tar_of(path) or (path,))[0])
             parts.append(b"%d %d\0" % (status.st_size, status.st_mtime_ns))
     return digest_of(*parts, size=12)
 

@@ -1,6 +1,7 @@
 """Finding: which images a folder has, and which class each of them belongs to."""
 
 import collections
+import collections.abc
 import csv
 import dataclasses
 import os
@@ -10,6 +11,7 @@ from pathlib import Path
 
 from classifier.console import NO_DATA, UserError, say, shell_path
 from classifier.images import KIND_OF_SUFFIX
+from classifier.tars import is_tar, members_of
 from classifier.workers import compare_files
 
 PARTS = {"train": ("train", "training"), "validation": ("val", "valid", "validation"), "test": ("test", "testing")}
@@ -21,6 +23,26 @@ CAMERAS = re.compile(r"(img|image|dsc|dscn|dscf|pxl|mvimg|vid|pano|photo|picture
                      re.IGNORECASE)  # fmt: skip
 
 
+class Paths(collections.abc.Sequence):
+    """A sequence of Paths that are kept as strings: a million Path objects would take 400 MB."""
+
+    def __init__(self, names):
+        self._names = names
+
+    def __len__(self):
+        return len(self._names)
+
+    def __getitem__(self, i):
+        return Paths(self._names[i]) if isinstance(i, slice) else Path(self._names[i])
+
+    def __add__(self, others):
+        return Paths(self._names + [os.fspath(path) for path in others])
+
+    def take(self, positions):
+        """The Paths at these positions alone."""
+        return Paths([self._names[i] for i in positions])
+
+
 @dataclasses.dataclass
 class Found:
     """Labelled images, not yet opened: `labels[i]` is the index in `classes` of `paths[i]`.
@@ -30,7 +52,7 @@ class Found:
 
     folder: Path
     classes: list[str]
-    paths: list[Path]
+    paths: Paths
     labels: list[int]
 
     def relative(self, i):
@@ -47,34 +69,58 @@ def _root(folder):
 
 
 def natural_key(path):
-    """Sort key that reads numbers as numbers: `cat.2.jpg` before `cat.10.jpg`."""
-    parts = re.split(r"([0-9]+)", str(path))  # every second one is a number
-    return [int(part) if i % 2 else part for i, part in enumerate(parts)], str(path)
+    """Sort key, a string, that reads numbers as numbers: `cat.2.jpg` before `cat.10.jpg`."""
+
+    def number(match):
+        digits = match[0].lstrip("0")
+        return f"\0{chr(len(digits) + 1)}{digits}"  # longer ones are greater; zero bytes are in no path
+
+    return f"{re.sub('[0-9]+', number, path)}\0\0{path}"
 
 
 def walk_images(folder):
     """Relative paths of all files below `folder` with an image's suffix, in natural order, and a count of the others.
 
-    Hidden files and folders are not counted, links are followed. A folder that cannot be opened is reported.
+    Hidden files and folders are not counted, links are followed, tar files are like folders. A folder or tar that cannot be
+    opened is reported.
     """
     images, others, seen = [], collections.Counter(), set()
     cannot_open = lambda error: say(f"ignored: {error.filename}: {error.strerror}")  # noqa: E731
+
+    def add(place, name):
+        suffix = os.path.splitext(name)[1].lower()
+        if suffix in KIND_OF_SUFFIX:
+            images.append(os.path.join(place, name))
+        else:
+            others[suffix or name] += 1
+
     for root, folders, names in os.walk(folder, onerror=cannot_open, followlinks=True):
         status = os.stat(root)
         if (status.st_dev, status.st_ino) in seen:  # a link to a folder above it
             folders.clear()
             continue
         seen.add((status.st_dev, status.st_ino))
+        place = "" if os.path.samefile(root, folder) else os.path.relpath(root, folder)
         folders[:] = [name for name in folders if not name.startswith((".", "__MACOSX"))]
         for name in names:
             if name.startswith("."):
                 continue
-            suffix = os.path.splitext(name)[1].lower()
-            if suffix in KIND_OF_SUFFIX:
-                images.append(Path(root, name).relative_to(folder))
-            else:
-                others[suffix or name] += 1
+            if not is_tar(name):
+                add(place, name)
+                continue
+            try:
+                for member in members_of(os.path.join(root, name)):
+                    if not any(part.startswith((".", "__MACOSX")) for part in Path(member).parts):
+                        add(os.path.join(place, name), member)
+            except OSError as error:
+                cannot_open(error)
     return sorted(images, key=natural_key), others
+
+
+def parts_of(path):
+    """The parts of a relative path that can be classes: what is in a tar counts as if it were beside the tar."""
+    *folders, name = path.split(os.sep)
+    return (*(part for part in folders if not is_tar(part)), name)
 
 
 def find_images(folder, classes=None, limit_per_class=None, classes_from=None):
@@ -105,11 +151,12 @@ def find_images(folder, classes=None, limit_per_class=None, classes_from=None):
     unknown = sorted(set(by_class) - set(names))
     if unknown:
         raise UserError(f"{folder}: class {unknown[0]!r} is not one of the model's: {', '.join(names)}", NO_DATA)
-    found = Found(folder, names, [], [])
+    paths, labels, root = [], [], _root(folder)
     for label, name in enumerate(names):
         chosen = by_class.get(name, [])[:limit_per_class]
-        found.paths += [_root(folder) / path for path in chosen]
-        found.labels += [label] * len(chosen)
+        paths += [os.path.join(root, path) for path in chosen]
+        labels += [label] * len(chosen)
+    found = Found(folder, names, Paths(paths), labels)
     compare_files(found)
     return found
 
@@ -143,26 +190,26 @@ def _row_of_csv(row, where):
     path, label = ((row[name] or "").strip() for name in ("path", "label"))
     if not path or not label:
         raise UserError(f"{where} has no {'label' if path else 'path'}", NO_DATA)
-    path = Path(os.path.normpath(path))
-    if path.is_absolute() or ".." in path.parts:
+    path = os.path.normpath(path)
+    if os.path.isabs(path) or ".." in path.split(os.sep):
         raise UserError(f"{where}: {path} is outside the folder of the CSV file", NO_DATA)
     return path, label
 
 
 def _group_by_class(folder, images, classes, classes_from):
     """{class name: its relative paths}: by folder, else by name."""
-    in_folders = [path for path in images if len(path.parts) > 1]
-    flat = [path for path in images if len(path.parts) == 1]
+    in_folders = [path for path in images if len(parts_of(path)) > 1]
+    flat = [path for path in images if len(parts_of(path)) == 1]
     by_class = collections.defaultdict(list)
     if in_folders:
         from_leaf = _is_from_leaf(folder, in_folders, classes) if classes_from is None else classes_from == "leaf"
         for path in in_folders:
-            by_class[path.parts[-2 if from_leaf else 0]].append(path)
+            by_class[parts_of(path)[-2 if from_leaf else 0]].append(path)
         for name, paths in by_class.items():
-            places = sorted({path.parent for path in paths})
+            places = sorted({Path(*parts_of(path)[:-1]) for path in paths})
             if from_leaf and len(places) > 1:
                 say(f"note: {len(places)} folders are one class, {name!r}, such as {places[0]} and {places[1]}")
-        holding = {path.parts[0] for path in in_folders}
+        holding = {part for path in in_folders for part in (path.split(os.sep)[0], parts_of(path)[0])}
         for name in sorted(os.listdir(folder)):
             if os.path.isdir(folder / name) and name not in holding and not name.startswith((".", "__MACOSX")):
                 say(f"ignored: folder {folder / name}, which holds no image")
@@ -186,11 +233,12 @@ def _classes_in_names(paths, classes):
 
     Names that cameras give, one class alone, or one that is not of `classes`, are no classes.
     """
-    dotted = {path: path.name.split(".")[0] for path in paths if path.name.count(".") >= 2}
+    names = {path: parts_of(path)[-1] for path in paths}
+    dotted = {path: name.split(".")[0] for path, name in names.items() if name.count(".") >= 2}
     if dotted:
         return dotted
-    matches = {path: re.fullmatch(r"(.*[^\W\d_])_[0-9]+", path.stem) for path in paths}  # `cat_1_2.jpg` could be of a cat_1
-    if not all(matches.values()):
+    matches = {path: re.fullmatch(r"(.*[^\W\d_])_[0-9]+", os.path.splitext(name)[0]) for path, name in names.items()}
+    if not all(matches.values()):  # `cat_1_2.jpg` could be of a cat_1
         return {}
     named = {path: match[1] for path, match in matches.items()}
     names = set(named.values())
@@ -204,12 +252,12 @@ def _is_from_leaf(folder, paths, classes):
     There is no question if these are the same, if only one of them has several names, if `classes` are the names of one of
     them, if every top folder has images of its own, or if the other folders have names like session1 (see SERIES).
     """
-    tops, leaves = ({path.parts[k] for path in paths} for k in (0, -2))
-    deeper = {name for path in paths for name in path.parts[1:-1]}
+    tops, leaves = ({parts_of(path)[k] for path in paths} for k in (0, -2))
+    deeper = {name for path in paths for name in parts_of(path)[1:-1]}
     _refuse_parts(folder, paths)
     if classes is not None:
         return not tops <= set(classes) and len(leaves & set(classes)) > len(tops & set(classes))
-    with_own = {path.parts[0] for path in paths if len(path.parts) == 2}
+    with_own = {parts_of(path)[0] for path in paths if len(parts_of(path)) == 2}
     if not deeper or len(tops) < 2 or len(leaves) < 2 or with_own == tops or all(map(SERIES.fullmatch, deeper)):
         return False
     shown = [f"{len(names)}: {', '.join(sorted(names)[:3])}{' …' if len(names) > 3 else ''}" for names in (tops, leaves)]
@@ -221,7 +269,8 @@ def _refuse_parts(folder, paths):
     """Raise UserError, with the flags to give, if the top folders are parts of a data set with the same class folders."""
     below = collections.defaultdict(set)
     for path in paths:
-        below[path.parts[0]].add(path.parts[1] if len(path.parts) > 2 else None)
+        top, *others = parts_of(path)
+        below[top].add(others[0] if len(others) > 1 else None)
     part_of = {name: part for part, names in PARTS.items() for name in names}
     parts = {part_of.get(top.casefold()): top for top in below}
     if None in parts or "train" not in parts or len(parts) < 2 or len(set.intersection(*below.values()) - {None}) < 2:
@@ -243,7 +292,7 @@ def _refuse_names_that_differ_by_case(folder, names):
 def only_one_class(found):
     """Say which class is the only one, and what to do if the class folders are one level deeper."""
     message = f"there is only one class, {found.classes[0]!r}, in {found.folder}"
-    first = Path(found.relative(0))
-    if found.folder.is_dir() and (len(first.parts) > 2 or (len(first.parts) == 2 and first.name.count(".") >= 2)):
-        message += f" (are the classes in {found.folder / first.parts[0]}?)"
+    parts = parts_of(str(Path(found.relative(0))))
+    if found.folder.is_dir() and (len(parts) > 2 or (len(parts) == 2 and parts[-1].count(".") >= 2)):
+        message += f" (are the classes in {found.folder / parts[0]}?)"
     return message

@@ -1,8 +1,10 @@
 """Folders: what is found, named, split and read in batches."""
 
+import io
 import json
 import os
 import shutil
+import tarfile
 from pathlib import Path
 
 import cv2
@@ -64,6 +66,34 @@ def test_links_are_followed_circles_end_and_what_is_ignored_or_odd_is_said(image
     assert "stray.jpg" in said
     assert "1 .db" in said
     assert "warning: 1 images are in two classes, such as images/dogs/no_dog.jpg, a copy of images/cats/cats_3.jpg" in said
+
+
+def test_tars_are_read_in_place_as_if_they_were_folders(images, tmp_path):
+    paths = sorted(images.rglob("*.jpg"))
+    (tmp_path / "tars").mkdir()
+    for number in range(3):
+        with tarfile.open(tmp_path / f"tars/train-{number:03}.tar", "w") as tar:
+            for path in paths[number::3]:
+                tar.add(path, path.relative_to(images))
+            evil = tarfile.TarInfo("../../outside.jpg")
+            evil.size = 3
+            tar.addfile(evil, io.BytesIO(b"abc"))
+            link = tarfile.TarInfo("cats/link.jpg")
+            link.type, link.linkname = tarfile.SYMTYPE, "/etc/passwd"
+            tar.addfile(link)
+    finished = train(tmp_path / "tars")
+    assert "cats 10 + 2, dogs 10 + 2" in finished.stderr
+    sets, expected = (read_train_sets(folder, 32) for folder in (tmp_path / "tars", images))
+    assert sorted(sets.valid.digests) == sorted(expected.valid.digests)
+    predicted = predictions("runs/001", "tars")
+    assert len(predicted) == 24
+    member = "tars/train-000.tar/cats/cats_0.jpg"
+    assert predicted[member]["probabilities"] == predictions("runs/001", paths[0])[str(paths[0])]["probabilities"]
+    assert "24 images scored" in run("evaluate", "tars", "--model", "runs").stdout
+    missing = run("predict", "--model", "runs", "tars/train-000.tar/cats/nothing.jpg", code=1)
+    assert "nothing.jpg: no such file in the tar" in error_of(missing)
+    os.truncate("tars/train-002.tar", 1000)
+    assert "train-002.tar: not a sound tar file" in run("evaluate", "tars", "--model", "runs").stderr
 
 
 def test_kaggles_flat_names_and_the_first_of_each_class_in_natural_order(images, tmp_path):
