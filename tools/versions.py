@@ -116,7 +116,7 @@ def audit(tools, environment):
         return f"not audited: {reason}", False
     audited = [answer for answer in answers if "skip_reason" not in answer]
     if not audited:  # pip-audit itself calls that "No known vulnerabilities found"
-        return f"not audited: {answers[0]['skip_reason']}", False
+        return f"not audited: the package index tells no holes ({answers[0]['skip_reason']})", False
     holes = [(answer, hole) for answer in audited for hole in answer["vulns"]]
     texts = [f"{answer['name']} {answer['version']} {hole['id']}, mended in {', '.join(hole['fix_versions']) or 'none'}"
              for answer, hole in holes]  # fmt: skip
