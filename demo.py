@@ -17,7 +17,7 @@ from pathlib import Path
 from classifier import console
 from classifier.console import DONE, PROJECT, USAGE, UserError, describe, number, say
 
-OLDEST_GRADIO = (6, 20)  # older ones have known holes: see requirements-optional.txt
+OLDEST_GRADIO = (6, 24)  # see requirements-optional.txt
 LOCAL = ("127.0.0.1", "localhost")
 USER = "demo"
 
@@ -62,7 +62,7 @@ def check_gradio():
     except importlib.metadata.PackageNotFoundError:
         raise UserError(f"demo.py needs the package gradio: {how}", USAGE) from None
     if tuple(map(int, re.findall(r"\d+", version)[:2])) < OLDEST_GRADIO:
-        raise UserError(f"gradio {version} has known security holes: {how} --upgrade", USAGE)
+        raise UserError(f"gradio {version} is too old: {how} --upgrade", USAGE)
 
 
 def check_address(host, port):

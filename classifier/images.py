@@ -157,7 +157,8 @@ def _decode_by_pillow(path, data, kind):
         reason = f"{kind} needs {package}: pip install -c requirements-optional.txt {package}"
         raise BadImageError(path, reason, lasting=False) from None
     try:
-        image = module.Image.open(io.BytesIO(data))  # it reads the header alone, and checks the size against our MAX_PIXELS
+        # It reads the header alone, and checks the size against our MAX_PIXELS. Its decoders of other kinds are not tried.
+        image = module.Image.open(io.BytesIO(data), formats=["HEIF" if kind == "HEIC" else kind])
         if kind == "AVIF":  # libheif has turned a HEIC image already
             image = module.ImageOps.exif_transpose(image)
         if image.mode.startswith("I;16"):  # Pillow would clip its values

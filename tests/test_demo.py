@@ -287,7 +287,7 @@ def test_a_port_in_use_and_a_bad_address_are_said(server, trained):
     assert "cannot open port" in error_of(run("demo", "--model", trained, "--host", "192.0.2.1", code=1))
 
 
-@pytest.mark.parametrize("version", [None, "4.44.1", "6.19.0"])
+@pytest.mark.parametrize("version", [None, "4.44.1", "6.23.1"])
 def test_without_a_safe_gradio_it_says_so(monkeypatch, version):
     def version_of(name):
         if version is None:

@@ -13,7 +13,7 @@ from conftest import PROJECT, draw_images, error_of, rows_of, run, save
 
 from classifier import cpu
 from classifier.images import load_image
-from tools import benchmark, learning_curve, series
+from tools import benchmark, learning_curve, series, versions
 
 
 def test_a_short_benchmark(images, scripts_in_this_process):
@@ -147,3 +147,24 @@ def test_the_drawings_can_be_drawn_again(tmp_path):
     for path in made:
         np.testing.assert_array_equal(load_image(path, 64), load_image(PROJECT / path, 64))
     assert "exist already" in run(*command, code=1, process=True).stderr
+
+
+def test_the_audit_of_packages(tmp_path, monkeypatch):
+    (tmp_path / "lib/python3.10/site-packages").mkdir(parents=True)
+
+    def audited(packages, messages=""):
+        finished = subprocess.CompletedProcess("pip-audit", 1, packages and json.dumps({"dependencies": packages}), messages)
+        monkeypatch.setattr(subprocess, "run", lambda *_, **__: finished)
+        return versions.audit(tmp_path, tmp_path)
+
+    sound, unknown = {"name": "a", "version": "1", "vulns": []}, {"name": "b", "skip_reason": "not found: b"}
+    assert audited([sound, unknown]) == ("1 of 2 packages audited, 0 known holes", False)
+    assert audited([unknown]) == ("not audited: the package index tells no holes (not found: b)", False)
+    assert audited("", "Traceback\nno network\n") == ("not audited: no network", False)
+    for mended in ([], ["2"]):
+        text, worse = audited([sound | {"vulns": [{"id": "CVE-1", "fix_versions": mended}]}])
+        assert "a 1 CVE-1, mended in" in text
+        assert worse == bool(mended)
+    assert "none of these Pythons" in error_of(run("tools.versions", "2.9", code=1))
+    names = [re.match(r"[\w-]+", text)[0] for text in versions.requirements()]
+    assert {*versions.SHOWN, "gradio", "pytest"} <= set(names)

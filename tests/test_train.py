@@ -117,7 +117,7 @@ def test_calibration_takes_no_more_memory_than_training(images):
     command = [sys.executable, PROJECT / "train.py", *large, "--data-dir", images]
     measured = subprocess.run([sys.executable, "-c", script, *command], capture_output=True, text=True)
     assert measured.returncode == 0, measured.stderr
-    assert int(measured.stdout) < 1_700_000  # kB
+    assert int(measured.stdout) < 1_900_000  # kB; 1.4 million with Keras 3.15, 1.7 with 3.12
 
 
 def blacken(pixels):
