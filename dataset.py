@@ -77,8 +77,6 @@ def read_train_sets(
         _refuse_classes_too_small(found, decoded)
         near_copies = near_copies_of(images) if near_copies_of else {}
         train, valid, how = _split_each_class(found, decoded, validation_size, group_by, near_copies)
-    learnt_from = [[(decoded.digests[i], found.labels[i]) for i in side] for side in (train, valid)]
-    shaping = [found.classes, learnt_from, *([fit] if fit != "squash" else [])]  # runs without a fit were squashed
     row_of = np.cumsum([reason is None for reason in decoded.reasons]) - 1
     return TrainSets(
         images,
@@ -88,8 +86,24 @@ def read_train_sets(
         [(path, reason) for path, reason in zip(found.paths, decoded.reasons, strict=True) if reason],
         how,
         near_copies,
-        digest_of(json.dumps(shaping).encode(), size=12),
+        _fingerprint(found, decoded.digests, (train, valid), fit),
     )
+
+
+def _fingerprint(found, digests, sides, fit):
+    """Identifies classes, the images of both sides of the split, and the fit: a digest of them as JSON, piece by piece."""
+
+    def pieces():
+        yield f"[{json.dumps(found.classes)}, ["
+        for number, side in enumerate(sides):
+            yield ", [" if number else "["
+            for start in range(0, len(side), 1000):
+                rows = [[digests[i], found.labels[i]] for i in side[start : start + 1000]]
+                yield f"{', ' if start else ''}{json.dumps(rows)[1:-1]}"
+            yield "]"
+        yield "]]" if fit == "squash" else f"], {json.dumps(fit)}]"  # runs without a fit were squashed
+
+    return digest_of(*(piece.encode() for piece in pieces()), size=12)
 
 
 def _usable(found, reasons, positions):
@@ -151,13 +165,13 @@ def _split_by_folder(found, decoded, num_train, validation_path):
 def _warn_of_contradictions(found, digests):
     """Warn of images that are in more than one class: at least one of their labels is wrong."""
     first_of, contradicting = {}, []
-    for path, label, digest in zip(found.paths, found.labels, digests, strict=True):
+    for i, digest in enumerate(digests):
         if digest is not None:
-            other_path, other_label = first_of.setdefault(digest, (path, label))
-            if other_label != label:
-                contradicting.append((other_path, path))
+            other = first_of.setdefault(digest, i)
+            if found.labels[other] != found.labels[i]:
+                contradicting.append((other, i))
     if contradicting:
-        one, other = contradicting[0]
+        one, other = (found.paths[i] for i in contradicting[0])
         say(f"warning: {len(contradicting)} images are in two classes, such as {other}, a copy of {one}: remove those whose"
             " class is wrong")  # fmt: skip
 
