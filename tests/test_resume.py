@@ -3,8 +3,6 @@
 import os
 import shutil
 import signal
-import subprocess
-import sys
 from pathlib import Path
 
 import keras
@@ -31,22 +29,18 @@ def undisturbed(tmp_path_factory):
     return folder / "001"
 
 
-@pytest.mark.parametrize(("signum", "code", "save_minutes"), [(signal.SIGKILL, -9, 0), (signal.SIGINT, 130, 5)])
-def test_stopped_in_the_middle_of_an_epoch_and_resumed_it_is_the_same_run(tmp_path, undisturbed, signum, code, save_minutes):
-    """SIGKILL gives no chance to save: what counts is what was on the disk, saved in the epoch or at its end."""
-    process = start("train", *LONGER, "--output", "runs", "--save-minutes", save_minutes)
+def test_stopped_in_the_middle_of_an_epoch_and_resumed_it_is_the_same_run(tmp_path, undisturbed):
+    """For SIGKILL, power cuts and failing disks see tools/reliability."""
+    process = start("train", *LONGER, "--output", "runs", "--save-minutes", 5)
     newest = tmp_path / "runs/001/checkpoints/newest"
     saved = lambda: [int(path.stem.split("-")[1]) for path in newest.glob("ckpt-*.index")]  # noqa: E731
-    wait_until(process, lambda: any(number >= PER_EPOCH + (5 if save_minutes == 0 else 0) for number in saved()))
-    process.send_signal(signum)
+    wait_until(process, lambda: any(number >= PER_EPOCH for number in saved()))
+    process.send_signal(signal.SIGINT)
     _, stderr = process.communicate(timeout=HANGING)
-    assert process.returncode == code
+    assert process.returncode == 130
     assert max(saved()) < 5 * PER_EPOCH, "it was over before it was stopped"
-    if signum != signal.SIGKILL:
-        assert "Traceback" not in stderr
-        assert stderr.rstrip().endswith("train.py --resume runs/001")
-    elif save_minutes == 0:
-        assert max(saved()) % PER_EPOCH, "it was not killed in the middle of an epoch"
+    assert "Traceback" not in stderr
+    assert stderr.rstrip().endswith("train.py --resume runs/001")
 
     finished = run("train", "--resume", "--output", "runs", "--save-minutes", 5)
     assert "resumed" in finished.stderr
@@ -163,38 +157,6 @@ def test_files_of_another_run_or_with_other_figures_are_noticed(run_folder, phot
     card = (run_folder / "model.json").read_text()
     (run_folder / "model.json").write_text(card.replace(f'"temperature": {metadata["temperature"]}', '"temperature": 1.5'))
     assert "model.json is damaged" in error_of(run(*predict, code=3))
-
-
-FILL_THE_DISK = """
-import os, subprocess, sys
-train, predict, trained, photo = sys.argv[1:]
-subprocess.run(["mount", "-t", "tmpfs", "-o", "size=12m", "tmpfs", "disk"], check=True)
-subprocess.run(["cp", "-r", trained, "disk/001"], check=True)
-space = os.statvfs("disk")
-with open("disk/fill", "wb") as file:
-    file.write(bytes(space.f_bavail * space.f_frsize - 300_000))  # room for text, not for a checkpoint
-resume = [sys.executable, train, "--resume", "--output", "disk", "--epochs", "4"]
-full = subprocess.run(resume, capture_output=True, text=True)
-print("full", full.returncode, full.stderr)
-subprocess.run([sys.executable, predict, "--model", "disk/001", photo], check=True)
-os.remove("disk/fill")
-subprocess.run(resume, check=True)
-subprocess.run(["cp", "-r", "disk/001", "copy"], check=True)
-"""
-
-
-def test_a_full_disk_keeps_the_last_good_checkpoint(run_folder, trained, photo):
-    Path("disk").mkdir()
-    if subprocess.run(["unshare", "-rm", "mount", "-t", "tmpfs", "tmpfs", "disk"], capture_output=True).returncode:
-        pytest.skip("no small disk can be mounted here")
-    script = [sys.executable, "-c", FILL_THE_DISK, PROJECT / "train.py", PROJECT / "predict.py", trained, photo]
-    finished = subprocess.run(["unshare", "-rm", *script], capture_output=True, text=True)
-    assert finished.returncode == 0, finished.stderr
-    assert "full 1 " in finished.stdout
-    assert "cannot save a checkpoint" in finished.stdout
-    assert "Traceback" not in finished.stdout
-    run("train", "--resume", run_folder, "--epochs", 4)
-    assert_same_run("copy", run_folder)
 
 
 @pytest.mark.parametrize("harm", [damage, lambda path: os.truncate(path, 1000)], ids=["changed", "truncated"])

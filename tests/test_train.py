@@ -176,9 +176,6 @@ def test_with_room_for_some_images_in_the_cache_training_is_the_same(images, tra
     assert limited.stderr.count("at most 10 images are kept decoded") == 1
     assert [path.stat().st_size for path in Path("runs/.cache").glob("*.pixels")] == [10 * 32 * 32 * 3]
     assert_same_run("runs/001", trained)
-    train(images, "--cache-limit", 0, "--output", "others")
-    assert not list(Path("others/.cache").glob("*.pixels"))
-    assert_same_run("others/001", trained)
 
 
 def test_a_file_system_without_locks(images, monkeypatch):
@@ -216,7 +213,7 @@ def test_images_that_show_nothing_and_labels_that_say_nothing_are_said(images):
     paths = sorted(images.rglob("*.jpg"))
     rows = [f"{path.relative_to(Path.cwd())},{['cats', 'dogs'][number % 2]}" for number, path in enumerate(paths)]
     Path("labels.csv").write_text("\n".join(["path,label", *rows]))
-    assert "no better than always predicting" in train("labels.csv", "--lr", 3e-3, "--epochs", 4).stderr
+    assert "no better than always predicting" in train("labels.csv").stderr
 
 
 def test_an_output_that_cannot_be_written_is_one_clear_line(images, tmp_path):
