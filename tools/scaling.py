@@ -1,0 +1,67 @@
+"""Measure what images cost as they become more: python -m tools.scaling
+
+Draws small images of many classes, see many_images.py, and runs the scripts on them. Prints the table in results/scaling.md:
+processor time, which other programs disturb less than time, and the most memory that each script had.
+"""
+
+import argparse
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
+from classifier import console
+from classifier.console import DONE, PROJECT, UserError, number
+
+FIND = """
+import sys
+from dataset import read_train_sets
+sets = read_train_sets(sys.argv[1], 8)
+print(f"{len(sets.train)} + {len(sets.valid)}")
+"""
+
+
+def main(argv=None):
+    """Parse the command line, measure, print, and return the exit code."""
+    parser = argparse.ArgumentParser("python -m tools.scaling", description=__doc__.splitlines()[0])
+    parser.add_argument("--sizes", type=number(int, 4), nargs="+", default=[2_000, 14_000, 200_000], metavar="N",
+        help="numbers of images (default: 2000 14000 200000)")  # fmt: skip
+    parser.add_argument("--classes", type=number(int, 2), default=1000, metavar="N", help="default: 1,000")
+    parser.add_argument("--only-find", action="store_true", help="find, decode and split the images, no more")
+    arguments = parser.parse_args(argv)
+    print("| images | | processor time (s) | for an image (µs) | most memory (MB) |\n|---|---|---|---|---|", flush=True)
+    with tempfile.TemporaryDirectory(prefix="scaling-") as folder:
+        for size in arguments.sizes:
+            images, output = Path(folder, "images"), Path(folder, "runs")
+            draw = [sys.executable, "-m", "tools.many_images", images, "--images", size, "--classes", arguments.classes]
+            measure(draw)
+            train = ["train.py", "--data-dir", images, "--output", output]
+            steps = {
+                "find, decode, split": ["-c", FIND, images],
+                "train two epochs": [*train, "--image-size", 32, "--batch-size", 128, "--epochs", 2],
+                "evaluate": ["evaluate.py", images, "--model", output],
+                "predict to CSV": ["predict.py", images, "--model", output, "--format", "csv"],
+            }
+            for what, command in list(steps.items())[: 1 if arguments.only_find else None]:
+                seconds, memory = measure([sys.executable, *command])
+                print(f"| {size:,} | {what} | {seconds:.1f} | {1e6 * seconds / size:.0f} | {memory:.0f} |", flush=True)
+            shutil.rmtree(images)
+            shutil.rmtree(output, ignore_errors=True)
+    return DONE
+
+
+def measure(command):
+    """(seconds of processor time, most memory in MB) of a process and its children. Raises UserError if it fails."""
+    with open(os.devnull, "w") as nowhere:
+        process = subprocess.Popen([*map(str, command)], cwd=PROJECT, stdout=nowhere, stderr=subprocess.PIPE, text=True)
+        said = process.stderr.read()
+        _, status, usage = os.wait4(process.pid, 0)
+    if status:
+        raise UserError(f"{' '.join(map(str, command))} failed: {said.strip()[-300:]}")
+    return usage.ru_utime + usage.ru_stime, usage.ru_maxrss / 1000
+
+
+if __name__ == "__main__":
+    console.run(main)
