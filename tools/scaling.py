@@ -44,23 +44,29 @@ def main(argv=None):
                 "evaluate": ["evaluate.py", images, "--model", output],
                 "predict to CSV": ["predict.py", images, "--model", output, "--format", "csv"],
             }
+            steps |= {f"predict share {k} of 4": [*steps["predict to CSV"], "--shard", f"{k}/4"] for k in (1, 2, 3, 4)}
+            texts = []
             for what, command in list(steps.items())[: 1 if arguments.only_find else None]:
-                seconds, memory = measure([sys.executable, *command])
+                seconds, memory, text = measure([sys.executable, *command])
+                texts.append(text)
                 print(f"| {size:,} | {what} | {seconds:.1f} | {1e6 * seconds / size:.0f} | {memory:.0f} |", flush=True)
+            if texts[4:] and "".join(texts[4:]) != texts[3]:
+                raise UserError("the CSV files of the shares are not that of all images")
             shutil.rmtree(images)
             shutil.rmtree(output, ignore_errors=True)
     return DONE
 
 
 def measure(command):
-    """(seconds of processor time, most memory in MB) of a process and its children. Raises UserError if it fails."""
-    with open(os.devnull, "w") as nowhere:
-        process = subprocess.Popen([*map(str, command)], cwd=PROJECT, stdout=nowhere, stderr=subprocess.PIPE, text=True)
-        said = process.stderr.read()
+    """(seconds of processor time, most memory in MB, standard output) of a process. Raises UserError if it fails."""
+    with tempfile.TemporaryFile("w+") as out, tempfile.TemporaryFile("w+") as said:
+        process = subprocess.Popen([*map(str, command)], cwd=PROJECT, stdout=out, stderr=said)
         _, status, usage = os.wait4(process.pid, 0)
-    if status:
-        raise UserError(f"{' '.join(map(str, command))} failed: {said.strip()[-300:]}")
-    return usage.ru_utime + usage.ru_stime, usage.ru_maxrss / 1000
+        for file in (out, said):
+            file.seek(0)
+        if status:
+            raise UserError(f"{' '.join(map(str, command))} failed: {said.read().strip()[-300:]}")
+        return usage.ru_utime + usage.ru_stime, usage.ru_maxrss / 1000, out.read()
 
 
 if __name__ == "__main__":
