@@ -105,8 +105,8 @@ def print_csv(answers, classes, top, header):
     table = csv.writer(sys.stdout, lineterminator="\n")
     safe = printable if sys.stdout.isatty() else str
 
-    def write(row):
-        table.writerow([safe(cell) for cell in without_formulas(row)])
+    def write(names, figures=()):
+        table.writerow([*map(safe, without_formulas(names)), *figures])
 
     if header:
         write(["path", "class", "probability", *classes])
@@ -115,7 +115,7 @@ def print_csv(answers, classes, top, header):
             failed += 1
         else:
             columns = (answer.probability, *(answer.probabilities[name] for name in classes))
-            write([answer.path, answer.predicted_class, *(f"{p:.6g}" for p in columns)])
+            write([answer.path, answer.predicted_class], [f"{p:.6g}" for p in columns])
     return failed
 
 
