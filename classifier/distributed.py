@@ -4,6 +4,8 @@ import contextlib
 import functools
 import os
 import signal
+import socket
+import time
 
 import numpy as np
 import tensorflow as tf
@@ -12,6 +14,7 @@ from classifier.console import USAGE, UserError
 
 SECONDS_TO_CONNECT = 600  # from the first worker to the last: clusters do not start all of them at once
 SECONDS_WITHOUT_HEARTBEAT = 20  # until a worker counts as dead
+GO = b"go"  # what the first worker answers once all have come
 SLURM_PORT = 8888  # of the first worker on a machine; the next ones have the next ports
 _of_all_workers, _index = None, 0  # the strategy of all workers, once they are connected, and which of them this is
 
@@ -111,7 +114,7 @@ def connect(addresses, index):
 
     context().configure_coordination_service(
         "standalone", service_leader="/job:worker/replica:0/task:0",
-        cluster_register_timeout_in_ms=1000 * SECONDS_TO_CONNECT, heartbeat_timeout_in_ms=1000 * SECONDS_WITHOUT_HEARTBEAT,
+        heartbeat_timeout_in_ms=1000 * SECONDS_WITHOUT_HEARTBEAT,
         coordinated_jobs=[CoordinatedJob(name="worker", num_tasks=len(addresses))],
     )  # fmt: skip
     gpus = len(tf.config.list_physical_devices("GPU"))
@@ -119,18 +122,55 @@ def connect(addresses, index):
         tf.train.ClusterSpec({"worker": addresses}), task_type="worker", task_id=index, rpc_layer="grpc",
         num_accelerators={"GPU": gpus},
     )  # fmt: skip
-    _index = index
-    handlers = {signum: signal.getsignal(signum) for signum in (signal.SIGINT, signal.SIGTERM)}
-    signal.signal(signal.SIGINT, signal.SIG_DFL)  # Python would not act before all of them have come
+    let_memory_grow()
+    _wait_for_all(addresses, index)
+    handler = signal.getsignal(signal.SIGTERM)
     try:
-        let_memory_grow()
-        _of_all_workers = tf.distribute.MultiWorkerMirroredStrategy(cluster)
+        _of_all_workers, _index = tf.distribute.MultiWorkerMirroredStrategy(cluster), index
     except (tf.errors.OpError, RuntimeError) as error:
-        reason = str(error).splitlines()[0]
-        raise UserError(f"cannot connect with all workers, {', '.join(addresses)}: {reason}") from None
-    finally:
-        for signum, handler in handlers.items():
-            signal.signal(signum, handler)  # TensorFlow has set its own
+        raise UserError(f"cannot connect with {', '.join(addresses)}: {str(error).splitlines()[0]}") from None
+    signal.signal(signal.SIGTERM, handler)  # TensorFlow has set its own
+
+
+def _wait_for_all(addresses, index):
+    """Wait until all workers are there: they report to the first one. Raises UserError after SECONDS_TO_CONNECT.
+
+    TensorFlow waits, too, but without end, and it does not let Python react to signals.
+    """
+    host, _, port = addresses[0].rpartition(":")
+    end = time.monotonic() + SECONDS_TO_CONNECT
+    try:
+        if index:
+            while not _report(index, host.strip("[]"), int(port), end):
+                if time.monotonic() > end:
+                    raise UserError(f"worker 0 ({addresses[0]}) did not answer within {SECONDS_TO_CONNECT} seconds")
+                time.sleep(0.2)
+            return
+        with socket.create_server(("", int(port))) as server:  # then TensorFlow listens there
+            came = {}
+            while missing := set(range(1, len(addresses))) - came.keys():
+                if time.monotonic() > end:
+                    names = ", ".join(f"worker {i} ({addresses[i]})" for i in sorted(missing))
+                    raise UserError(f"{names} did not come within {SECONDS_TO_CONNECT} seconds")
+                server.settimeout(1)
+                with contextlib.suppress(TimeoutError, ConnectionError, ValueError):
+                    connection, _ = server.accept()
+                    connection.settimeout(5)
+                    came[int(connection.recv(8))] = connection
+            for connection in came.values():
+                connection.sendall(GO)
+                connection.close()
+    except (OSError, ValueError, OverflowError) as error:
+        raise UserError(f"cannot connect with worker 0 at {addresses[0]}: {error}") from None
+
+
+def _report(index, host, port, end):
+    """Report to the first worker, and wait until it has heard of all; False if it is not there."""
+    with contextlib.suppress(OSError), socket.create_connection((host, port), timeout=5) as connection:
+        connection.sendall(b"%8d" % index)
+        connection.settimeout(max(end - time.monotonic(), 0.1))
+        return connection.recv(len(GO)) == GO
+    return False
 
 
 def slurm_cluster():
