@@ -23,7 +23,6 @@ def create_strategy():
     """TensorFlow's strategy for the devices of all workers, or else of this machine: on each of them, or on the only one."""
     if _of_all_workers is not None:
         return _of_all_workers
-    let_memory_grow()
     names = devices()
     return tf.distribute.MirroredStrategy(names) if len(names) > 1 else tf.distribute.get_strategy()
 
@@ -37,7 +36,7 @@ def devices():
 
 
 def let_memory_grow():
-    """Let GPUs take memory as they need it; else TensorFlow takes all, and other programs have none."""
+    """Let GPUs take memory as they need it; else TensorFlow takes all. It must come before anything uses them."""
     for gpu in tf.config.list_physical_devices("GPU"):
         with contextlib.suppress(RuntimeError):  # it is in use already
             tf.config.experimental.set_memory_growth(gpu, True)
