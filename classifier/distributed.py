@@ -24,7 +24,13 @@ def create_strategy():
     if _of_all_workers is not None:
         return _of_all_workers
     names = devices()
-    return tf.distribute.MirroredStrategy(names) if len(names) > 1 else tf.distribute.get_strategy()
+    return _of_all_devices(tuple(names)) if len(names) > 1 else tf.distribute.get_strategy()
+
+
+@functools.cache
+def _of_all_devices(names):
+    """One strategy for all phases of a training: those of two would take each other's tensors for their own."""
+    return tf.distribute.MirroredStrategy(list(names))
 
 
 def devices():
@@ -69,6 +75,30 @@ def on_devices(strategy, *specs):
         return lambda images, labels: step_of_shares(*zip(*shares_of(images, labels, names), strict=True))
 
     return decorate
+
+
+def outputs_on_devices(strategy, network, outputs):
+    """outputs(images), see compile_outputs(), of a network that all devices have: each of this worker computes its share."""
+    names = strategy.extended.worker_devices if strategy.num_replicas_in_sync > 1 else []
+    if len(names) < 2:
+        return outputs
+
+    @tf.function(input_signature=[(tf.TensorSpec(network.input_shape, network.inputs[0].dtype),) * len(names)])
+    def outputs_of_shares(shares):
+        images = _of_each_device(strategy, shares)
+        return strategy.experimental_local_results(strategy.run(lambda share: network(share, training=False), (images,)))
+
+    def joined(images):
+        if len(images) < len(names):
+            return outputs(images)
+        shares = shares_of(images, np.zeros(len(images), np.int32), names)
+        parts = outputs_of_shares(tuple(share for share, _ in shares))
+        whole = np.empty((len(images), *network.output_shape[1:]), np.float32)
+        for i, part in enumerate(parts):
+            whole[i :: len(names)] = part.numpy()
+        return whole
+
+    return joined
 
 
 def _of_each_device(strategy, values):
