@@ -60,14 +60,14 @@ def train(settings, output, run=None):
     Returns the history, a list of dictionaries, one for each epoch (see history.py). Raises UserError for what a user can
     correct. A signal to stop saves a checkpoint and raises SystemExit.
     """
-    from classifier.metadata import begin_run, compare_machines
+    from classifier.metadata import begin_run, prepare_machines
     from classifier.near_copies import near_copies_finder, near_copies_reader
     from classifier.phases import check_layer
     from dataset import read_train_sets
 
     started = time.monotonic()
     check_settings(settings)
-    compare_machines(settings)
+    prepare_machines(settings)
     resuming = run is not None
     run = run or new_run(output)
     try:
@@ -113,9 +113,7 @@ def choose_epochs(run, metadata, sets, end):
         speed = measure_speed(training)
     setting_up = 2 * (time.monotonic() - started)  # once more for the training, and about as long for the end
     seconds = 0.9 * (end - time.monotonic() - setting_up)
-    metadata["settings"] |= workers.of_chief(
-        lambda: settings_that_fit(metadata["settings"], training, *speed, seconds)
-    )
+    metadata["settings"] |= workers.of_chief(lambda: settings_that_fit(metadata["settings"], training, *speed, seconds))
     write_metadata(run, metadata)
 
 

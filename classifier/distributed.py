@@ -4,6 +4,8 @@ import contextlib
 import functools
 import os
 import signal
+import socket
+import time
 
 import numpy as np
 import tensorflow as tf
@@ -12,6 +14,7 @@ from classifier.console import USAGE, UserError
 
 SECONDS_TO_CONNECT = 600  # from the first worker to the last: clusters do not start all of them at once
 SECONDS_WITHOUT_HEARTBEAT = 20  # until a worker counts as dead
+GO = b"go"  # what the first worker answers once all have come
 SLURM_PORT = 8888  # of the first worker on a machine; the next ones have the next ports
 _of_all_workers, _index = None, 0  # the strategy of all workers, once they are connected, and which of them this is
 
@@ -20,9 +23,14 @@ def create_strategy():
     """TensorFlow's strategy for the devices of all workers, or else of this machine: on each of them, or on the only one."""
     if _of_all_workers is not None:
         return _of_all_workers
-    let_memory_grow()
     names = devices()
-    return tf.distribute.MirroredStrategy(names) if len(names) > 1 else tf.distribute.get_strategy()
+    return _of_all_devices(tuple(names)) if len(names) > 1 else tf.distribute.get_strategy()
+
+
+@functools.cache
+def _of_all_devices(names):
+    """One strategy for all phases of a training: those of two would take each other's tensors for their own."""
+    return tf.distribute.MirroredStrategy(list(names))
 
 
 def devices():
@@ -34,7 +42,7 @@ def devices():
 
 
 def let_memory_grow():
-    """Let GPUs take memory as they need it; else TensorFlow takes all, and other programs have none."""
+    """Let GPUs take memory as they need it; else TensorFlow takes all. It must come before anything uses them."""
     for gpu in tf.config.list_physical_devices("GPU"):
         with contextlib.suppress(RuntimeError):  # it is in use already
             tf.config.experimental.set_memory_growth(gpu, True)
@@ -67,6 +75,30 @@ def on_devices(strategy, *specs):
         return lambda images, labels: step_of_shares(*zip(*shares_of(images, labels, names), strict=True))
 
     return decorate
+
+
+def outputs_on_devices(strategy, network, outputs):
+    """outputs(images), see compile_outputs(), of a network that all devices have: each of this worker computes its share."""
+    names = strategy.extended.worker_devices if strategy.num_replicas_in_sync > 1 else []
+    if len(names) < 2:
+        return outputs
+
+    @tf.function(input_signature=[(tf.TensorSpec(network.input_shape, network.inputs[0].dtype),) * len(names)])
+    def outputs_of_shares(shares):
+        images = _of_each_device(strategy, shares)
+        return strategy.experimental_local_results(strategy.run(lambda share: network(share, training=False), (images,)))
+
+    def joined(images):
+        if len(images) < len(names):
+            return outputs(images)
+        shares = shares_of(images, np.zeros(len(images), np.int32), names)
+        parts = outputs_of_shares(tuple(share for share, _ in shares))
+        whole = np.empty((len(images), *network.output_shape[1:]), np.float32)
+        for i, part in enumerate(parts):
+            whole[i :: len(names)] = part.numpy()
+        return whole
+
+    return joined
 
 
 def _of_each_device(strategy, values):
@@ -111,7 +143,7 @@ def connect(addresses, index):
 
     context().configure_coordination_service(
         "standalone", service_leader="/job:worker/replica:0/task:0",
-        cluster_register_timeout_in_ms=1000 * SECONDS_TO_CONNECT, heartbeat_timeout_in_ms=1000 * SECONDS_WITHOUT_HEARTBEAT,
+        heartbeat_timeout_in_ms=1000 * SECONDS_WITHOUT_HEARTBEAT,
         coordinated_jobs=[CoordinatedJob(name="worker", num_tasks=len(addresses))],
     )  # fmt: skip
     gpus = len(tf.config.list_physical_devices("GPU"))
@@ -119,18 +151,55 @@ def connect(addresses, index):
         tf.train.ClusterSpec({"worker": addresses}), task_type="worker", task_id=index, rpc_layer="grpc",
         num_accelerators={"GPU": gpus},
     )  # fmt: skip
-    _index = index
-    handlers = {signum: signal.getsignal(signum) for signum in (signal.SIGINT, signal.SIGTERM)}
-    signal.signal(signal.SIGINT, signal.SIG_DFL)  # Python would not act before all of them have come
+    let_memory_grow()
+    _wait_for_all(addresses, index)
+    handler = signal.getsignal(signal.SIGTERM)
     try:
-        let_memory_grow()
-        _of_all_workers = tf.distribute.MultiWorkerMirroredStrategy(cluster)
+        _of_all_workers, _index = tf.distribute.MultiWorkerMirroredStrategy(cluster), index
     except (tf.errors.OpError, RuntimeError) as error:
-        reason = str(error).splitlines()[0]
-        raise UserError(f"cannot connect with all workers, {', '.join(addresses)}: {reason}") from None
-    finally:
-        for signum, handler in handlers.items():
-            signal.signal(signum, handler)  # TensorFlow has set its own
+        raise UserError(f"cannot connect with {', '.join(addresses)}: {str(error).splitlines()[0]}") from None
+    signal.signal(signal.SIGTERM, handler)  # TensorFlow has set its own
+
+
+def _wait_for_all(addresses, index):
+    """Wait until all workers are there: they report to the first one. Raises UserError after SECONDS_TO_CONNECT.
+
+    TensorFlow waits, too, but without end, and it does not let Python react to signals.
+    """
+    host, _, port = addresses[0].rpartition(":")
+    end = time.monotonic() + SECONDS_TO_CONNECT
+    try:
+        if index:
+            while not _report(index, host.strip("[]"), int(port), end):
+                if time.monotonic() > end:
+                    raise UserError(f"worker 0 ({addresses[0]}) did not answer within {SECONDS_TO_CONNECT} seconds")
+                time.sleep(0.2)
+            return
+        with socket.create_server(("", int(port))) as server:  # then TensorFlow listens there
+            came = {}
+            while missing := set(range(1, len(addresses))) - came.keys():
+                if time.monotonic() > end:
+                    names = ", ".join(f"worker {i} ({addresses[i]})" for i in sorted(missing))
+                    raise UserError(f"{names} did not come within {SECONDS_TO_CONNECT} seconds")
+                server.settimeout(1)
+                with contextlib.suppress(TimeoutError, ConnectionError, ValueError):
+                    connection, _ = server.accept()
+                    connection.settimeout(5)
+                    came[int(connection.recv(8))] = connection
+            for connection in came.values():
+                connection.sendall(GO)
+                connection.close()
+    except (OSError, ValueError, OverflowError) as error:
+        raise UserError(f"cannot connect with worker 0 at {addresses[0]}: {error}") from None
+
+
+def _report(index, host, port, end):
+    """Report to the first worker, and wait until it has heard of all; False if it is not there."""
+    with contextlib.suppress(OSError), socket.create_connection((host, port), timeout=5) as connection:
+        connection.sendall(b"%8d" % index)
+        connection.settimeout(max(end - time.monotonic(), 0.1))
+        return connection.recv(len(GO)) == GO
+    return False
 
 
 def slurm_cluster():

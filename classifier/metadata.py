@@ -9,6 +9,7 @@ import tensorflow as tf
 
 from classifier import cpu, near_copies, workers
 from classifier.console import NO_DATA, UserError, say
+from classifier.distributed import let_memory_grow
 from classifier.files import csv_text, write_text
 from classifier.optimizer import steps_in_bfloat16
 from classifier.pretrained import FEATURE_SCALES
@@ -38,8 +39,12 @@ def begin_run(run, settings, sets, resuming):
     return metadata
 
 
-def compare_machines(settings):
-    """Raise UserError on every worker unless all have the same settings, versions of packages, and number of devices."""
+def prepare_machines(settings):
+    """Make the devices ready, before anything uses them, and compare the workers, if there are several.
+
+    Raises UserError on every worker unless all have the same settings, versions of packages, and number of devices.
+    """
+    let_memory_grow()
     paths = ("data_dir", "validation_dir", "weights")  # may be others on each machine: what they hold is compared later
     packages = {name: version for name, version in versions().items() if name != "python"}
     devices = {"number of GPUs": len(tf.config.list_physical_devices("GPU")), "bfloat16": steps_in_bfloat16(settings)}

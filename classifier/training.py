@@ -16,7 +16,7 @@ from classifier import console, workers
 from classifier.augmentation import augment
 from classifier.checkpoints import Saver, load_selected
 from classifier.console import StopRequest, UserError, command, say, shell_path
-from classifier.distributed import create_strategy, share_of_worker
+from classifier.distributed import create_strategy, outputs_on_devices, share_of_worker
 from classifier.files import digest_of
 from classifier.history import History
 from classifier.networks import compile_outputs, create_network, extract_features
@@ -63,7 +63,8 @@ class Networks:
                 schedule = constant_after_warmup(phase.lr, steps)
             self.optimizer = AdamW(schedule, phase.weight_decay)
             self.optimizer.build(self.trained.trainable_variables)
-        self.logits = compile_outputs(self.average)  # of the averaged weights, which predict
+        # Of the averaged weights, which predict.
+        self.logits = outputs_on_devices(self.strategy, self.average, compile_outputs(self.average))
 
     def learning_rate(self):
         """The learning rate of the next step."""

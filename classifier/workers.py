@@ -158,7 +158,11 @@ def _tell(error):
     """Tell the others an error, if they come to listen soon: they may be waiting for something else."""
     from classifier.distributed import gather_texts
 
-    thread = threading.Thread(target=gather_texts, args=(json.dumps([None, error]),), daemon=True)
+    def tell():
+        with contextlib.suppress(Exception):  # they did not listen
+            gather_texts(json.dumps([None, error]))
+
+    thread = threading.Thread(target=tell, daemon=True)
     thread.start()
     thread.join(SECONDS_TO_TELL)
 

@@ -44,6 +44,7 @@ def watched_shares_of(images, labels, names):
         yield share
 distributed.shares_of = watched_shares_of
 train.main(sys.argv[3:])
+assert distributed.create_strategy() is distributed.create_strategy()  # or phases would mix up their gradients
 json.dump(fed, open("fed.json", "w"))
 """
 
