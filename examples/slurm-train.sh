@@ -6,7 +6,7 @@
 #SBATCH --requeue
 # Train on four machines: sbatch examples/slurm-train.sh my_images runs/photos --network cnn
 # From the project's folder. All machines must see it, the images and the runs. Submitted again, after the time limit for
-# example, it goes on from the last checkpoint.
+# example, it goes on from the last checkpoint. If a machine fails, Slurm submits it again.
 data=$1 output=$2
 shift 2
 PATH=$PWD/.venv/bin:$PATH
