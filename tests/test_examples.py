@@ -245,10 +245,10 @@ def two_ports():
 
 SRUN = """
 import os, subprocess, sys
-tasks = [subprocess.Popen(sys.argv[2:], env=os.environ | {
-    "SLURM_STEP_NUM_TASKS": "2", "SLURM_STEP_NODELIST": "localhost", "SLURM_STEP_TASKS_PER_NODE": "2",
-    "SLURMD_NODENAME": "localhost", "SLURM_PROCID": str(i), "SLURM_LOCALID": str(i)}) for i in range(2)]
-sys.exit(max(abs(task.wait()) for task in tasks))
+task = subprocess.Popen(sys.argv[2:], env=os.environ | {
+    "SLURM_STEP_NUM_TASKS": "1", "SLURM_STEP_NODELIST": "localhost", "SLURM_STEP_TASKS_PER_NODE": "1",
+    "SLURMD_NODENAME": "localhost", "SLURM_PROCID": "0", "SLURM_LOCALID": "0"})
+sys.exit(abs(task.wait()))
 """
 MACHINE = """
 import os, runpy, signal, sys
@@ -268,7 +268,7 @@ runpy.run_path(sys.argv[0], run_name="__main__")
 
 
 def test_a_worker_dies_in_kubernetes_and_slurm_resumes_the_run(project):
-    """Of two workers, the second one dies in the second epoch. Not real: the names of pods, Slurm's srun and ports."""
+    """Of two workers, the second dies in the second epoch; Slurm has one machine. Not real: names of pods, srun, ports."""
     Path("srun.py").write_text(SRUN)
     Path("machine.py").write_text(MACHINE)
     begin, ports = f"#!/bin/sh\nexec {sys.executable}", two_ports()
@@ -286,7 +286,6 @@ def test_a_worker_dies_in_kubernetes_and_slurm_resumes_the_run(project):
     slurm = ["bash", EXAMPLES / "slurm-train.sh", "data", "runs/photos", *QUICK]
     ((code, stdout, stderr),) = ends_of([start_with(here, slurm)])
     assert code == 0, stderr
-    assert "workers    2, each takes its share of every batch" in stderr
     assert "resumed after epoch 1" in stderr
     assert "saved in runs/photos/001" in stdout
     assert len(history_of("runs/photos/001")) == 2

@@ -77,9 +77,6 @@ def test_a_head_stops_early_and_fine_tuning_that_explodes_costs_nothing_before_w
     before, by_tensorflow = assert_runtimes_agree("runs", photo)
     assert before[str(photo)]["novelty"] == pytest.approx(by_tensorflow[str(photo)]["novelty"], abs=2e-4)
     assert metadata_of("runs/001")["novelty"]["features"] == "log_last"
-    litert = Path("runs/001/model.tflite").read_bytes()
-    run("export", "--model", "runs", "--format", "litert")
-    assert Path("runs/001/model.tflite").read_bytes() == litert  # whatever was built before it, as in a resumed run
 
     resume = ("train", "--resume", "--output", "runs")
     failed = run(*resume, "--fine-tune", "9", "--fine-tune-lr", 1e30, code=1)
@@ -90,8 +87,6 @@ def test_a_head_stops_early_and_fine_tuning_that_explodes_costs_nothing_before_w
     assert f"epoch {head + 1}/{head + 1}" in finished.stdout
     settings = metadata_of("runs/001")["settings"]
     assert (settings["fine_tune"], settings["fine_tune_epochs"]) == ("conv_dw_12", 1)
-    assert len(history_of("runs/001")) == head + 1
-    run(*resume)  # it is known by now
     assert len(history_of("runs/001")) == head + 1
 
 

@@ -45,11 +45,10 @@ def test_a_run_from_beginning_to_end(images, tmp_path):
     assert "%" in predicted.stdout
 
 
-def test_the_same_seed_gives_the_same_weights_but_another_or_no_augmentation_others(trained, images):
-    for flags in ((), ("--seed", 1), ("--no-augment",)):  # in a folder each: the second overwrites nothing of the first
+def test_another_seed_or_no_augmentation_gives_other_weights(trained, images):
+    for flags in (("--seed", 1), ("--no-augment",)):  # in a folder each: the second overwrites nothing of the first
         train(images, *flags)
-    assert_same_run("runs/001", trained)
-    for other in ("runs/002", "runs/003"):
+    for other in ("runs/001", "runs/002"):
         assert history_of(other) != history_of(trained)
 
 
@@ -58,8 +57,9 @@ def test_patience_stops_early_and_zero_never_does(images):
     stopped = train(images, *settings, "--epochs", 12)
     assert stopped.stdout.count("images/s") == 3
     assert "stopped early" in stopped.stdout
-    assert run("train", "--resume", "--patience", 0, "--output", "runs").stdout.count("images/s") == 9
-    assert "stopped early" not in train(images, *settings, "--epochs", 3).stdout
+    on = run("train", "--resume", "--patience", 0, "--output", "runs").stdout
+    assert on.count("images/s") == 9
+    assert "stopped early" not in on
 
 
 def test_of_epochs_that_differ_by_chance_the_last_is_selected(tmp_path):
@@ -113,7 +113,8 @@ def test_calibration_takes_no_more_memory_than_training(images):
         "import resource, subprocess, sys; subprocess.run(sys.argv[1:], check=True, stdout=subprocess.DEVNULL);"
         "print(resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss)"  # of pytest's child it would be that of pytest
     )
-    large = ["--network", "resnet", "--image-size", "512", "--epochs", "1", "--batch-size", "2", "--output", "runs"]
+    large = ["--network", "resnet", "--image-size", "512", "--epochs", "1", "--batch-size", "2", "--output", "runs",
+             "--validation-split", "0.8"]  # 51 images, without the time to train on as many  # fmt: skip
     command = [sys.executable, PROJECT / "train.py", *large, "--data-dir", images]
     measured = subprocess.run([sys.executable, "-c", script, *command], capture_output=True, text=True)
     assert measured.returncode == 0, measured.stderr
@@ -204,16 +205,14 @@ def test_a_loss_that_explodes_names_the_step_its_images_and_the_last_good_checkp
     assert all(math.isfinite(float(row["val_loss"])) for row in history_of("runs/001"))
 
 
-def test_images_that_show_nothing_and_labels_that_say_nothing_are_said(images):
+def test_images_that_show_nothing_and_a_network_no_better_than_chance_are_said(trained):
     for number in range(8):
         save(Path("black", "cats" if number % 2 else "dogs", f"{number}.png"), np.zeros((40 + number, 40, 3), np.uint8))
     said = train("black", "--epochs", 1).stderr
     assert "warning: all 8 images show nothing but one colour, such as black/" in said
     assert re.search("the network predicts '(cats|dogs)' for every validation image", said)
-    paths = sorted(images.rglob("*.jpg"))
-    rows = [f"{path.relative_to(Path.cwd())},{['cats', 'dogs'][number % 2]}" for number, path in enumerate(paths)]
-    Path("labels.csv").write_text("\n".join(["path,label", *rows]))
-    assert re.search("no better than always predicting|for every validation image", train("labels.csv").stderr)
+    said = (trained.parent / "stderr.txt").read_text()
+    assert re.search("no better than always predicting|for every validation image", said)
 
 
 def test_an_output_that_cannot_be_written_is_one_clear_line(images, tmp_path):
