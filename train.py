@@ -157,7 +157,8 @@ def train_in(run, metadata, sets):
             while not training.has_ended():
                 started = time.monotonic()
                 row = train_epoch(training, train_step) | validate(training)
-                # From here on the run is not finished, see find_run(), and rows of the history may be written again.
+                # From here on the run is not finished, see find_run(), and history and selected weights may change.
+                metadata.pop("selected_digest", None)
                 write_metadata(run, metadata | {"history_digest": None})
                 selected = training.finish_epoch(row | {"seconds": time.monotonic() - started})
                 write_metadata(run, metadata | training.results())
@@ -273,7 +274,7 @@ def finish(run, metadata, training):
     from classifier.exporting import export_for_prediction
     from classifier.networks import enough_memory
 
-    load_selected(run, training.networks.whole_average)
+    load_selected(run, training.networks.whole_average, metadata.get("selected_digest"))
     with enough_memory():
         fitted, ood, confusion = calibrate(
             training.networks.average, training.sets, metadata["image_size"], training.phase.on_features

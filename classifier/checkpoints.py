@@ -129,19 +129,22 @@ def bytes_of(prefix):
     return sum(path.stat().st_size for path in Path(prefix).parent.glob(f"{Path(prefix).name}.*"))
 
 
-def load_selected(run, network):
-    """Load the selected weights of a run, or its newest where those cannot be read. Returns the path prefix of what it used.
+def load_selected(run, network, recorded=None):
+    """Load the selected weights of a run, or its newest where those cannot be read, which is said.
 
-    Raises UserError with exit code 3 for a folder that has no sound checkpoint.
+    Raises UserError with exit code 3 for a folder that has no sound checkpoint, or one whose selected weights are not those
+    of the selected_digest() that the metadata `recorded`, if it did.
     """
     folders = [run / "checkpoints" / name for name in ("best", "fine-tuning", "newest")]
     prefixes = [prefix for folder in folders for prefix in checkpoints_in(folder)]
     if not prefixes:
         raise UserError(f"{run} has no checkpoint yet", NO_DATA)
     used = _restore_first_sound(tf.train.Checkpoint(network=network), prefixes)
-    if used != prefixes[0]:
-        say(f"using checkpoint {used} instead")
-    return used
+    if used.parent.name != "best":
+        say(f"no sound checkpoint of the selected weights: using {used} instead")
+    elif recorded and recorded != selected_digest(run):
+        problem = f"{used} and {run / METADATA} are not of the same training"
+        raise UserError(f"{problem}: restore them, or use another run", NO_DATA)
 
 
 def save_ood(run, ood, number):
@@ -157,11 +160,7 @@ def load_trained_network(run, metadata):
     if prefixes and max(map(bytes_of, prefixes)) < least:  # or building the network could fill the memory
         raise UserError(f"no sound checkpoint in {run}: none is large enough for what {METADATA} says", NO_DATA)
     network = create_network(metadata["network"], size, num_classes, feature_scales=metadata["feature_scales"])
-    used = load_selected(run, network)
-    recorded = metadata.get("selected_digest") if metadata["finished"] else None  # earlier runs have none
-    if recorded and used.parent.name == "best" and recorded != selected_digest(run):
-        problem = f"{used} and {run / METADATA} are not of the same training"
-        raise UserError(f"{problem}: restore them, or use another run", NO_DATA)
+    load_selected(run, network, metadata.get("selected_digest") if metadata["finished"] else None)
     return network
 
 

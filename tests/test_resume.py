@@ -153,7 +153,14 @@ def test_files_of_another_run_or_with_other_figures_are_noticed(run_folder, phot
     history.write_text(text)
     predict = ("predict", "--model", run_folder, "--runtime", "tensorflow", photo)
     write_metadata(run_folder, metadata | {"selected_digest": "that of another run"})
-    assert "are not of the same training" in error_of(run(*predict, code=3))
+    for script in (predict, resume[:3]):
+        assert "are not of the same training" in error_of(run(*script, code=3))
+    write_metadata(run_folder, metadata)
+    index = newest_checkpoint(run_folder, "best").with_suffix(".index")
+    index.rename("aside")
+    for script in (predict, resume[:3]):
+        assert "no sound checkpoint of the selected weights: using" in run(*script).stderr
+    Path("aside").rename(index)
     write_metadata(run_folder, metadata)
     card = (run_folder / "model.json").read_text()
     (run_folder / "model.json").write_text(card.replace(f'"temperature": {metadata["temperature"]}', '"temperature": 1.5'))
