@@ -125,8 +125,9 @@ def _restore_older_cnn(prefix, network, trained=None, **others):
 
 
 def bytes_of(prefix):
-    """How many bytes a checkpoint's files have."""
-    return sum(path.stat().st_size for path in Path(prefix).parent.glob(f"{Path(prefix).name}.*"))
+    """How many bytes a checkpoint's files have. A training may replace it meanwhile."""
+    files = Path(prefix).parent.glob(f"{Path(prefix).name}.*")
+    return sum(path.stat().st_size for path in files if path.exists())
 
 
 def load_selected(run, network, recorded=None):
@@ -152,13 +153,20 @@ def save_ood(run, ood, number):
     _write(tf.train.Checkpoint(novelty=ood), run / "checkpoints" / "novelty", number, keep=1)
 
 
+def _refuse_too_small(run, metadata):
+    """Raise UserError if no checkpoint can have the network's weights: building what the metadata asks for takes memory."""
+    prefixes = [prefix for folder in (run / "checkpoints").glob("*") for prefix in checkpoints_in(folder)]
+    least = len(metadata["classes"])  # float32 numbers: a bias for each class
+    if metadata["network"] == "cnn":
+        least += 64 * (metadata["image_size"] // 8) ** 2 * 128  # of fc1, on the maps of conv3
+    if prefixes and max(map(bytes_of, prefixes)) < 4 * least:
+        raise UserError(f"no sound checkpoint in {run}: none is large enough for what {METADATA} says", NO_DATA)
+
+
 def load_trained_network(run, metadata):
     """Rebuild the network of a run as it was trained, see create_network(); raises what load_selected() does."""
     size, num_classes = metadata["image_size"], len(metadata["classes"])
-    prefixes = [prefix for folder in (run / "checkpoints").glob("*") for prefix in checkpoints_in(folder)]
-    least = 4 * num_classes + (4 * 128 * 64 * (size // 8) ** 2 if metadata["network"] == "cnn" else 0)
-    if prefixes and max(map(bytes_of, prefixes)) < least:  # or building the network could fill the memory
-        raise UserError(f"no sound checkpoint in {run}: none is large enough for what {METADATA} says", NO_DATA)
+    _refuse_too_small(run, metadata)
     network = create_network(metadata["network"], size, num_classes, feature_scales=metadata["feature_scales"])
     load_selected(run, network, metadata.get("selected_digest") if metadata["finished"] else None)
     return network

@@ -19,7 +19,7 @@ import numpy as np
 from classifier import MAX_PIXELS
 from classifier.console import NO_DATA, UserError
 from classifier.parallel import in_chunks, prefetch
-from classifier.tars import read_member, tar_of
+from classifier.tars import find_member, tar_of
 
 MAX_FILE_BYTES = 1 << 30
 BLANK = 3  # grey levels: the standard deviation of an image that shows nothing
@@ -56,24 +56,23 @@ def read_file(path):
     """The bytes of an ordinary file of sensible size, not empty, or of one in a tar; raises BadImageError for any other."""
     try:
         if in_tar := tar_of(path):
-            return read_member(*in_tar) or _refuse_empty(path)
-        status = os.stat(path)
-        if not stat.S_ISREG(status.st_mode):
-            raise BadImageError(path, "not a file")
-        if status.st_size == 0:
-            _refuse_empty(path)
-        if status.st_size > MAX_FILE_BYTES:
+            file_path, offset, size = find_member(*in_tar)
+        else:
+            status = os.stat(path)
+            if not stat.S_ISREG(status.st_mode):
+                raise BadImageError(path, "not a file")
+            file_path, offset, size = path, 0, status.st_size
+        if size == 0:
+            raise BadImageError(path, "empty file")
+        if size > MAX_FILE_BYTES:
             raise BadImageError(path, "too large: more than 1 GiB")
-        with open(path, "rb") as file:
-            return file.read()
+        with open(file_path, "rb") as file:
+            file.seek(offset)
+            return file.read(size)
     except OSError as error:
         raise BadImageError(path, error.strerror, lasting=isinstance(error, FileNotFoundError)) from None
     except ValueError as error:  # a zero byte in the path
         raise BadImageError(path, str(error)) from None
-
-
-def _refuse_empty(path):
-    raise BadImageError(path, "empty file")
 
 
 def is_blank(image):

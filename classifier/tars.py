@@ -30,15 +30,12 @@ def tar_of(path):
     return None
 
 
-def read_member(tar, name):
-    """The bytes of a file in a tar. Raises OSError if it cannot be read."""
+def find_member(tar, name):
+    """(tar, offset, size): where the bytes of a file in a tar are. Raises OSError if there is none, or no sound tar."""
     try:
-        offset, size = _index(tar)[name]
+        return tar, *_index(tar)[name]
     except KeyError:
         raise FileNotFoundError(None, "no such file in the tar", os.path.join(tar, name)) from None
-    with open(tar, "rb") as file:
-        file.seek(offset)
-        return file.read(size)
 
 
 def _index(tar):

@@ -81,8 +81,14 @@ def test_tars_are_read_in_place_as_if_they_were_folders(images, tmp_path):
             link = tarfile.TarInfo("cats/link.jpg")
             link.type, link.linkname = tarfile.SYMTYPE, "/etc/passwd"
             tar.addfile(link)
+    huge, member = tmp_path / "tars/huge.tar", tarfile.TarInfo("dogs/huge.jpg")
+    member.size = 2 << 30
+    huge.write_bytes(member.tobuf())
+    os.truncate(huge, 512 + member.size + 1024)  # it takes no place on the disk
     finished = train(tmp_path / "tars")
     assert "cats 10 + 2, dogs 10 + 2" in finished.stderr
+    assert "skipped    1: 1 too large: more than 1 GiB" in finished.stderr
+    huge.unlink()
     sets, expected = (read_train_sets(folder, 32) for folder in (tmp_path / "tars", images))
     assert sorted(sets.valid.digests) == sorted(expected.valid.digests)
     predicted = predictions("runs/001", "tars")

@@ -108,6 +108,7 @@ def test_weights_that_cannot_be_had_are_one_clear_line(images, tmp_path, weights
     for script in scripts:
         offline = run(*script, code=1, env=nobody_listens)
         assert f"cannot download what {tmp_path / 'models'} lacks" in error_of(offline)
+        assert ("--weights FILE" in offline.stderr) is (script[0] == "train")  # the other one has no such flag
     assert not list(Path("runs").glob("0*"))  # or --resume would choose one that never began
 
 

@@ -47,6 +47,12 @@ def test_keras_is_measured_as_installed_and_with_onednn(monkeypatch):
     assert switches == ["0", "1"]
 
 
+def test_what_images_cost_is_measured_on_drawn_ones():
+    rows = run("tools.scaling", "--sizes", 40, 60, "--classes", 3, "--only-find", process=True).stdout.splitlines()[2:]
+    assert [row.split("|")[1:3] for row in rows] == [[" 40 ", " find, decode, split "], [" 60 ", " find, decode, split "]]
+    assert "exists" in error_of(run("tools.many_images", ".", code=2))
+
+
 def test_a_small_curve_and_what_is_known_is_not_trained_again(images, monkeypatch, scripts_in_this_process):
     small = ("--data-dir", images, "--test-dir", draw_images("test", 4), "--sizes", 8, 13, "--seeds", 1, "--image-size",
              32, "--pretrained", "", "--output", "results")  # fmt: skip

@@ -1,7 +1,7 @@
 """Measure what images cost as they become more: python -m tools.scaling
 
-Draws small images of many classes, see many_images.py, and runs the scripts on them. Prints the table in results/scaling.md:
-processor time, which other programs disturb less than time, and the most memory that each script had.
+Draws small images of many classes, see many_images.py, and runs the scripts on them. Prints a table: processor time, which
+other programs disturb less than time, and the most memory that each script had.
 """
 
 import argparse

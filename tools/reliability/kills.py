@@ -15,7 +15,7 @@ from tools.reliability import Result
 from tools.reliability.damage import answers, same_answers
 from tools.reliability.trainings import Trainings, call, difference, finish, sound, start
 
-KILLS_OF_A_RUN = 5
+KILLS_OF_A_RUN, SIGNALS = 5, 25
 SECONDS_TO_SAVE = 5  # of processor time, from a signal to the end
 
 
@@ -28,8 +28,10 @@ def check(folder, short, seed):
     """
     rng, trainings = np.random.default_rng(seed), Trainings(folder)
     kills = {"cnn": 6, "head": 3, "fine-tuning": 3} if short else {"cnn": 80, "resnet": 40, "head": 40, "fine-tuning": 40}
+    seconds_of = {}
     for kind, count in kills.items():
         seconds, changes = record(trainings, kind, folder)
+        seconds_of[kind] = seconds
         aims = iter(np.linspace(1, changes, -(-count // 3)).astype(int))
         done = failed = 0
         while done < count:
@@ -40,14 +42,21 @@ def check(folder, short, seed):
         yield Result(f"SIGKILL while training ({kind}), resumed", done, failed)
     if not short:
         yield kill_exports(trainings, folder, rng)
-    for signum, code in () if short else ((signal.SIGTERM, TERMINATED), (signal.SIGINT, INTERRUPTED)):  # the tests do that
-        count, failed, slowest = 25, 0, 0.0
-        for _ in range(count):
-            output = folder / "stopped"
-            problem, used = stop(trainings, "cnn", output, signum, code, rng.uniform(0, seconds))
-            slowest = max(slowest, used)
-            failed += report(problem, signal.Signals(signum).name, output, failed)
-        yield Result(f"{signal.Signals(signum).name} while training: at most {slowest:.1f} s to the end", count, failed)
+        for signum, code in ((signal.SIGTERM, TERMINATED), (signal.SIGINT, INTERRUPTED)):
+            yield send_signals(trainings, folder, signum, code, seconds_of["cnn"], rng)
+
+
+def send_signals(trainings, folder, signum, code, seconds, rng):
+    """Stop trainings, which take some seconds, by a signal before they are over. Returns a Result."""
+    done, failed, slowest = 0, 0, 0.0
+    while done < SIGNALS:
+        output = folder / "stopped"
+        problem, used = stop(trainings, "cnn", output, signum, code, rng.uniform(0, seconds))
+        if used is not None:
+            done, slowest = done + 1, max(slowest, used)
+        failed += report(problem, signal.Signals(signum).name, output, failed)
+    name = signal.Signals(signum).name
+    return Result(f"{name} while training, resumed: at most {slowest:.1f} s to the end", done, failed)
 
 
 def kill_exports(trainings, folder, rng):
@@ -111,7 +120,7 @@ def kill_again_and_again(trainings, kind, output, most, aims, seconds, rng):
 
 
 def stop(trainings, kind, output, signum, code, seconds):
-    """Send a training a signal after some seconds, then resume it: (what is wrong or None, seconds to the end).
+    """Send a training a signal after some seconds, then resume it: (what is wrong or None, seconds to the end or None).
 
     The seconds are of processor time, or a busy machine would count.
     """
@@ -119,7 +128,7 @@ def stop(trainings, kind, output, signum, code, seconds):
     wait(process, seconds)
     if process.poll() is not None:  # it was faster this time
         sound(finish(process))
-        return difference(find_run(output), trainings.undisturbed(kind)), 0.0
+        return difference(find_run(output), trainings.undisturbed(kind)), None
     before = cpu_seconds(process)
     children = resource.getrusage(resource.RUSAGE_CHILDREN)
     process.send_signal(signum)
