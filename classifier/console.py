@@ -32,6 +32,7 @@ def run(main):
     _quieten_libraries()
     for signum in (signal.SIGINT, signal.SIGTERM):
         signal.signal(signum, _leave)
+    sys.unraisablehook = _ignore_leaving
     sys.exit(exit_code_of(main))
 
 
@@ -39,6 +40,12 @@ def _leave(signum, _):
     """Leave because of a signal, or at the next StopRequest: imports of TensorFlow can swallow what is raised here."""
     StopRequest.signum = signum
     raise KeyboardInterrupt if signum == signal.SIGINT else SystemExit(TERMINATED)
+
+
+def _ignore_leaving(unraisable):
+    """Report what was raised where nothing can be, such as while an object is collected, but not what _leave() raised."""
+    if not isinstance(unraisable.exc_value, KeyboardInterrupt | SystemExit):
+        sys.__unraisablehook__(unraisable)
 
 
 def exit_code_of(main, argv=None):

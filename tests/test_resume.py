@@ -3,6 +3,8 @@
 import os
 import shutil
 import signal
+import subprocess
+import sys
 from pathlib import Path
 
 import keras
@@ -111,6 +113,28 @@ def test_a_signal_before_training_leaves_at_once_or_if_an_import_swallows_it_at_
     Path("sitecustomize.py").write_text(SIGNAL_AT_IMPORT.format(suppressed=suppressed))  # Python imports it when it starts
     stopped = train(images, code=143, env=os.environ | {"PYTHONPATH": "."})
     assert ("after 1 of 3 steps" in stopped.stderr) is bool(suppressed)
+
+
+SIGNAL_WHERE_NOTHING_CAN_BE_RAISED = """
+import os, signal, sys
+sys.path.insert(0, sys.argv[1])
+from classifier import console
+class Collected:
+    def __del__(self):
+        os.kill(os.getpid(), signal.SIGINT)
+        os.getpid()  # Python raises it here
+def main(argv=None):
+    Collected()
+    return console.StopRequest.signum - signal.SIGINT
+console.run(main)
+"""
+
+
+def test_a_signal_where_nothing_can_be_raised_shows_no_traceback():
+    """While an object is collected, Python reports what is raised, and goes on."""
+    command = [sys.executable, "-c", SIGNAL_WHERE_NOTHING_CAN_BE_RAISED, PROJECT]
+    finished = subprocess.run(command, capture_output=True, text=True)
+    assert (finished.returncode, finished.stderr) == (0, "")
 
 
 def test_more_epochs_for_a_finished_run(run_folder, trained):

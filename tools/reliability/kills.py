@@ -134,8 +134,9 @@ def stop(trainings, kind, output, signum, code, seconds):
     process.send_signal(signum)
     finished, ended = finish(process), resource.getrusage(resource.RUSAGE_CHILDREN)
     used = ended.ru_utime + ended.ru_stime - children.ru_utime - children.ru_stime - before
-    # While Python ends, after all was done and said, a signal kills it: a shell gives the same code for that.
-    if finished.returncode not in ([0, code, -signum] if is_finished(output) else [code]):
+    # While Python starts or, after all was done and said, ends, a signal kills it: a shell gives the same code for that.
+    usual = [0, code, -signum] if is_finished(output) else [code] if output.exists() else [code, -signum]
+    if finished.returncode not in usual:
         return f"after {seconds:.1f} s: exit code {finished.returncode}: {finished.stderr.strip()[-500:]}", used
     if "Traceback" in finished.stderr:
         return f"after {seconds:.1f} s: {finished.stderr.strip()[-500:]}", used
@@ -174,5 +175,6 @@ def report(problem, what, output, number):
         shutil.rmtree(output, ignore_errors=True)
         return 0
     say(f"{what}: {problem}")
-    output.rename(output.with_name(f"{output.name} failed {number}"))
+    if output.exists():
+        output.rename(output.with_name(f"{output.name} failed {number}"))
     return 1
