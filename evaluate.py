@@ -58,22 +58,24 @@ def main(argv=None):
     suspects = show_suspects(arguments) if arguments.suspects else None
     if suspects and not arguments.report:
         return DONE
-    from classifier.evaluation import evaluate, evaluate_ood, prediction_table
+    from classifier.evaluation import Scored, evaluate, evaluate_ood, prediction_table
     from classifier.inference import predict
 
     model, predictor, image_size, fit, found = load(arguments)
-    predictions = list(predict(predictor, image_size, found.paths, arguments.tta, fit))
-    result = {"model": str(model), "folder": str(arguments.folder)} | evaluate(predictions, found)
-    others = {str(folder): evaluate_ood(predictor, image_size, folder, predictions, fit) for folder in arguments.ood_dir}
+    temperature = read_metadata(model).get("temperature", 1.0) if arguments.report and not arguments.tta else 1.0
+    scored = Scored(predict(predictor, image_size, found.paths, arguments.tta, fit), found, temperature)
+    result = {"model": str(model), "folder": str(arguments.folder)} | evaluate(scored, found.classes)
+    ood = (evaluate_ood(predictor, image_size, folder, scored.ood_scores, fit) for folder in arguments.ood_dir)
+    others = dict(zip(map(str, arguments.ood_dir), ood, strict=True))
     result["out_of_distribution"] = others
     if not suspects:
         show(json.dumps(result, indent=1) if arguments.format == "json" else table_of(result))
     if arguments.predictions:
-        write_text(arguments.predictions, csv_text(*prediction_table(predictions, found)))
+        write_text(arguments.predictions, csv_text(*prediction_table(scored, found)))
     if arguments.report:
         from classifier.run_report import write_run_report
 
-        write_run_report(arguments.report, model, read_metadata(model), result, predictions, found, arguments.tta, suspects)
+        write_run_report(arguments.report, model, read_metadata(model), result, scored, found, temperature, suspects)
         say(f"written: {arguments.report}")
     if arguments.min_accuracy is not None and result["accuracy"] < arguments.min_accuracy:
         say(f"accuracy {result['accuracy']:.2%} is below the required {arguments.min_accuracy:.2%}")

@@ -4,48 +4,77 @@ import numpy as np
 
 from classifier.console import NO_DATA, UserError
 from classifier.inference import list_images, predict
-from classifier.metrics import accuracy_interval, area_under_roc, calibration_error, chance_error, confusion_matrix
+from classifier.metrics import (
+    accuracy_interval,
+    area_under_roc,
+    calibration_error,
+    chance_error,
+    confusion_matrix,
+    log_softmax,
+)
 
 MANY_CLASSES = 10  # from which on the five most likely ones are of interest
 MOST_COLUMNS = 20  # of a confusion matrix that can be read
 
 
-def evaluate(predictions, found):
-    """Score the Prediction of each of the images found, see finding.Found; those that could not be read are skipped.
+class Scored:
+    """What metrics need of Predictions: of each image a few numbers, however many classes there are.
+
+    Of the images that could be read: `paths`, and (n,) arrays: `labels`; `predicted`, labels, with their `scores`,
+    log-probabilities, and `confidences`; `plain_confidences`, without the temperature; `true_scores`, those of the true
+    class, and `ranks`, how many classes are more likely; `second_scores`, those of the second of all classes; `ood_scores`.
+    Of the others: `skipped`, [(path, label, reason)].
+    """
+
+    def __init__(self, predictions, found, temperature=1.0):
+        """`predictions`, an iterable, are those for the images found. Raises UserError if none of these can be read."""
+        self.paths, self.skipped, rows = [], [], []
+        for prediction, label in zip(predictions, found.labels, strict=True):
+            if prediction.reason:
+                self.skipped.append((prediction.path, label, prediction.reason))
+                continue
+            scores = prediction.scores
+            plain = log_softmax(scores * temperature) if temperature != 1 else scores
+            self.paths.append(prediction.path)
+            rows.append((label, scores.argmax(), (scores > scores[label]).sum(), scores.max(), plain.max(), scores[label],
+                         scores[1], prediction.ood_score))  # fmt: skip
+        if not rows:
+            raise UserError(f"none of the {len(self.skipped)} images in {found.folder} can be read", NO_DATA)
+        self.labels, self.predicted, self.ranks, *columns = np.array(rows).T
+        self.labels, self.predicted = self.labels.astype(int), self.predicted.astype(int)
+        self.scores, plain, self.true_scores, self.second_scores, self.ood_scores = columns
+        self.confidences, self.plain_confidences = np.exp(self.scores), np.exp(plain)
+        self.correct = self.predicted == self.labels
+
+
+def evaluate(scored, classes):
+    """The metrics of Scored images, whose labels are indices in `classes`; those that could not be read are skipped.
 
     Returns a dictionary: accuracy; accuracy_interval, see metrics.py; balanced_accuracy, the mean recall of the classes that
     have images; top5_accuracy, how often the true class is among the five most likely, of MANY_CLASSES or more; majority,
     the accuracy of always predicting the largest class; log_loss, the mean of -ln(probability of the true class);
     calibration_error and chance_error: see metrics.py; classes; per_class and confusion_matrix: see per_class_metrics();
     unknown, how many images predict.py would predict as unknown, although they are scored; scored and skipped, numbers of
-    images. Raises UserError if no image can be scored.
+    images.
     """
-    pairs = [(p, label) for p, label in zip(predictions, found.labels, strict=True) if not p.reason]
-    scored, skipped = len(pairs), len(predictions) - len(pairs)
-    if not scored:
-        raise UserError(f"none of the {skipped} images in {found.folder} can be read", NO_DATA)
-    scores = np.array([p.scores for p, _ in pairs])  # (scored, classes)
-    labels = np.array([label for _, label in pairs])
-    of_label = scores[np.arange(scored), labels]
-    predicted, confidences = scores.argmax(axis=1), np.exp(scores.max(axis=1))
-    correct = predicted == labels
-    per_class = per_class_metrics(predicted, labels, found.classes)
+    count, correct = len(scored.labels), scored.correct
+    per_class = per_class_metrics(scored.predicted, scored.labels, classes)
     recalls = [figures["recall"] for figures in per_class["per_class"].values() if figures["pictures"]]
-    top5 = float(((scores > of_label[:, None]).sum(axis=1) < 5).mean())
+    top5 = float((scored.ranks < 5).mean())
     return {
         "accuracy": float(correct.mean()),
-        "accuracy_interval": accuracy_interval(int(correct.sum()), scored),
+        "accuracy_interval": accuracy_interval(int(correct.sum()), count),
         "balanced_accuracy": float(np.mean(recalls)),
-        **({"top5_accuracy": top5} if len(found.classes) >= MANY_CLASSES else {}),
-        "majority": np.bincount(labels).max() / scored,
-        "log_loss": -of_label.mean(),
-        "calibration_error": calibration_error(confidences, correct),
-        "chance_error": chance_error(confidences),
-        "classes": found.classes,
+        **({"top5_accuracy": top5} if len(classes) >= MANY_CLASSES else {}),
+        "majority": np.bincount(scored.labels).max() / count,
+        "log_loss": -scored.true_scores.mean(),
+        "calibration_error": calibration_error(scored.confidences, correct),
+        "chance_error": chance_error(scored.confidences),
+        "classes": classes,
         **per_class,
-        "unknown": sum(p.ood_score > 1 for p, _ in pairs),
-        "scored": scored,
-        "skipped": skipped,
+        "unknown": int((scored.ood_scores > 1).sum()),
+        "scored": count,
+        "skipped": len(scored.skipped),
     }
 
 
@@ -73,42 +102,37 @@ def confusions(result):
     return sorted(confused, key=lambda confusion: -confusion[0])
 
 
-def prediction_table(predictions, found):
+def prediction_table(scored, found):
     """(header, rows) of a table of all images: the incorrect ones first, those with the highest confidence at the top.
 
     Then come the correct ones, those with the lowest confidence first, and those that could not be read, with the reason.
     """
     header = ["path", "true_class", "predicted_class", "probability", "true_class_probability", "ood_score", "correct",
               "reason"]  # fmt: skip
-    ranked = []
-    for prediction, label in zip(predictions, found.labels, strict=True):
-        row = [prediction.path, found.classes[label]]
-        if prediction.reason:
-            ranked.append(((2, 0.0), [*row, "", "", "", "", "", prediction.reason]))
-            continue
-        predicted = int(np.argmax(prediction.scores))
-        correct, score = predicted == label, prediction.scores[predicted]
-        figures = [np.exp(score), np.exp(prediction.scores[label]), prediction.ood_score]
-        row += [found.classes[predicted], *(f"{figure:.6g}" for figure in figures), "yes" if correct else "no", ""]
-        ranked.append(((1, score) if correct else (0, -score), row))
-    return header, [row for _, row in sorted(ranked, key=lambda pair: pair[0])]
+    rows = []
+    for i in np.lexsort([np.where(scored.correct, scored.scores, -scored.scores), scored.correct]):
+        names = [found.classes[label] for label in (scored.labels[i], scored.predicted[i])]
+        figures = [scored.confidences[i], np.exp(scored.true_scores[i]), scored.ood_scores[i]]
+        correct = "yes" if scored.correct[i] else "no"
+        rows.append([scored.paths[i], *names, *(f"{figure:.6g}" for figure in figures), correct, ""])
+    rows += [[path, found.classes[label], *[""] * 5, reason] for path, label, reason in scored.skipped]
+    return header, rows
 
 
-def evaluate_ood(predictor, image_size, folder, in_distribution, fit="squash"):
-    """How well the images in a folder, of none of the classes, are separated from those of Predictions.
+def evaluate_ood(predictor, image_size, folder, known, fit="squash"):
+    """How well the images in a folder, of none of the classes, are separated from those with the OOD scores `known`, (n,).
 
     Returns {area_under_roc: see metrics.py, unknown: how many predict.py would predict as unknown, scored, skipped}.
     """
-    known = [p.ood_score for p in in_distribution if not p.reason]
-    if not any(known):
+    if not known.any():
         raise UserError("--ood-dir: the statistics for out-of-distribution scores are lost", NO_DATA)
-    predictions = list(predict(predictor, image_size, list_images([folder]), fit=fit))
-    scores = [p.ood_score for p in predictions if not p.reason]
+    paths = list_images([folder])
+    scores = [p.ood_score for p in predict(predictor, image_size, paths, fit=fit) if not p.reason]
     if not scores:
-        raise UserError(f"none of the {len(predictions)} images in {folder} can be read", NO_DATA)
+        raise UserError(f"none of the {len(paths)} images in {folder} can be read", NO_DATA)
     return {
         "area_under_roc": area_under_roc(known, scores),
         "unknown": sum(score > 1 for score in scores),
         "scored": len(scores),
-        "skipped": len(predictions) - len(scores),
+        "skipped": len(paths) - len(scores),
     }

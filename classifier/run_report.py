@@ -9,7 +9,7 @@ from classifier.figures import draw_curves, draw_heat_map, draw_reliability, dra
 from classifier.history import read_history
 from classifier.images import load_image, load_in_shape
 from classifier.inspection import finding_sections, inspect_found
-from classifier.metrics import area_under_roc, calibration_error, log_softmax, reliability, threshold_curves
+from classifier.metrics import area_under_roc, calibration_error, reliability, threshold_curves
 from classifier.report import Section, write_report
 from classifier.settings import head_epochs, is_fine_tuned
 
@@ -19,20 +19,19 @@ MOST_POINTS = 400  # of a curve: more than it has pixels
 EXPLAINED, SIDE = 3, 160  # images of each kind; pixels of their longer side
 
 
-def write_run_report(path, run, metadata, result, predictions, found, tta, suspects=None):
+def write_run_report(path, run, metadata, result, scored, found, temperature, suspects=None):
     """Write the report of a run as a page of HTML.
 
-    `result`: see evaluate(), of the Predictions for the images found; with `tta`, test-time augmentation, or not. If
-    `suspects` are given, it shows those, too. Raises UserError if the page cannot be written.
+    `result`: see evaluate(), of the Scored images found; `temperature` is that without which `scored` knows confidences,
+    too, or 1. If `suspects` are given, it shows those, too. Raises UserError if the page cannot be written.
     """
-    scored = Scored(predictions, found)
     sections = [
         Section("Training", rows=[["", ""], *_training_of(run, metadata)]),
         _accuracy(result),
         *_confusion_matrix(result),
         _classes(result),
         *(_thresholds(scored, found.classes) if len(found.classes) == 2 else []),
-        _calibration(scored, result, 1.0 if tta else metadata.get("temperature", 1.0)),
+        _calibration(scored, result, temperature),
         *_images_to_look_at(scored, found.classes, run, metadata),
         *_curves(run, metadata),
     ]
@@ -42,19 +41,6 @@ def write_run_report(path, run, metadata, result, predictions, found, tta, suspe
     for heading, text, rows, images in finding_sections(inspect_found(found)):
         sections.append(Section(f"Data: {heading[0].lower()}{heading[1:]}", text, rows, images, most=MOST_OTHERS))
     write_report(path, f"{run.name}: {metadata['network']} on {result['folder']}", sections)
-
-
-class Scored:
-    """The images that could be read: `paths`, `labels`, (n,), `scores`, (n, classes) log-probabilities, and what follows."""
-
-    def __init__(self, predictions, found):
-        pairs = [(p, label) for p, label in zip(predictions, found.labels, strict=True) if not p.reason]
-        self.paths = [p.path for p, _ in pairs]
-        self.labels = np.array([label for _, label in pairs])
-        self.scores = np.array([p.scores for p, _ in pairs])
-        self.ood_scores = np.array([p.ood_score for p, _ in pairs])
-        self.predicted, self.confidences = self.scores.argmax(axis=1), np.exp(self.scores.max(axis=1))
-        self.correct = self.predicted == self.labels
 
 
 def _training_of(run, metadata):
@@ -138,7 +124,7 @@ def _thresholds(scored, classes):
     positive = scored.labels == 1
     if positive.all() or not positive.any():
         return
-    scores = scored.scores[:, 1]
+    scores = scored.second_scores
     false_positives, recalls, precisions = threshold_curves(scores, positive)
     area = area_under_roc(scores[~positive], scores[positive])
     average_precision = float(np.diff(recalls, prepend=0) @ precisions)
@@ -164,7 +150,7 @@ def _calibration(scored, result, temperature):
             f"{result['calibration_error']:.2%}, from chance alone {result['chance_error']:.2%}")  # fmt: skip
     bins_of = {"as predicted": reliability(scored.confidences, scored.correct)}
     if temperature != 1:
-        plain = np.exp(log_softmax(scored.scores * temperature).max(axis=1))
+        plain = scored.plain_confidences
         bins_of = {f"with temperature {temperature:.2f}": bins_of["as predicted"],
                    "without": reliability(plain, scored.correct)}  # fmt: skip
         text += f"; without the temperature {calibration_error(plain, scored.correct):.2%}"

@@ -11,18 +11,19 @@ from classifier.metadata import count_images, device, versions
 from classifier.metrics import accuracy_interval
 from classifier.settings import DEFAULTS, PRETRAINED_NETWORKS
 
+MOST_NAMED = 100  # classes: with more, the header would be pages
+
 
 def say_header(run, metadata, sets):
     """Say what is about to be trained, on what, and with what."""
     computing = device(metadata["settings"])
     on_or_off = (f"{name} {'on' if computing[name] else 'off'}" for name in ("oneDNN", "bfloat16"))
     cpu = ("CPU", computing["cpu"], f"{computing['cores']} cores", computing["instruction set"])
-    counts = ", ".join(f"{name} {n['training']} + {n['validation']}" for name, n in count_images(sets).items())
     say("versions   " + ", ".join(f"{name} {version}" for name, version in versions().items()))
     say("device     " + ", ".join(filter(None, [*computing["gpus"], *cpu, *on_or_off])))
     if len(names := devices()) > 1:
         say(f"devices    {len(names)} in this machine, each takes its share of every batch: {', '.join(names)}")
-    say(f"images     {counts} (training + validation)")
+    say(f"images     {_counts(count_images(sets))} (training + validation)")
     split = metadata.get("split", {})
     if split.get("group_by"):
         say(f"split      {split['groups']} groups of images, each on one side")
@@ -34,6 +35,16 @@ def say_header(run, metadata, sets):
         summary = ", ".join(f"{count} {reason}" for reason, count in reasons.most_common())
         say(f"skipped    {len(sets.skipped)}: {summary}; all in {shell_path(run / 'skipped.csv')}")
     say(f"run        {shell_path(run)}")
+
+
+def _counts(counts):
+    """How many images each class has, or of very many classes: all together, and the one with the fewest."""
+    if len(counts) <= MOST_NAMED:
+        return ", ".join(f"{name} {n['training']} + {n['validation']}" for name, n in counts.items())
+    training, validation = (sum(n[side] for n in counts.values()) for side in ("training", "validation"))
+    name, least = min(counts.items(), key=lambda item: sum(item[1].values()))
+    return (f"{training:,} + {validation:,} of {len(counts):,} classes, the fewest of {name}:"
+            f" {least['training']} + {least['validation']}")  # fmt: skip
 
 
 def say_phase(metadata, training):

@@ -6,7 +6,7 @@ import pytest
 import tensorflow as tf
 
 from classifier.console import UserError
-from classifier.evaluation import evaluate
+from classifier.evaluation import Scored, evaluate
 from classifier.finding import find_images
 from classifier.images import load_image
 from classifier.inference import predict
@@ -38,7 +38,7 @@ def test_kinds_of_a_class_are_added_up():
 def test_a_folder_is_scored_without_training(images):
     found = find_images(images)
     predictor = predictor_by_imagenet(known_network(), LABELS, found.classes)
-    result = evaluate(list(predict(predictor, 8, found.paths)), found)
+    result = evaluate(Scored(predict(predictor, 8, found.paths), found), found.classes)
     light = [load_image(path, 8).mean() > 127 for path in found.paths]  # which the network takes for cats
     assert result["scored"] == 24
     assert 0 < sum(light) < 24

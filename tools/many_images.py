@@ -1,6 +1,6 @@
 """Draw very many small images of very many classes, to try a training at that size: python -m tools.many_images FOLDER
 
-An image shows stripes, whose colours, width and direction depend on its class, at random places and with noise.
+An image shows spots, whose colours, size and form depend on its class, at random places and with noise.
 """
 
 import argparse
@@ -19,7 +19,7 @@ def main(argv=None):
     parser.add_argument("folder", type=Path, help="where class folders are made; it must not exist")
     parser.add_argument("--images", type=number(int, 4), default=200_000, metavar="N", help="default: 200,000")
     parser.add_argument("--classes", type=number(int, 2), default=1000, metavar="N", help="default: 1,000")
-    parser.add_argument("--side", type=number(int, 8), default=32, metavar="PX", help="of an image (default: 32)")
+    parser.add_argument("--side", type=number(int, 16), default=32, metavar="PX", help="of an image (default: 32)")
     arguments = parser.parse_args(argv)
     if arguments.folder.exists():
         raise UserError(f"{arguments.folder} exists: name a folder that does not", USAGE)
@@ -38,10 +38,9 @@ def draw(label, number, side):
     """Image `number`, of class `label`: (side, side, 3) uint8."""
     of_class, own = np.random.default_rng([0, label]), np.random.default_rng([1, number])
     colours = of_class.uniform(20, 235, (2, 3))
-    angle, width = of_class.uniform(0, np.pi), of_class.uniform(4, side / 2)
-    y, x = np.mgrid[:side, :side]
-    stripes = np.sin(2 * np.pi * ((x * np.cos(angle) + y * np.sin(angle)) / width + own.uniform()))
-    image = np.where(stripes[..., None] > 0, *colours) + own.normal(0, 12, (side, side, 3))
+    heights = own.normal(size=of_class.integers(4, side // 2, 2)).astype(np.float32)  # fewer, and spots are larger
+    spots = cv2.resize(heights, (side, side), interpolation=cv2.INTER_CUBIC) > 0
+    image = np.where(spots[..., None], *colours) + own.normal(0, 12, (side, side, 3))
     return image.clip(0, 255).astype(np.uint8)
 
 
