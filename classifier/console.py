@@ -176,8 +176,8 @@ def _quieten_libraries():
 
 
 @contextlib.contextmanager
-def progress(description, total):
-    """Yield `advance(count=1)` for a progress bar on a terminal; elsewhere it does nothing."""
+def progress(description, total=None):
+    """Yield `advance(count=1)` for a progress bar on a terminal, or a counter without a total; it does nothing elsewhere."""
     if is_silent or not sys.stderr.isatty():
         yield lambda count=1: None
         return

@@ -9,7 +9,7 @@ import re
 import unicodedata
 from pathlib import Path
 
-from classifier.console import NO_DATA, UserError, say, shell_path
+from classifier.console import NO_DATA, UserError, progress, say, shell_path
 from classifier.images import KIND_OF_SUFFIX
 from classifier.tars import is_tar, members_of
 from classifier.workers import compare_files
@@ -84,16 +84,23 @@ def walk_images(folder):
     Hidden files and folders are not counted, links are followed, tar files are like folders. A folder or tar that cannot be
     opened is reported.
     """
-    images, others, seen = [], collections.Counter(), set()
+    images, others = [], collections.Counter()
+    with progress("finding images") as advance:
+        for place, names in _walk(folder):
+            for name in names:
+                suffix = os.path.splitext(name)[1].lower()
+                if suffix in KIND_OF_SUFFIX:
+                    images.append(os.path.join(place, name))
+                else:
+                    others[suffix or name] += 1
+            advance(len(names))
+    return sorted(images, key=natural_key), others
+
+
+def _walk(folder):
+    """Yield (relative path, names of the files in it) of each folder and tar below a folder: see walk_images()."""
     cannot_open = lambda error: say(f"ignored: {error.filename}: {error.strerror}")  # noqa: E731
-
-    def add(place, name):
-        suffix = os.path.splitext(name)[1].lower()
-        if suffix in KIND_OF_SUFFIX:
-            images.append(os.path.join(place, name))
-        else:
-            others[suffix or name] += 1
-
+    seen = set()
     for root, folders, names in os.walk(folder, onerror=cannot_open, followlinks=True):
         status = os.stat(root)
         if (status.st_dev, status.st_ino) in seen:  # a link to a folder above it
@@ -102,19 +109,16 @@ def walk_images(folder):
         seen.add((status.st_dev, status.st_ino))
         place = "" if os.path.samefile(root, folder) else os.path.relpath(root, folder)
         folders[:] = [name for name in folders if not name.startswith((".", "__MACOSX"))]
-        for name in names:
-            if name.startswith("."):
-                continue
-            if not is_tar(name):
-                add(place, name)
-                continue
+        names = [name for name in names if not name.startswith(".")]
+        yield place, [name for name in names if not is_tar(name)]
+        for tar in filter(is_tar, names):
             try:
-                for member in members_of(os.path.join(root, name)):
-                    if not any(part.startswith((".", "__MACOSX")) for part in Path(member).parts):
-                        add(os.path.join(place, name), member)
+                members = members_of(os.path.join(root, tar))
             except OSError as error:
                 cannot_open(error)
-    return sorted(images, key=natural_key), others
+            else:
+                hidden = (".", "__MACOSX")
+                yield os.path.join(place, tar), [m for m in members if not any(p.startswith(hidden) for p in Path(m).parts)]
 
 
 def parts_of(path):

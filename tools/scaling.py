@@ -5,11 +5,14 @@ other programs disturb less than time, and the most memory that each script had.
 """
 
 import argparse
+import hashlib
 import os
+import re
 import shutil
 import subprocess
 import sys
 import tempfile
+import time
 from pathlib import Path
 
 from classifier import console
@@ -35,8 +38,8 @@ def main(argv=None):
     with tempfile.TemporaryDirectory(prefix="scaling-") as folder:
         for size in arguments.sizes:
             images, output = Path(folder, "images"), Path(folder, "runs")
-            draw = [sys.executable, "-m", "tools.many_images", images, "--images", size, "--classes", arguments.classes]
-            measure(draw)
+            draw = ["-m", "tools.many_images", images, "--images", size, "--classes", arguments.classes]
+            measure(draw, os.devnull)
             train = ["train.py", "--data-dir", images, "--output", output]
             steps = {
                 "find, decode, split": ["-c", FIND, images],
@@ -45,28 +48,46 @@ def main(argv=None):
                 "predict to CSV": ["predict.py", images, "--model", output, "--format", "csv"],
             }
             steps |= {f"predict share {k} of 4": [*steps["predict to CSV"], "--shard", f"{k}/4"] for k in (1, 2, 3, 4)}
-            texts = []
+            printed = []
             for what, command in list(steps.items())[: 1 if arguments.only_find else None]:
-                seconds, memory, text = measure([sys.executable, *command])
-                texts.append(text)
+                printed.append(Path(folder, f"{what}.csv"))
+                seconds, memory = measure(command, printed[-1])
                 print(f"| {size:,} | {what} | {seconds:.1f} | {1e6 * seconds / size:.0f} | {memory:.0f} |", flush=True)
-            if texts[4:] and "".join(texts[4:]) != texts[3]:
+            if printed[4:] and digest_of_files(printed[4:]) != digest_of_files(printed[3:4]):
                 raise UserError("the CSV files of the shares are not that of all images")
             shutil.rmtree(images)
             shutil.rmtree(output, ignore_errors=True)
     return DONE
 
 
-def measure(command):
-    """(seconds of processor time, most memory in MB, standard output) of a process. Raises UserError if it fails."""
-    with tempfile.TemporaryFile("w+") as out, tempfile.TemporaryFile("w+") as said:
-        process = subprocess.Popen([*map(str, command)], cwd=PROJECT, stdout=out, stderr=said)
+def measure(command, output):
+    """(seconds of processor time, most memory in MB) of Python with these arguments; what it prints goes to a file.
+
+    Memory is its own, without that of files, such as the cache, which the system takes back when others need it.
+    Raises UserError if it fails.
+    """
+    memory = 0
+    with open(output, "w") as out, tempfile.TemporaryFile("w+") as said:
+        process = subprocess.Popen([sys.executable, *map(str, command)], cwd=PROJECT, stdout=out, stderr=said)
+        while os.waitid(os.P_PID, process.pid, os.WEXITED | os.WNOHANG | os.WNOWAIT) is None:
+            status = Path(f"/proc/{process.pid}/status").read_text()
+            memory = max(memory, *map(int, re.findall(r"RssAnon:\s+(\d+) kB", status) or [0]))
+            time.sleep(0.05)
         _, status, usage = os.wait4(process.pid, 0)
-        for file in (out, said):
-            file.seek(0)
+        said.seek(0)
         if status:
             raise UserError(f"{' '.join(map(str, command))} failed: {said.read().strip()[-300:]}")
-        return usage.ru_utime + usage.ru_stime, usage.ru_maxrss / 1000, out.read()
+    return usage.ru_utime + usage.ru_stime, memory / 1000
+
+
+def digest_of_files(paths):
+    """The digest of files, one after the other."""
+    digest = hashlib.blake2b()
+    for path in paths:
+        with open(path, "rb") as file:
+            while part := file.read(1 << 20):
+                digest.update(part)
+    return digest.hexdigest()
 
 
 if __name__ == "__main__":
