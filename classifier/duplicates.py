@@ -33,12 +33,19 @@ _SQUARES = [(0, 0, SIDE), *((x, y, CROP) for y in _CORNERS for x in _CORNERS)]
 CHANGES = [(mirrored, *square) for mirrored in (False, True) for square in _SQUARES]
 
 
+def are_compared(count):
+    """Whether near-copies are looked for among so many images; if not, it is said."""
+    if count > MOST_IMAGES:
+        say(f"near-copies are not looked for: {count:,} images are more than {MOST_IMAGES:,}")
+    return count <= MOST_IMAGES
+
+
 def group_near_copies(greys, features=None):
     """Which images are near-copies of each other: groups, (n,), for each image the position of the first of its group.
 
     `greys` are the images as grey_images() makes them; with `features` of a pretrained network, (n, k), other views of the
     same photograph are found, too. Only near-copies decide about a group: it stays as it is if other
-    images are added. Copies of copies are in the same group. More than MOST_IMAGES are not compared.
+    images are added. Copies of copies are in the same group.
     """
     parents = np.arange(len(greys))
 
@@ -47,9 +54,7 @@ def group_near_copies(greys, features=None):
             parents[i] = i = parents[parents[i]]
         return i
 
-    if len(greys) > MOST_IMAGES:
-        say(f"near-copies are not looked for: {len(greys)} images are more than {MOST_IMAGES}")
-    if not 2 <= len(greys) <= MOST_IMAGES:
+    if len(greys) < 2:
         return parents
     candidates = find_candidates(greys)
     keypoints = {}

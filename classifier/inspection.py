@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 
 from classifier.console import NO_DATA, UserError, aligned, printable, progress
-from classifier.duplicates import SIDE, grey_image, group_near_copies
+from classifier.duplicates import SIDE, are_compared, grey_image, group_near_copies
 from classifier.files import digest_of
 from classifier.finding import find_images, walk_images
 from classifier.images import BLANK, BadImageError, decode_with_shape, read_file
@@ -62,7 +62,7 @@ def inspect_found(found, against=None):
         if not others:
             raise UserError(f"no images in {against}", NO_DATA)
     paths = found.paths + others
-    digests, reasons, shapes, levels, greys = _look_at_all(paths)
+    digests, reasons, shapes, levels, greys = _look_at_all(paths, are_compared(len(paths)))
     usable = [i for i in range(len(found.paths)) if reasons[i] is None]
     counts = np.bincount(found.labels, minlength=len(found.classes)).tolist()
     findings = {"folder": str(found.folder), "against": against and str(against), "images": len(found.paths),
@@ -92,10 +92,11 @@ def _shape_of(height, width):
     return "square" if height == width else "landscape" if width > height else "portrait"
 
 
-def _look_at_all(paths):
+def _look_at_all(paths, compared):
     """Decode all files: (digests, reasons, shapes, levels, greys), an entry for each path.
 
     An unreadable file has a reason and no shape and levels, its grey image is blank. Levels are (mean, standard deviation).
+    Without `compared`, `greys` is None: they take 9 kB each.
     """
 
     def look(path):
@@ -107,12 +108,12 @@ def _look_at_all(paths):
         grey = grey_image(image)
         return digest_of(data), None, shape, (float(grey.mean()), float(grey.std())), grey
 
-    greys, rest = np.zeros((len(paths), SIDE, SIDE), np.uint8), []
+    greys, rest = np.zeros((len(paths), SIDE, SIDE), np.uint8) if compared else None, []
     with progress("looking at images", len(paths)) as advance:
-        for row, (*known, grey) in zip(greys, prefetch(look, paths, SIDE**2), strict=True):
+        for i, (*known, grey) in enumerate(prefetch(look, paths, SIDE**2)):
             rest.append(known)
-            if grey is not None:
-                row[:] = grey
+            if compared and grey is not None:
+                greys[i] = grey
             advance()
     return *map(list, zip(*rest, strict=True)), greys
 
@@ -124,7 +125,8 @@ def _groups(digests, greys):
         if digest is not None:
             first_of.setdefault(digest, i)
     different = list(first_of.values())
-    near = dict(zip(first_of, group_near_copies(greys[different]).tolist(), strict=True))
+    near = range(len(different)) if greys is None else group_near_copies(greys[different]).tolist()
+    near = dict(zip(first_of, near, strict=True))
     groups = collections.defaultdict(list)
     for i, digest in enumerate(digests):
         if digest is not None:

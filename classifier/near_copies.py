@@ -10,7 +10,7 @@ import numpy as np
 from classifier import workers
 from classifier.cache import cached_rows
 from classifier.console import NO_DATA, UserError
-from classifier.duplicates import grey_images, group_near_copies
+from classifier.duplicates import are_compared, grey_images, group_near_copies
 from classifier.files import csv_text, digest_of
 from classifier.runs import read_metadata
 from classifier.settings import trains_head
@@ -34,6 +34,8 @@ def _find(images, settings, cache_dir):
 
     Of several workers, each computes features, and the chief compares them.
     """
+    if not are_compared(len(images)):
+        return {}
     features = functools.cache(lambda: _features(images, settings, cache_dir) if trains_head(settings) else None)
     if workers.count > 1:
         features()

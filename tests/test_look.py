@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 from conftest import DRAWING, REAL_DATA, draw_images, encoded, error_of, needs_real_data, run, save
 
+from classifier import duplicates
 from classifier.duplicates import grey_images, group_near_copies
 from classifier.images import load_image
 from tools.draw_samples import draw
@@ -71,6 +72,17 @@ def test_views_are_found_by_features_and_groups_depend_on_copies_alone():
     assert group_near_copies(greys).tolist() == list(range(16)), "without features, only near-copies are found"
     assert group_near_copies(greys[2:], features[2:]).tolist() == [*range(10), 10, 11, 0, 1]
     assert group_near_copies(greys[:0]).tolist() == []
+
+
+def test_among_too_many_images_only_exact_copies_are_found(drawings, monkeypatch):
+    """Nothing is kept of each image that would fill the memory: see tools/scaling.py."""
+    monkeypatch.setattr(duplicates, "MOST_IMAGES", 20)
+    (drawings / "dogs/copy.jpg").write_bytes((drawings / "dogs/dogs_3.jpg").read_bytes())
+    save(drawings / "dogs/near.jpg", cv2.imread(str(drawings / "cats/cats_5.jpg"))[:, ::-1])
+    looked = run("dataset", drawings, "--format", "json")
+    assert "near-copies are not looked for" in looked.stderr
+    findings = json.loads(looked.stdout)
+    assert [len(findings[finding]) for finding in COPIES] == [0, 0, 1, 0]
 
 
 @needs_real_data
