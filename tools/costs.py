@@ -1,0 +1,136 @@
+"""Measure what a training costs, term by term: python -m tools.costs [PART ...]
+
+Prints the tables of measurements in results/scaling.md: of networks, of input, and of several workers.
+"""
+
+import argparse
+import itertools
+import math
+import statistics
+import time
+from pathlib import Path
+
+import cv2
+import numpy as np
+
+from classifier import console
+from classifier.console import DONE, PROJECT
+from classifier.settings import DEFAULTS, recipe_of
+
+NETWORKS = {"cnn": 128, "resnet": 128, "mobilenet_v2": 224, "resnet50": 224}  # and the side of the images
+BATCHES = 8, 32  # images in a step: the time for none is what a step costs beside them
+STEPS = 3  # of each, after a first one
+
+
+def main(argv=None):
+    """Parse the command line, measure, print, and return the exit code."""
+    parser = argparse.ArgumentParser("python -m tools.costs", description=__doc__.splitlines()[0])
+    parser.add_argument("parts", nargs="*", metavar="PART", help=f"default: all of {', '.join(PARTS)}")
+    parser.add_argument("--data-dir", type=Path, default=PROJECT / "training_data", metavar="FOLDER",
+        help="images to decode (default: training_data)")  # fmt: skip
+    arguments = parser.parse_args(argv)
+    for name in arguments.parts:
+        if name not in PARTS:
+            parser.error(f"no part {name}: choose from {', '.join(PARTS)}")
+    for name in arguments.parts or PARTS:
+        header, rows = PARTS[name](arguments)
+        print(f"| {' | '.join(header)} |\n{'|---' * len(header)}|")
+        for row in rows:
+            print(f"| {' | '.join(map(str, row))} |", flush=True)
+        print()
+    return DONE
+
+
+def networks(arguments):
+    """(header, rows): parameters, floating-point operations, and the time of training steps, all in float32."""
+    header = ["network", "px", "parameters trained", "forward pass, GFLOP an image", "training step, GFLOP an image",
+              *(f"step of {count} images (s)" for count in BATCHES), "GFLOP/s"]  # fmt: skip
+    return header, map(_costs_of_network, NETWORKS)
+
+
+def _costs_of_network(name):
+    import tensorflow as tf
+
+    from classifier.networks import create_network
+    from classifier.optimizer import AdamW
+    from train import make_train_step
+
+    size = NETWORKS[name]
+    tf.keras.utils.clear_session()
+    network = create_network(name, size, num_classes=1000)
+    network.trainable = True
+    average = create_network(name, size, num_classes=1000)
+    optimizer, sums = AdamW(1e-4, 0.01), tf.Variable([0.0, 0.0], dtype=tf.float64)
+    optimizer.build(network.trainable_variables)
+    settings = DEFAULTS | recipe_of(name, "none")
+    step = make_train_step(tf.distribute.get_strategy(), network, optimizer, sums, 0.1, None, average, settings["ema"])
+    rng, seconds = np.random.default_rng(0), []
+    for count in BATCHES:
+        images = tf.constant(rng.integers(0, 256, (count, size, size, 3), np.uint8))
+        labels = tf.constant(rng.integers(0, 1000, count, np.int32))
+        times = [_seconds(lambda images=images, labels=labels: step(images, labels)) for _ in range(1 + STEPS)]
+        seconds.append(statistics.median(times[1:]))
+    trained = sum(math.prod(weight.shape) for weight in network.trainable_weights)
+    forward = flop_of(network, size)
+    rate = 3 * forward * (BATCHES[1] - BATCHES[0]) / (seconds[1] - seconds[0])
+    return [name, size, f"{trained:,}", f"{forward / 1e9:.3f}", f"{3 * forward / 1e9:.3f}",
+            *(f"{value:.3f}" for value in seconds), f"{rate / 1e9:.0f}"]  # fmt: skip
+
+
+def flop_of(network, size):
+    """The floating-point operations of a forward pass of one image, in convolutions and fully connected layers.
+
+    A multiplication and an addition for each weight at each place of the output. A step of training takes three times as
+    many: the gradients of weights and of inputs take as many again each, but for those of the first layer's inputs.
+    """
+    import keras
+
+    total = 0
+    for layer in keras.models.clone_model(network, keras.Input((size, size, 3))).layers:  # which is for any size
+        if isinstance(layer, keras.Model):
+            total += flop_of(layer, size)
+        else:
+            places = math.prod(layer.output.shape[1:-1])
+            total += sum(2 * math.prod(weight.shape) * places for weight in layer.weights if len(weight.shape) > 1)
+    return total
+
+
+def inputs(arguments):
+    """(header, rows): the time of one core for an image, and its bytes."""
+    from classifier.augmentation import augment
+    from classifier.finding import find_images
+    from classifier.images import decode_image, read_file
+
+    paths = find_images(arguments.data_dir).paths[:200]
+    as_they_are = [read_file(path) for path in paths]
+    files = {"as they are": as_they_are, "as large as those of ImageNet": list(map(enlarged, as_they_are))}
+    rows = []
+    for size, (kind, kept) in itertools.product(sorted(set(NETWORKS.values())), files.items()):
+        images = [decode_image(paths[0], data, size) for data in kept]
+        decoding = [_seconds(lambda d=data, s=size: decode_image(paths[0], d, s)) for data in kept]
+        views = [_seconds(lambda image=image, rng=np.random.default_rng(i), s=size: augment(image, s, rng))
+                 for i, image in enumerate(images)]  # fmt: skip
+        rows.append([kind, size, f"{statistics.mean(map(len, kept)) / 1000:.0f}", f"{3 * size**2 / 1000:.0f}",
+                     *(f"{1e3 * statistics.median(times):.2f}" for times in (decoding, views))])  # fmt: skip
+    return ["files", "px", "file (kB)", "decoded (kB)", "decoding (ms)", "augmentation (ms)"], rows
+
+
+def enlarged(data):
+    """The bytes of an image file as a JPEG file of 500 × 375 pixels, with noise: about 110 kB, as in ImageNet."""
+    image = cv2.resize(cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_COLOR), (500, 375), interpolation=cv2.INTER_CUBIC)
+    noisy = image + np.random.default_rng(0).normal(0, 8, image.shape)
+    return cv2.imencode(".jpg", noisy.clip(0, 255).astype(np.uint8), [cv2.IMWRITE_JPEG_QUALITY, 96])[1].tobytes()
+
+
+def _seconds(function):
+    """Seconds that a call takes."""
+    started = time.perf_counter()
+    function()
+    return time.perf_counter() - started
+
+
+PARTS = {"networks": networks, "inputs": inputs}
+
+
+if __name__ == "__main__":
+    console.run(main)
