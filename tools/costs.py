@@ -68,7 +68,7 @@ def _costs_of_network(name):
     for count in BATCHES:
         images = tf.constant(rng.integers(0, 256, (count, size, size, 3), np.uint8))
         labels = tf.constant(rng.integers(0, 1000, count, np.int32))
-        times = [_seconds(lambda images=images, labels=labels: step(images, labels)) for _ in range(1 + STEPS)]
+        times = [_seconds(step, images, labels) for _ in range(1 + STEPS)]
         seconds.append(statistics.median(times[1:]))
     trained = sum(math.prod(weight.shape) for weight in network.trainable_weights)
     forward = flop_of(network, size)
@@ -107,9 +107,8 @@ def inputs(arguments):
     rows = []
     for size, (kind, kept) in itertools.product(sorted(set(NETWORKS.values())), files.items()):
         images = [decode_image(paths[0], data, size) for data in kept]
-        decoding = [_seconds(lambda d=data, s=size: decode_image(paths[0], d, s)) for data in kept]
-        views = [_seconds(lambda image=image, rng=np.random.default_rng(i), s=size: augment(image, s, rng))
-                 for i, image in enumerate(images)]  # fmt: skip
+        decoding = [_seconds(decode_image, paths[0], data, size) for data in kept]
+        views = [_seconds(augment, image, size, np.random.default_rng(i)) for i, image in enumerate(images)]
         rows.append([kind, size, f"{statistics.mean(map(len, kept)) / 1000:.0f}", f"{3 * size**2 / 1000:.0f}",
                      *(f"{1e3 * statistics.median(times):.2f}" for times in (decoding, views))])  # fmt: skip
     return ["files", "px", "file (kB)", "decoded (kB)", "decoding (ms)", "augmentation (ms)"], rows
@@ -117,15 +116,16 @@ def inputs(arguments):
 
 def enlarged(data):
     """The bytes of an image file as a JPEG file of 500 × 375 pixels, with noise: about 110 kB, as in ImageNet."""
-    image = cv2.resize(cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_COLOR), (500, 375), interpolation=cv2.INTER_CUBIC)
+    image = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_COLOR)
+    image = cv2.resize(image, (500, 375), interpolation=cv2.INTER_CUBIC)
     noisy = image + np.random.default_rng(0).normal(0, 8, image.shape)
     return cv2.imencode(".jpg", noisy.clip(0, 255).astype(np.uint8), [cv2.IMWRITE_JPEG_QUALITY, 96])[1].tobytes()
 
 
-def _seconds(function):
+def _seconds(function, *arguments):
     """Seconds that a call takes."""
     started = time.perf_counter()
-    function()
+    function(*arguments)
     return time.perf_counter() - started
 
 
