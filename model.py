@@ -93,7 +93,8 @@ def bias_relu_pool(maps, biases):
         upstream = tf.raw_ops.ReluGrad(gradients=upstream, features=pooled)
         windows = {"ksize": [1, 2, 2, 1], "strides": [1, 2, 2, 1], "padding": "VALID"}
         maps_gradient = tf.raw_ops.MaxPoolGrad(orig_input=active, orig_output=pooled, grad=upstream, **windows)
-        return maps_gradient, tf.reduce_sum(upstream, [0, 1, 2])  # BiasAddGrad sums in bfloat16, far too coarse for a sum
+        sums = tf.reduce_sum(tf.cast(upstream, tf.float32), [0, 1, 2])  # bfloat16, as in BiasAddGrad, is far too coarse
+        return maps_gradient, tf.cast(sums, biases.dtype)
 
     return pooled, gradients
 
@@ -103,6 +104,10 @@ class BatchNormalization(layers.BatchNormalization):
 
     Several devices normalize by the statistics of the whole batch, so that they train what one device would.
     """
+
+    def __init__(self, **options):
+        super().__init__(**options)
+        self.autocast = False  # its weights stay float32 where maps are bfloat16
 
     def call(self, inputs, training=False):
         if not training:

@@ -195,7 +195,7 @@ def train_step_of(training):
     networks, settings = training.networks, training.settings
     return make_train_step(
         networks.strategy, networks.trained, networks.optimizer, training.sums, settings["label_smoothing"],
-        training.class_weights, networks.average if settings["ema"] else None, settings["ema"],
+        training.class_weights, None if networks.whole_average is networks.whole else networks.average, settings["ema"],
     )  # fmt: skip
 
 
@@ -217,7 +217,7 @@ def make_train_step(strategy, network, optimizer, sums, label_smoothing=0.0, cla
         labels, counts, batch_size = of_whole_batch(labels)
         weights = counts if class_weights is None else counts * tf.gather(class_weights, labels)
         with tf.GradientTape() as tape:
-            logits = network(images, training=True)  # (n, classes)
+            logits = tf.cast(network(images, training=True), tf.float32)  # (n, classes)
             losses = tf.nn.sparse_softmax_cross_entropy_with_logits(labels, logits)  # (n,)
             uniform = tf.reduce_logsumexp(logits, axis=1) - tf.reduce_mean(logits, axis=1)  # if any class were right
             smoothed = (1 - label_smoothing) * losses + label_smoothing * uniform if label_smoothing else losses

@@ -6,6 +6,7 @@ import os
 import signal
 import socket
 import time
+from pathlib import Path
 
 import numpy as np
 import tensorflow as tf
@@ -14,6 +15,7 @@ from classifier.console import USAGE, UserError
 
 SECONDS_TO_CONNECT = 600  # from the first worker to the last: clusters do not start all of them at once
 SECONDS_WITHOUT_HEARTBEAT = 20  # until a worker counts as dead
+NVIDIA_GPUS = Path("/proc/driver/nvidia/gpus")  # of Linux: a folder for each
 GO = b"go"  # what the first worker answers once all have come
 SLURM_PORT = 8888  # of the first worker on a machine; the next ones have the next ports
 _of_all_workers, _index = None, 0  # the strategy of all workers, once they are connected, and which of them this is
@@ -39,6 +41,14 @@ def devices():
         return list(_of_all_workers.extended.worker_devices)
     logical = tf.config.list_logical_devices("GPU") or tf.config.list_logical_devices("CPU")
     return [device.name.removeprefix("/device:") for device in logical]
+
+
+def unused_gpus():
+    """Names of GPUs in this machine that TensorFlow does not find, although nobody has hidden them: [] if it finds any."""
+    if tf.config.list_physical_devices("GPU") or "CUDA_VISIBLE_DEVICES" in os.environ:
+        return []
+    told = (path.read_text() for path in sorted(NVIDIA_GPUS.glob("*/information")))
+    return [text.partition("Model:")[2].partition("\n")[0].strip() or "a GPU of NVIDIA" for text in told]
 
 
 def let_memory_grow():

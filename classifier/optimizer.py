@@ -46,14 +46,37 @@ def _handle(variable):
     return (variable.value if isinstance(variable, keras.Variable) else variable).handle
 
 
+def gpus_have_bfloat16():
+    """True if all GPUs multiply bfloat16 numbers: from compute capability 8.0 on. None if there is no GPU."""
+    gpus = tf.config.list_physical_devices("GPU")
+    capabilities = (tf.config.experimental.get_device_details(gpu).get("compute_capability", (0, 0)) for gpu in gpus)
+    return all(capability >= (8, 0) for capability in capabilities) if gpus else None
+
+
 def steps_in_bfloat16(settings):
-    """True if training steps with these settings are computed in bfloat16: on a CPU that has it."""
-    return settings["mixed_precision"] and cpu.has_bfloat16() and not tf.config.list_logical_devices("GPU")
+    """True if training steps with these settings are computed in bfloat16: on devices that have it."""
+    on_gpus = gpus_have_bfloat16()
+    return settings["mixed_precision"] and (cpu.has_bfloat16() if on_gpus is None else on_gpus)
+
+
+@contextlib.contextmanager
+def bfloat16_layers(wanted):
+    """A context in which layers that are made compute in bfloat16, if `wanted`, and for GPUs; yields whether they do.
+
+    On a CPU it is bfloat16() that makes them do so.
+    """
+    policy, chosen = keras.config.dtype_policy(), bool(wanted and gpus_have_bfloat16())
+    if chosen:
+        keras.config.set_dtype_policy("mixed_bfloat16")
+    try:
+        yield chosen
+    finally:
+        keras.config.set_dtype_policy(policy)
 
 
 @contextlib.contextmanager
 def bfloat16():
-    """A context in which graphs compute their convolutions and matrix products in bfloat16.
+    """A context in which graphs on a CPU compute their convolutions and matrix products in bfloat16.
 
     Weights, their averages and losses stay float32: mixed precision (Micikevicius et al., "Mixed Precision Training", 2018;
     bfloat16 has float32's range and needs no loss scaling: Kalamkar et al., "A Study of BFLOAT16 for Deep Learning

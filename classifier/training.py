@@ -20,7 +20,14 @@ from classifier.distributed import create_strategy, outputs_on_devices, share_of
 from classifier.files import digest_of
 from classifier.history import History
 from classifier.networks import compile_outputs, create_network, extract_features
-from classifier.optimizer import AdamW, bfloat16, constant_after_warmup, learning_rate_schedule, steps_in_bfloat16
+from classifier.optimizer import (
+    AdamW,
+    bfloat16,
+    bfloat16_layers,
+    constant_after_warmup,
+    learning_rate_schedule,
+    steps_in_bfloat16,
+)
 from classifier.phases import choose_fine_tuning
 from classifier.pretrained import load_weights, normalize_by_recent_steps, split_at_features, standardize, unfreeze
 from classifier.runs import checkpoints_in
@@ -39,7 +46,7 @@ def make_repeatable(seed):
 class Networks:
     """The networks of a phase and their optimizer, on all devices."""
 
-    def __init__(self, metadata, num_classes, phase, steps):
+    def __init__(self, metadata, num_classes, phase, steps, in_bfloat16):
         settings = metadata["settings"]
         self.strategy = create_strategy()
         with self.strategy.scope():
@@ -47,8 +54,9 @@ class Networks:
                 create_network, metadata["network"], settings["image_size"], num_classes,
                 feature_scales=metadata["feature_scales"],
             )  # fmt: skip
-            self.whole = create(phase.dropout)
-            self.whole_average = create() if settings["ema"] else self.whole
+            with bfloat16_layers(in_bfloat16) as has_such_layers:
+                self.whole = create(phase.dropout)
+            self.whole_average = create() if settings["ema"] or has_such_layers else self.whole
             if phase.unfrozen:
                 unfreeze(self.whole, phase.unfrozen)
             if settings["weights"] == "none":
@@ -87,7 +95,7 @@ class Training:
             say(f"--batch-size {self.settings['batch_size']} is larger than all training images: using {self.batch_size}")
         self.steps = math.ceil(len(sets.train) / self.batch_size)
         make_repeatable(self.settings["seed"])
-        self.networks = Networks(metadata, len(sets.classes), phase, self.steps)
+        self.networks = Networks(metadata, len(sets.classes), phase, self.steps, self.in_bfloat16)
         self._epoch = tf.Variable(phase.first, dtype=tf.int64)  # epochs done
         self.step = tf.Variable(0, dtype=tf.int64)  # steps done in this epoch
         self.sums = tf.Variable([0.0, 0.0], dtype=tf.float64)  # of losses and of correct predictions in this epoch

@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 
 from classifier.console import command, say, shell_path, show
-from classifier.distributed import devices
+from classifier.distributed import devices, unused_gpus
 from classifier.metadata import count_images, device, versions
 from classifier.metrics import accuracy_interval
 from classifier.settings import DEFAULTS, PRETRAINED_NETWORKS
@@ -21,6 +21,9 @@ def say_header(run, metadata, sets):
     cpu = ("CPU", computing["cpu"], f"{computing['cores']} cores", computing["instruction set"])
     say("versions   " + ", ".join(f"{name} {version}" for name, version in versions().items()))
     say("device     " + ", ".join(filter(None, [*computing["gpus"], *cpu, *on_or_off])))
+    if unused := unused_gpus():
+        say(f"device     {', '.join(unused)} not used: libraries for it are missing, or do not fit its driver: "
+            "pip install 'tensorflow[and-cuda]'")  # fmt: skip
     if len(names := devices()) > 1:
         say(f"devices    {len(names)} in this machine, each takes its share of every batch: {', '.join(names)}")
     say(f"images     {_counts(count_images(sets))} (training + validation)")
