@@ -7,6 +7,7 @@ import argparse
 import itertools
 import math
 import statistics
+import tempfile
 import time
 from pathlib import Path
 
@@ -15,11 +16,17 @@ import numpy as np
 
 from classifier import console
 from classifier.console import DONE, PROJECT
+from classifier.history import read_history
+from classifier.runs import read_metadata
 from classifier.settings import DEFAULTS, recipe_of
+from tools import many_images
+from tools.scripts import run_workers
 
 NETWORKS = {"cnn": 128, "resnet": 128, "mobilenet_v2": 224, "resnet50": 224}  # and the side of the images
 BATCHES = 8, 32  # images in a step: the time for none is what a step costs beside them
 STEPS = 3  # of each, after a first one
+TOGETHER = {"cnn": (), "resnet": ("--start-size", 32)}  # and flags
+WORKERS, EPOCHS = (1, 2, 3, 4), (2, 12)
 
 
 def main(argv=None):
@@ -122,6 +129,50 @@ def enlarged(data):
     return cv2.imencode(".jpg", noisy.clip(0, 255).astype(np.uint8), [cv2.IMWRITE_JPEG_QUALITY, 96])[1].tobytes()
 
 
+def together(arguments):
+    """(header, rows): bytes that workers on this machine exchange in a step, and its time, with all they wait for.
+
+    The bytes are those of the loopback device: nothing else should use it meanwhile. Those of a ring, in which each worker
+    sends each part of the gradients on to the next one, and then each part of their sum, are 2 (N - 1) times the gradients.
+    """
+    rows = []
+    with tempfile.TemporaryDirectory(prefix="costs-") as folder:
+        images = Path(folder, "images")
+        many_images.main([str(images), "--images", "80", "--classes", "2"])
+        for name, count in itertools.product(TOGETHER, WORKERS):
+            flags = ["--data-dir", images, "--network", name, *TOGETHER[name], "--image-size", 32, "--batch-size", 16]
+            sent, steps, seconds = [], [], []
+            for epochs in EPOCHS:
+                output, before = Path(folder, f"{name} {count} {epochs}"), _bytes_of_loopback()
+                run_workers(count, "train.py", *flags, "--epochs", epochs, "--output", output)
+                sent.append(_bytes_of_loopback() - before)
+                history = read_history(output / "001")
+                metadata = read_metadata(output / "001")
+                num_images = sum(of_class["training"] for of_class in metadata["pictures"].values())
+                steps.append(epochs * math.ceil(num_images / 16))
+                seconds += [16 / row["pictures_per_second"] for row in history[1:]]
+            parameters = trained_parameters(name)
+            expected = 2 * (count - 1) * 4 * parameters
+            measured = (sent[1] - sent[0]) / (steps[1] - steps[0])
+            rows.append([name, count, f"{parameters:,}", f"{expected / 1e6:.2f}", f"{measured / 1e6:.2f}",
+                         f"{1e3 * statistics.median(seconds):.1f}"])  # fmt: skip
+    header = ["network, 32 px", "workers", "parameters trained", "a ring (MB a step)", "measured (MB a step)", "step (ms)"]
+    return header, rows
+
+
+def trained_parameters(name):
+    """How many parameters of a network for two classes and images of 32 pixels are trained."""
+    from classifier.networks import create_network
+
+    return sum(math.prod(weight.shape) for weight in create_network(name, 32, 2).trainable_weights)
+
+
+def _bytes_of_loopback():
+    """How many bytes this machine has sent to itself."""
+    line = next(line for line in Path("/proc/net/dev").read_text().splitlines() if line.strip().startswith("lo:"))
+    return int(line.partition(":")[2].split()[0])
+
+
 def _seconds(function, *arguments):
     """Seconds that a call takes."""
     started = time.perf_counter()
@@ -129,7 +180,7 @@ def _seconds(function, *arguments):
     return time.perf_counter() - started
 
 
-PARTS = {"networks": networks, "inputs": inputs}
+PARTS = {"networks": networks, "inputs": inputs, "together": together}
 
 
 if __name__ == "__main__":
