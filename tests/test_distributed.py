@@ -1,21 +1,18 @@
 """Several devices, and several machines, train what one would."""
 
 import json
-import os
 import re
 import shutil
-import signal
-import socket
 import subprocess
 import sys
 from pathlib import Path
 
-import numpy as np
 import pytest
-from conftest import HANGING, PROJECT, QUICK, draw_images, error_of, run, train
-from run_folders import history_of, metadata_of, newest_tensors
+from conftest import HANGING, PROJECT, QUICK, draw_images, error_of, train
 
 from classifier import console, workers
+from tools.reliability.trainings import distance
+from tools.scripts import start_workers
 
 FLAGS = ("--batch-size", 9, "--no-mixed-precision")  # of 20 training images: batches of 9, 9 and 2
 
@@ -58,19 +55,6 @@ def train_on_devices(count, images, *flags):
     return finished
 
 
-def assert_close(one, other, tolerance):
-    """Both runs have the same tensors, weights and optimizer, and the same history, to rounding."""
-    tensors, expected = newest_tensors(one), newest_tensors(other)
-    assert tensors.keys() == expected.keys()
-    for name in expected:
-        difference = np.linalg.norm(tensors[name].astype(float) - expected[name])
-        assert difference <= tolerance * np.linalg.norm(expected[name].astype(float)), name
-    for row, right in zip(history_of(one), history_of(other), strict=True):
-        assert {name: float(value) for name, value in row.items()} == pytest.approx(
-            {name: float(value) for name, value in right.items()}, rel=tolerance
-        )
-
-
 def test_four_devices_take_a_quarter_of_a_batch_each_and_train_what_one_would(images, alone):
     """With augmentation and dropout; the last batch has fewer images than devices."""
     finished = train_on_devices(4, images, *FLAGS)
@@ -81,65 +65,19 @@ def test_four_devices_take_a_quarter_of_a_batch_each_and_train_what_one_would(im
         for batch_size, batch_bytes, count, size in sizes:
             assert count == max(len(range(i, batch_size, 4)), 1)
             assert size * batch_size == batch_bytes * count
-    assert_close("runs/001", alone, tolerance=1e-4)
-
-
-TRAIN_AND_DIE = """
-import os, signal, sys
-sys.path.insert(0, sys.argv[1])
-import train
-from classifier import console
-from classifier.training import Training
-batches_from = Training.batches_from
-def batches_until_death(training, first):
-    for i, batch in enumerate(batches_from(training, first)):
-        if training.epoch == 1 and i == 1:
-            os.kill(os.getpid(), signal.SIGKILL)
-        yield batch
-Training.batches_from = batches_until_death
-sys.argv[1:] = sys.argv[2:]
-console.run(train.main)
-"""
+    assert max(distance(Path("runs/001"), alone)) < 1e-4  # rounding
 
 
 def train_together(*flags, data_dirs, programs=None):
     """Train with a worker for each of data_dirs; returns the finished processes. `programs`: {worker: not train.py}."""
-    sockets = [socket.create_server(("localhost", 0)) for _ in data_dirs]
-    addresses = [f"localhost:{free.getsockname()[1]}" for free in sockets]
-    for free in sockets:
-        free.close()
-    processes = []
-    for i, folder in enumerate(data_dirs):
-        task = {"cluster": {"worker": addresses}, "task": {"type": "worker", "index": i}}
-        program = (programs or {}).get(i, [PROJECT / "train.py"])
-        command = [sys.executable, *program, "--data-dir", folder, "--output", "runs", *flags]
-        processes.append(subprocess.Popen(
-            [*map(str, command)], env=os.environ | {"TF_CONFIG": json.dumps(task)}, encoding="utf-8",
-            stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.PIPE))  # fmt: skip
+    commands = [[*(programs or {}).get(i, [PROJECT / "train.py"]), "--data-dir", folder, "--output", "runs", *flags]
+                for i, folder in enumerate(data_dirs)]  # fmt: skip
     finished = []
-    for process in processes:
+    for process in start_workers(commands):
         stdout, stderr = process.communicate(timeout=HANGING)
         assert "Traceback" not in stderr, stderr
         finished.append(subprocess.CompletedProcess(process.args, process.returncode, stdout, stderr))
     return finished
-
-
-def test_a_worker_dies_the_other_stops_and_resumed_they_train_what_one_would(images, alone):
-    programs = {1: ["-c", TRAIN_AND_DIE, PROJECT]}  # in the second epoch
-    stopped, died = train_together(*QUICK, *FLAGS, data_dirs=[images, images], programs=programs)
-    assert (stopped.returncode, died.returncode) == (1, -signal.SIGKILL)
-    assert re.search(r"^error: worker 1 \(.*\) stopped or does not answer: .* --resume", stopped.stderr, re.MULTILINE)
-    assert history_of("runs/001") == history_of(alone)[:1]
-    shutil.copytree("runs/001", "runs/002")
-
-    chief, other = train_together("--resume", "runs/001", data_dirs=[images, images])
-    assert (chief.returncode, other.returncode) == (0, 0), chief.stderr + other.stderr
-    assert "saved in runs/001" in chief.stdout
-    assert other.stdout == other.stderr == ""
-    run("train", "--resume", "runs/002")  # alone
-    for resumed in ("runs/001", "runs/002"):
-        assert_close(resumed, alone, tolerance=1e-4)
-        assert metadata_of(resumed)["finished"]
 
 
 def test_workers_that_see_other_images_are_refused_before_the_first_step(images):

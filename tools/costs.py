@@ -15,12 +15,12 @@ import cv2
 import numpy as np
 
 from classifier import console
-from classifier.console import DONE, PROJECT
+from classifier.console import DONE, PROJECT, UserError
 from classifier.history import read_history
 from classifier.runs import read_metadata
 from classifier.settings import DEFAULTS, recipe_of
 from tools import many_images
-from tools.scripts import run_workers
+from tools.scripts import start_workers
 
 NETWORKS = {"cnn": 128, "resnet": 128, "mobilenet_v2": 224, "resnet50": 224}  # and the side of the images
 BATCHES = 8, 32  # images in a step: the time for none is what a step costs beside them
@@ -144,7 +144,10 @@ def together(arguments):
             sent, steps, seconds = [], [], []
             for epochs in EPOCHS:
                 output, before = Path(folder, f"{name} {count} {epochs}"), _bytes_of_loopback()
-                run_workers(count, "train.py", *flags, "--epochs", epochs, "--output", output)
+                command = ["train.py", *flags, "--epochs", epochs, "--output", output]
+                for process in start_workers([command] * count, cwd=PROJECT):
+                    if process.communicate() and process.returncode:
+                        raise UserError("a worker failed")
                 sent.append(_bytes_of_loopback() - before)
                 history = read_history(output / "001")
                 metadata = read_metadata(output / "001")

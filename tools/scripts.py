@@ -1,6 +1,5 @@
 """What the tools share: running scripts as a user runs them, and reading tables."""
 
-import concurrent.futures
 import csv
 import json
 import os
@@ -11,32 +10,32 @@ import sys
 from classifier.console import DONE, PROJECT, UserError
 
 
-def run_script(script, *arguments, codes=(DONE,), env=None):
+def run_script(script, *arguments, codes=(DONE,)):
     """Run a script in a process of its own; returns its standard output.
 
     Raises UserError with the last line of its standard error if its exit code is none of `codes`.
     """
     command = [sys.executable, str(PROJECT / script), *map(str, arguments)]
-    finished = subprocess.run(command, capture_output=True, encoding="utf-8", errors="surrogateescape", env=env)
+    finished = subprocess.run(command, capture_output=True, encoding="utf-8", errors="surrogateescape")
     if finished.returncode not in codes:
         *_, reason = ["no reason given", *finished.stderr.strip().splitlines()]
         raise UserError(f"{script} failed: {reason.removeprefix('error: ')}", finished.returncode)
     return finished.stdout
 
 
-def run_workers(count, script, *arguments):
-    """Run a script in so many processes of this machine that work together. Raises UserError if one of them fails."""
-    sockets = [socket.create_server(("localhost", 0)) for _ in range(count)]
+def start_workers(commands, **options):
+    """Start Python with each of these lists of arguments, in processes that know of each other: workers on one machine."""
+    sockets = [socket.create_server(("localhost", 0)) for _ in commands]
     addresses = [f"localhost:{free.getsockname()[1]}" for free in sockets]
     for free in sockets:
         free.close()
-
-    def run(index):
+    processes = []
+    for index, command in enumerate(commands):
         task = {"cluster": {"worker": addresses}, "task": {"type": "worker", "index": index}}
-        return run_script(script, *arguments, env=os.environ | {"TF_CONFIG": json.dumps(task)})
-
-    with concurrent.futures.ThreadPoolExecutor(count) as pool:
-        return list(pool.map(run, range(count)))
+        processes.append(subprocess.Popen(
+            [sys.executable, *map(str, command)], env=os.environ | {"TF_CONFIG": json.dumps(task)}, encoding="utf-8",
+            stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.PIPE, **options))  # fmt: skip
+    return processes
 
 
 def test_accuracy_of(run, folder):

@@ -22,6 +22,7 @@ CHECKS = {
     "damage": "damaged files of a run and of the cache are noticed, and the newest sound checkpoint is used",
     "disks": "full and failing disks: a script goes on, or can be resumed once there is room",
     "together": "two processes at once on one run folder and one cache: nothing is lost",
+    "workers": "several processes train what one does; if one stops, all stop, and go on together",
     "long_run": "thousands of epochs: memory, open files, threads and the disk stay the same",
     "images": "mutated image files: refused with a reason, or decoded to the same pixels every time",
 }

@@ -6,13 +6,14 @@ import io
 import json
 import subprocess
 import sys
+from typing import NamedTuple
 
 import cv2
 import numpy as np
 
 from classifier import console
 from classifier.console import PROJECT, UserError
-from classifier.history import read_history
+from classifier.history import RESULTS, read_history
 from classifier.runs import LITERT, METADATA, checkpoints_in
 from tests import faults
 from tools.draw_samples import draw
@@ -138,6 +139,38 @@ def difference(run, expected):
     if (run / LITERT).read_bytes() != (expected / LITERT).read_bytes():
         return f"another {LITERT}"
     return None
+
+
+class Distance(NamedTuple):
+    """How far a run is from another one of the same training: relative differences, of tensors by their norms."""
+
+    all_weights: float  # of one vector of all weights
+    weights: float  # of the tensor of weights that differs most
+    optimizer: float  # of the tensor of the optimizer's moments that differs most
+    history: float  # of the figure in the history that differs most
+
+    def __str__(self):
+        return (f"all weights {self.all_weights:.0e}, a tensor of them {self.weights:.0e}, of the optimizer's moments"
+                f" {self.optimizer:.0e}, history {self.history:.0e}")  # fmt: skip
+
+
+def distance(run, expected):
+    """The Distance of a run, its newest checkpoint and its history, from another one."""
+    import tensorflow as tf
+
+    readers = [tf.train.load_checkpoint(str(checkpoints_in(one / "checkpoints" / "newest")[0])) for one in (run, expected)]
+    weights, moments = [], []
+    for name in readers[1].get_variable_to_shape_map():
+        if name.endswith("VARIABLE_VALUE"):
+            one, other = (reader.get_tensor(name).astype(float) for reader in readers)
+            norms = np.linalg.norm(one - other), max(np.linalg.norm(other), 1e-30)
+            (weights if name.startswith(("network/", "optimizer/_trainable")) else moments).append(norms)
+    weights, moments = np.array(weights), np.array(moments)
+    rows = [[[row[name] for name in RESULTS] for row in read_history(one)] for one in (run, expected)]
+    history = np.abs(np.subtract(*rows)) / np.maximum(np.abs(rows[1]), 1e-30)
+    all_weights = np.sqrt((weights**2).sum(axis=0))
+    return Distance(all_weights[0] / all_weights[1], *((one / other).max() for one, other in (weights.T, moments.T)),
+                    history.max())  # fmt: skip
 
 
 def lasting(data):

@@ -1,0 +1,206 @@
+"""Workers: several processes that train together do what one does; when one stops, all stop, and can be resumed."""
+
+import shutil
+import signal
+import time
+
+import numpy as np
+
+from classifier.console import DONE, FAILED, PROJECT, say
+from classifier.runs import find_run, read_metadata
+from tools.reliability import Result
+from tools.reliability.trainings import Trainings, distance, finish, sound
+from tools.scripts import start_workers
+
+SAME = 1e-4  # of the norm of a tensor: the difference between workers and one that is rounding
+KILLS = 10
+SECONDS_TO_NOTICE = 60
+SECONDS_OF_TRAINING = 6  # about, after the workers have met
+
+# Trains as train.py does, and writes how many validation images it scores in each epoch into a file for each worker.
+COUNTING = """
+import sys
+import train
+from classifier import console, workers
+from classifier.training import Training
+validation_batches = Training.validation_batches
+def counted(training):
+    count = 0
+    for images, labels in validation_batches(training):
+        count += len(labels)
+        yield images, labels
+    with open(f"{counts} {workers.index}", "a") as file:
+        print(count, file=file)
+Training.validation_batches = counted
+counts = sys.argv.pop(1)
+console.run(train.main)
+"""
+
+# Trains as train.py does, from weights that differ by about as much as float32 can tell apart.
+ROUNDED = """
+import sys
+import numpy as np
+import train
+from classifier import console
+from classifier.training import Training
+restore = Training.restore
+def restore_rounded(training):
+    restore(training)
+    if not training.epoch:
+        rng = np.random.default_rng(0)
+        weights = [value * (1 + 1e-7 * rng.choice([-1, 1], value.shape)) for value in training.networks.whole.get_weights()]
+        for network in (training.networks.whole, training.networks.whole_average):
+            network.set_weights([value.astype("float32") for value in weights])
+Training.restore = restore_rounded
+console.run(train.main)
+"""
+
+OTHER_VERSION = """
+import train
+from classifier import console, metadata
+versions = metadata.versions
+metadata.versions = lambda: versions() | {"keras": "3.0.0"}
+console.run(train.main)
+"""
+
+
+def check(folder, short, seed):
+    """Train with several workers, kill them, and let them differ. Yields Results."""
+    rng, trainings = np.random.default_rng(seed), Trainings(folder)
+    for kind in ("cnn",) if short else ("cnn", "resnet", "head", "fine-tuning"):
+        for count in (2,) if short else (2, 4):
+            yield compare_with_one(trainings, kind, count)
+    yield kill_workers(trainings, folder / "killed", 1 if short else KILLS, rng)
+    yield hang(trainings, folder / "hanging")
+    yield differ(trainings, folder)
+
+
+def flags_of(trainings, kind):
+    """Of a training in which rounding is all that may differ: in float32."""
+    return [*trainings.flags(kind), "--no-mixed-precision"]
+
+
+def alone(trainings, kind, program="train.py"):
+    """The folder of a run of one worker; with another program than train.py, its code."""
+    output = trainings.folder / f"one worker {kind}{'' if program == 'train.py' else ' rounded'}"
+    if not output.exists():
+        command = [program] if program == "train.py" else ["-c", program]
+        sound(finish(*start_workers([[*command, *flags_of(trainings, kind), "--output", output]], cwd=PROJECT)))
+    return output / "001"
+
+
+def compare_with_one(trainings, kind, count):
+    """Whether some workers train what one does: a Result.
+
+    Where rounding is amplified, 1e-4 cannot be expected: then the difference must be less than that of two trainings of one
+    worker, one of which begins with weights that are rounded otherwise.
+    """
+    output, counts = trainings.folder / f"{kind}, {count} workers", trainings.folder / f"{kind}, {count} scored"
+    command = ["-c", COUNTING, counts, *flags_of(trainings, kind), "--output", output]
+    for process in start_workers([command] * count, cwd=PROJECT):
+        sound(finish(process))
+    scored = [np.loadtxt(f"{counts} {index}", ndmin=1) for index in range(count)]
+    sides = read_metadata(output / "001")["pictures"].values()
+    problem = None if (sum(scored) == sum(side["validation"] for side in sides)).all() else f"scored: {scored}"
+    expected = alone(trainings, kind)
+    found = distance(output / "001", expected)
+    what = f"{kind}, {count} workers against one: {found}"
+    if max(found) > SAME:
+        rounded = distance(alone(trainings, kind, ROUNDED), expected)
+        what += f"; one with other rounding: {rounded}"
+        if any(mine > control for mine, control in zip(found, rounded, strict=True)):
+            problem = problem or f"{found}, more than by rounding: {rounded}"
+    if problem:
+        say(f"{kind}, {count} workers: {problem}")
+    return Result(what, 1, int(problem is not None))
+
+
+def kill_workers(trainings, output, kills, rng):
+    """Kill one worker at a random moment, and start all again, until so many were killed. Returns a Result."""
+    expected, flags, done, slowest, failed = alone(trainings, "cnn"), flags_of(trainings, "cnn"), 0, 0.0, 0
+    resuming = False
+    begin = lambda count, *command: start_workers([["train.py", *command, "--output", output]] * count, cwd=PROJECT)  # noqa: E731
+    while not failed:
+        count = int(rng.choice([2, 2, 4] if kills > 1 else [2]))
+        processes = begin(count, *(["--resume"] if resuming else flags))
+        if done < kills:
+            while not (output / "001/model.json").exists() and all(process.poll() is None for process in processes):
+                time.sleep(0.05)  # until then they wait for each other
+            time.sleep(rng.uniform(0, SECONDS_OF_TRAINING))
+            victim = int(rng.integers(count))
+            processes[victim].kill()
+            killed = time.monotonic()
+        finished = [finish(process) for process in processes]
+        if done < kills and finished[victim].returncode == -signal.SIGKILL:
+            done, slowest = done + 1, max(slowest, time.monotonic() - killed)
+            others = finished[:victim] + finished[victim + 1 :]
+            failed += report_survivors(others, time.monotonic() - killed)
+            resuming = any(output.glob("*/checkpoints/newest/ckpt-*.index"))
+            if not resuming or read_metadata(output / "001")["finished"]:
+                shutil.rmtree(output)
+                resuming = False
+        elif done < kills:
+            shutil.rmtree(output)  # it was over before
+            resuming = False
+        else:
+            for one in finished:
+                sound(one)
+            found = distance(find_run(output), expected)
+            if max(found) > SAME:
+                say(f"after {done} kills: {found}")
+                failed += 1
+            return Result(
+                f"SIGKILL of one of 2 or 4 workers, all resumed: differ by {max(found):.0e} at most in the end; "
+                f"at most {slowest:.0f} s until all have stopped", done, failed,
+            )  # fmt: skip
+    return Result("SIGKILL of one of 2 or 4 workers, all resumed", done, failed)
+
+
+def report_survivors(others, seconds):
+    """Say what is wrong with how the workers that were not killed ended: how many of them, 1 or 0."""
+    for one in others:
+        if seconds > SECONDS_TO_NOTICE or one.returncode not in (DONE, FAILED) or "Traceback" in one.stderr:
+            say(f"after {seconds:.0f} s: exit code {one.returncode}: {one.stderr.strip()[-500:]}")
+            return 1
+    return 0
+
+
+def hang(trainings, output):
+    """A worker that hangs: the other one must stop. Returns a Result."""
+    command = ["train.py", *flags_of(trainings, "cnn"), "--epochs", 200, "--output", output]
+    first, other = start_workers([command] * 2, cwd=PROJECT)
+    while not any(output.glob("*/checkpoints/newest/ckpt-*.index")) and first.poll() is None:
+        time.sleep(0.05)
+    other.send_signal(signal.SIGSTOP)
+    stopped = time.monotonic()
+    finished = finish(first)
+    seconds = time.monotonic() - stopped
+    other.kill()
+    finish(other)
+    is_told = finished.returncode == FAILED and "stopped or does not answer" in finished.stderr
+    failed = not is_told or seconds > SECONDS_TO_NOTICE
+    if failed:
+        say(f"a worker hangs: after {seconds:.0f} s: exit code {finished.returncode}: {finished.stderr.strip()[-500:]}")
+    return Result(f"a worker hangs (SIGSTOP): the other stops after {seconds:.0f} s", 1, int(failed))
+
+
+def differ(trainings, folder):
+    """Workers that differ must be refused before the first step, each in one line. Returns a Result."""
+    images = folder / "images without one"
+    shutil.copytree(trainings.images, images)
+    next(images.glob("*/*.png")).unlink()
+    flags, failed = flags_of(trainings, "cnn"), 0
+    others = {
+        "images": ["train.py", *flags, "--data-dir", images],
+        "versions": ["-c", OTHER_VERSION, *flags],
+        "settings": ["train.py", *flags, "--lr", 0.1],
+    }
+    for what, command in others.items():
+        output = folder / f"other {what}"
+        processes = start_workers([[*one, "--output", output] for one in (["train.py", *flags], command)], cwd=PROJECT)
+        for one in map(finish, processes):
+            last = one.stderr.strip().splitlines()[-1:]
+            if one.returncode != FAILED or not last or f"differ in {what}: " not in last[0] or list(output.glob("0*")):
+                say(f"other {what}: exit code {one.returncode}: {one.stderr.strip()[-500:]}")
+                failed += 1
+    return Result("workers with other images, versions or settings: refused before the first step", len(others), failed)
