@@ -9,12 +9,13 @@ import math
 import statistics
 import tempfile
 import time
+from functools import partial
 from pathlib import Path
 
 import cv2
 import numpy as np
 
-from classifier import console
+from classifier import console, cpu
 from classifier.console import DONE, PROJECT, UserError
 from classifier.history import read_history
 from classifier.runs import read_metadata
@@ -25,8 +26,9 @@ from tools.scripts import start_workers
 NETWORKS = {"cnn": 128, "resnet": 128, "mobilenet_v2": 224, "resnet50": 224}  # and the side of the images
 BATCHES = 8, 32  # images in a step: the time for none is what a step costs beside them
 STEPS = 3  # of each, after a first one
-TOGETHER = {"cnn": (), "resnet": ("--start-size", 32)}  # and flags
-WORKERS, EPOCHS = (1, 2, 3, 4), (2, 12)
+EPOCHS_OF_INPUT = 5
+TOGETHER = ("cnn", 32), ("cnn", 128), ("resnet", 32)
+WORKERS, EPOCHS, BATCH = (1, 2, 4), (2, 12), 16
 
 
 def main(argv=None):
@@ -103,22 +105,29 @@ def flop_of(network, size):
 
 
 def inputs(arguments):
-    """(header, rows): the time of one core for an image, and its bytes."""
+    """(header, rows): the bytes of an image, the time of one core for it, and what all cores reach."""
     from classifier.augmentation import augment
     from classifier.finding import find_images
     from classifier.images import decode_image, read_file
+    from dataset import DataSet
 
     paths = find_images(arguments.data_dir).paths[:200]
     as_they_are = [read_file(path) for path in paths]
     files = {"as they are": as_they_are, "as large as those of ImageNet": list(map(enlarged, as_they_are))}
     rows = []
-    for size, (kind, kept) in itertools.product(sorted(set(NETWORKS.values())), files.items()):
+    for size, (kind, kept) in itertools.product([8, *sorted(set(NETWORKS.values()))], files.items()):
         images = [decode_image(paths[0], data, size) for data in kept]
         decoding = [_seconds(decode_image, paths[0], data, size) for data in kept]
         views = [_seconds(augment, image, size, np.random.default_rng(i)) for i, image in enumerate(images)]
+        data_set = DataSet(paths, [0] * len(images), None, np.array(images).__getitem__, images[0].nbytes)
+        epochs = [data_set.batches(50, epoch, augment=partial(augment, size=size)) for epoch in range(EPOCHS_OF_INPUT)]
+        seconds = _seconds(lambda epochs=epochs: [None for batches in epochs for _ in batches])
         rows.append([kind, size, f"{statistics.mean(map(len, kept)) / 1000:.0f}", f"{3 * size**2 / 1000:.0f}",
-                     *(f"{1e3 * statistics.median(times):.2f}" for times in (decoding, views))])  # fmt: skip
-    return ["files", "px", "file (kB)", "decoded (kB)", "decoding (ms)", "augmentation (ms)"], rows
+                     *(f"{1e3 * statistics.median(times):.2f}" for times in (decoding, views)),
+                     f"{EPOCHS_OF_INPUT * len(images) / seconds:,.0f}"])  # fmt: skip
+    header = ["files", "px", "file (kB)", "decoded (kB)", "decoding (ms)", "augmentation (ms)",
+              f"augmented batches, {cpu.cores()} cores (images/s)"]  # fmt: skip
+    return header, rows
 
 
 def enlarged(data):
@@ -139,35 +148,36 @@ def together(arguments):
     with tempfile.TemporaryDirectory(prefix="costs-") as folder:
         images = Path(folder, "images")
         many_images.main([str(images), "--images", "80", "--classes", "2"])
-        for name, count in itertools.product(TOGETHER, WORKERS):
-            flags = ["--data-dir", images, "--network", name, *TOGETHER[name], "--image-size", 32, "--batch-size", 16]
+        for (name, size), count in itertools.product(TOGETHER, WORKERS):
+            flags = ["--data-dir", images, "--network", name, "--image-size", size, "--batch-size", BATCH]
+            flags += ["--start-size", size] if name == "resnet" else []
             sent, steps, seconds = [], [], []
             for epochs in EPOCHS:
-                output, before = Path(folder, f"{name} {count} {epochs}"), _bytes_of_loopback()
+                output, before = Path(folder, f"{name} {size} {count} {epochs}"), _bytes_of_loopback()
                 command = ["train.py", *flags, "--epochs", epochs, "--output", output]
                 for process in start_workers([command] * count, cwd=PROJECT):
                     if process.communicate() and process.returncode:
                         raise UserError("a worker failed")
                 sent.append(_bytes_of_loopback() - before)
-                history = read_history(output / "001")
-                metadata = read_metadata(output / "001")
-                num_images = sum(of_class["training"] for of_class in metadata["pictures"].values())
-                steps.append(epochs * math.ceil(num_images / 16))
-                seconds += [16 / row["pictures_per_second"] for row in history[1:]]
-            parameters = trained_parameters(name)
-            expected = 2 * (count - 1) * 4 * parameters
+                sides = read_metadata(output / "001")["pictures"].values()
+                steps.append(epochs * math.ceil(sum(side["training"] for side in sides) / BATCH))
+                seconds += [BATCH / row["pictures_per_second"] for row in read_history(output / "001")[1:]]
+            decoded = [path.stat().st_size // (3 * size**2) for path in Path(output, ".cache").glob("*.pixels")]
+            parameters = _trained_parameters(name, size)
             measured = (sent[1] - sent[0]) / (steps[1] - steps[0])
-            rows.append([name, count, f"{parameters:,}", f"{expected / 1e6:.2f}", f"{measured / 1e6:.2f}",
+            rows.append([name, size, count, " + ".join(map(str, decoded)), f"{parameters:,}",
+                         f"{2 * (count - 1) * 4 * parameters / 1e6:.2f}", f"{measured / 1e6:.2f}",
                          f"{1e3 * statistics.median(seconds):.1f}"])  # fmt: skip
-    header = ["network, 32 px", "workers", "parameters trained", "a ring (MB a step)", "measured (MB a step)", "step (ms)"]
+    header = ["network", "px", "workers", "images decoded by each", "parameters trained", "a ring (MB a step)",
+              "measured (MB a step)", f"step of {BATCH} images (ms)"]  # fmt: skip
     return header, rows
 
 
-def trained_parameters(name):
-    """How many parameters of a network for two classes and images of 32 pixels are trained."""
+def _trained_parameters(name, size):
+    """How many parameters of a network for two classes are trained."""
     from classifier.networks import create_network
 
-    return sum(math.prod(weight.shape) for weight in create_network(name, 32, 2).trainable_weights)
+    return sum(math.prod(weight.shape) for weight in create_network(name, size, 2).trainable_weights)
 
 
 def _bytes_of_loopback():
