@@ -107,7 +107,7 @@ SETTINGS = {
         "auto: images of small classes count a little more where classes differ much; none: all images count the same; "
         "balanced: all classes count the same, in the validation figures, too", ("auto", "none", "balanced")),
     "mixed_precision": Setting(switch, True, "training", None,
-        "compute training steps in float32 even if the CPU has bfloat16, which is faster"),
+        "compute training steps in float32 even if the CPU or the GPUs have bfloat16, which is faster"),
     "patience": Setting(number(int, 0), 0, "training", "N",
         "stop after N epochs without a higher validation accuracy, or without a lower validation loss of a head; 0: never; "
         "fine-tuning does all its epochs"),
