@@ -5,12 +5,15 @@ import json
 import os
 import re
 import shutil
+import signal
+import socket
 import subprocess
 import sys
 from pathlib import Path, PurePosixPath
 
 import pytest
-from conftest import HANGING, PROJECT, run
+from conftest import HANGING, PROJECT, QUICK, run
+from run_folders import history_of, metadata_of
 
 EXAMPLES = PROJECT / "examples"
 AS_USER = ["setpriv", "--reuid=1000", "--regid=1000", "--clear-groups",  # and it may read all: this Python may be root's
@@ -225,6 +228,69 @@ def test_a_worker_knows_the_others_and_resumes_a_run_that_there_is(kind, name, h
     assert worker() == begin
     Path("runs/photos/001/model.json").touch()
     assert worker() == f"train.py --resume {here}/runs/photos"
+
+
+def two_ports():
+    """A number n: the ports 10 n and 10 n + 1 are free."""
+    while True:
+        with socket.create_server(("localhost", 0)) as free:
+            n = free.getsockname()[1] // 10
+        try:
+            for port in (10 * n, 10 * n + 1):
+                socket.create_server(("localhost", port)).close()
+        except (OSError, OverflowError):
+            continue
+        return n
+
+
+SRUN = """
+import os, subprocess, sys
+task = subprocess.Popen(sys.argv[2:], env=os.environ | {
+    "SLURM_STEP_NUM_TASKS": "1", "SLURM_STEP_NODELIST": "localhost", "SLURM_STEP_TASKS_PER_NODE": "1",
+    "SLURMD_NODENAME": "localhost", "SLURM_PROCID": "0", "SLURM_LOCALID": "0"})
+sys.exit(abs(task.wait()))
+"""
+MACHINE = """
+import os, runpy, signal, sys
+sys.path.insert(0, sys.argv[1])
+from classifier import distributed
+from classifier.training import Training
+distributed.SLURM_PORT = int(sys.argv[2])
+batches_from = Training.batches_from
+def batches_until_death(training, first):
+    if training.epoch == 1 and os.environ.get("JOB_COMPLETION_INDEX") == "1":
+        os.kill(os.getpid(), signal.SIGKILL)
+    return batches_from(training, first)
+Training.batches_from = batches_until_death
+sys.argv[:] = sys.argv[3:]
+runpy.run_path(sys.argv[0], run_name="__main__")
+"""
+
+
+@pytest.mark.long
+def test_a_worker_dies_in_kubernetes_and_slurm_resumes_the_run(project):
+    """Of two workers, the second dies in the second epoch; Slurm has one machine. Not real: names of pods, srun, ports."""
+    Path("srun.py").write_text(SRUN)
+    Path("machine.py").write_text(MACHINE)
+    begin, ports = f"#!/bin/sh\nexec {sys.executable}", two_ports()
+    program(Path(".venv/bin/srun"), f'{begin} srun.py "$@"\n')
+    here = program(Path(".venv/bin/python"), f'{begin} machine.py {PROJECT} {ports}0 "$@"\n')
+    _, _, container = job_of("Job", "kubernetes-train.yaml")
+    command = [*local(container["command"], [("train-%g.train:2222", f"localhost:{ports}%g")]), *QUICK]
+    (code, _, stderr), (other_code, *_) = ends_of(
+        start_with(here, command, WORKERS=2, JOB_COMPLETION_INDEX=i) for i in range(2)
+    )
+    assert (code, other_code) == (1, -signal.SIGKILL), stderr
+    assert "workers    2, each takes its share of every batch" in stderr
+    assert "stopped or does not answer: start all of them again, with --resume" in stderr
+
+    slurm = ["bash", EXAMPLES / "slurm-train.sh", "data", "runs/photos", *QUICK]
+    ((code, stdout, stderr),) = ends_of([start_with(here, slurm)])
+    assert code == 0, stderr
+    assert "resumed after epoch 1" in stderr
+    assert "saved in runs/photos/001" in stdout
+    assert len(history_of("runs/photos/001")) == 2
+    assert metadata_of("runs/photos/001")["finished"]
 
 
 def test_shares_are_the_whole(project, trained):
