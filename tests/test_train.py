@@ -99,6 +99,7 @@ def test_a_batch_larger_than_the_data_is_shrunk_and_that_is_said_once(images):
     assert second < first - 0.001  # even the only step of the first epoch teaches something
 
 
+@pytest.mark.long
 def test_too_little_memory_is_one_clear_line(images):
     """Weights of 0.5 GB, four times, in a process that may have 4 GB of address space."""
     limit_memory = lambda: resource.setrlimit(resource.RLIMIT_AS, (4 * 10**9, 4 * 10**9))  # noqa: E731
@@ -106,6 +107,7 @@ def test_too_little_memory_is_one_clear_line(images):
     assert "--image-size" in error_of(refused)
 
 
+@pytest.mark.long
 def test_calibration_takes_no_more_memory_than_training(images):
     """At 512 px the maps of fifty images are a gigabyte."""
     draw_images(images, 32)

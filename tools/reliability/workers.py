@@ -2,6 +2,7 @@
 
 import shutil
 import signal
+import statistics
 import time
 
 import numpy as np
@@ -113,17 +114,23 @@ def compare_with_one(trainings, kind, count):
         found.append(distance(run, expected))
         if kind == "resnet":
             rounded.append(distance(train(["-c", ROUNDED, *flags], trainings.folder / f"rounded, {seed}"), expected))
-    least = min(found, key=lambda one: one.all_weights)
-    what = f"{kind}, {count} workers against one: {least}"
-    if len(found) > 1:
-        ranges = (f"{min(figures):.0e} to {max(figures):.0e}" for figures in (
-            [one.all_weights for one in found], [one.all_weights for one in rounded]))  # fmt: skip
-        what += " at least; with {} seeds, all weights {}; one worker with other rounding {}".format(len(found), *ranges)
-    if not (least.all_weights <= SAME if kind == "resnet" else is_same(least)):
+    if rounded:
+        of_all, of_rounded = (sorted(one.all_weights for one in several) for several in (found, rounded))
+        what = f"{kind}, {count} workers against one, {len(found)} seeds: all weights {_range(of_all)}"
+        what += f"; one worker with other rounding {_range(of_rounded)}"
+        agree = of_all[0] <= SAME
+    else:
+        what, agree = f"{kind}, {count} workers against one: {found[0]}", is_same(found[0])
+    if not agree:
         problem = problem or "they differ"
     if problem:
         say(f"{what}: {problem}")
     return Result(what, len(found), int(problem is not None))
+
+
+def _range(figures):
+    """Sorted figures as text: the least, the median and the highest."""
+    return f"{figures[0]:.0e}, {statistics.median(figures):.0e}, {figures[-1]:.0e}"
 
 
 def is_same(found):
@@ -136,12 +143,14 @@ def kill_workers(trainings, output, kills, rng):
     expected, flags, done, slowest, failed = alone(trainings, "cnn"), flags_of(trainings, "cnn"), 0, 0.0, 0
     resuming = False
     begin = lambda count, *command: start_workers([["train.py", *command, "--output", output]] * count, cwd=PROJECT)  # noqa: E731
+    card = output / "001/model.json"  # it is written when all workers have met: until then they wait for each other
     while not failed:
+        written = card.stat().st_mtime_ns if card.exists() else None
         count = int(rng.choice([2, 2, 4] if kills > 1 else [2]))
         processes = begin(count, *(["--resume"] if resuming else flags))
         if done < kills:
-            while not (output / "001/model.json").exists() and all(process.poll() is None for process in processes):
-                time.sleep(0.05)  # until then they wait for each other
+            while (not card.exists() or card.stat().st_mtime_ns == written) and all(p.poll() is None for p in processes):
+                time.sleep(0.05)
             time.sleep(rng.uniform(0, SECONDS_OF_TRAINING))
             victim = int(rng.integers(count))
             processes[victim].kill()
