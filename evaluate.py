@@ -65,9 +65,9 @@ def main(argv=None):
     temperature = read_metadata(model).get("temperature", 1.0) if arguments.report and not arguments.tta else 1.0
     scored = Scored(predict(predictor, image_size, found.paths, arguments.tta, fit), found, temperature)
     result = {"model": str(model), "folder": str(arguments.folder)} | evaluate(scored, found.classes)
-    ood = (evaluate_ood(predictor, image_size, folder, scored.ood_scores, fit) for folder in arguments.ood_dir)
-    others = dict(zip(map(str, arguments.ood_dir), ood, strict=True))
-    result["out_of_distribution"] = others
+    result["out_of_distribution"] = {
+        str(folder): evaluate_ood(predictor, image_size, folder, scored.ood_scores, fit) for folder in arguments.ood_dir
+    }
     if not suspects:
         show(json.dumps(result, indent=1) if arguments.format == "json" else table_of(result))
     if arguments.predictions:

@@ -117,12 +117,13 @@ class BatchNormalization(layers.BatchNormalization):
         if replica is None or replica.num_replicas_in_sync == 1:
             outputs, mean, variance = tf.compat.v1.nn.fused_batch_norm(inputs, gamma, beta, epsilon=self.epsilon)
         else:
+            maps = tf.cast(inputs, tf.float32)
             count, sums, squares = replica.all_reduce("SUM", [
-                tf.reduce_sum(tf.ones_like(inputs[..., 0])), tf.reduce_sum(inputs, [0, 1, 2]),
-                tf.reduce_sum(tf.square(inputs), [0, 1, 2])])  # fmt: skip
+                tf.reduce_sum(tf.ones_like(maps[..., 0])), tf.reduce_sum(maps, [0, 1, 2]),
+                tf.reduce_sum(tf.square(maps), [0, 1, 2])])  # fmt: skip
             mean = sums / count  # (channels,)
             variance = tf.maximum(squares / count - tf.square(mean), 0.0)
-            outputs = tf.nn.batch_normalization(inputs, mean, variance, beta, gamma, self.epsilon)
+            outputs = tf.cast(tf.nn.batch_normalization(maps, mean, variance, beta, gamma, self.epsilon), inputs.dtype)
             variance *= count / (count - 1)  # as fused_batch_norm() returns it
         for average, new in ((self.moving_mean, mean), (self.moving_variance, variance)):
             average.assign(self.momentum * average + (1 - self.momentum) * new)

@@ -237,7 +237,8 @@ def make_train_step(strategy, network, optimizer, sums, label_smoothing=0.0, cla
             done = tf.cast(optimizer.iterations, tf.float32)
             decay = tf.minimum(ema, (1 + done) / (10 + done))  # lower at first, when the average is over few steps
             for mean, weight in zip(average.weights, network.weights, strict=True):
-                mean.assign(weight + decay * (mean - weight))
+                if weight.dtype == "float32":  # not the counter of a Normalization layer
+                    mean.assign(weight + decay * (mean - weight))
 
     return train_step
 

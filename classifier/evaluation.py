@@ -22,7 +22,7 @@ class Scored:
 
     Of the images that could be read: `paths`, and (n,) arrays: `labels`; `predicted`, labels, with their `scores`,
     log-probabilities, and `confidences`; `plain_confidences`, without the temperature; `true_scores`, those of the true
-    class, and `ranks`, how many classes are more likely; `second_scores`, those of the second of all classes; `ood_scores`.
+    class, and `ranks`, how many classes are more likely; `last_scores`, those of the last of all classes; `ood_scores`.
     Of the others: `skipped`, [(path, label, reason)].
     """
 
@@ -37,12 +37,12 @@ class Scored:
             plain = log_softmax(scores * temperature) if temperature != 1 else scores
             self.paths.append(prediction.path)
             rows.append((label, scores.argmax(), (scores > scores[label]).sum(), scores.max(), plain.max(), scores[label],
-                         scores[1], prediction.ood_score))  # fmt: skip
+                         scores[-1], prediction.ood_score))  # fmt: skip
         if not rows:
             raise UserError(f"none of the {len(self.skipped)} images in {found.folder} can be read", NO_DATA)
         self.labels, self.predicted, self.ranks, *columns = np.array(rows).T
         self.labels, self.predicted = self.labels.astype(int), self.predicted.astype(int)
-        self.scores, plain, self.true_scores, self.second_scores, self.ood_scores = columns
+        self.scores, plain, self.true_scores, self.last_scores, self.ood_scores = columns
         self.confidences, self.plain_confidences = np.exp(self.scores), np.exp(plain)
         self.correct = self.predicted == self.labels
 

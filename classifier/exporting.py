@@ -39,7 +39,8 @@ def export_for_prediction(run, metadata, valid):
         try:
             export(run, metadata, "litert", valid.paths, valid.labels)
         except Exception as error:  # converters raise exceptions of many kinds
-            say(f"warning: no LiteRT file for quick predictions: {str(error) or type(error).__name__}")
+            reason = (str(error).strip() or type(error).__name__).splitlines()[0][:200]  # some are pages
+            say(f"warning: no LiteRT file for quick predictions: {reason}")
 
 
 def export(run, metadata, name, paths, labels, target=None):

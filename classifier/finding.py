@@ -100,7 +100,7 @@ def walk_images(folder):
 def _walk(folder):
     """Yield (relative path, names of the files in it) of each folder and tar below a folder: see walk_images()."""
     cannot_open = lambda error: say(f"ignored: {error.filename}: {error.strerror}")  # noqa: E731
-    seen = set()
+    seen, hidden = set(), (".", "__MACOSX")
     for root, folders, names in os.walk(folder, onerror=cannot_open, followlinks=True):
         status = os.stat(root)
         if (status.st_dev, status.st_ino) in seen:  # a link to a folder above it
@@ -108,7 +108,7 @@ def _walk(folder):
             continue
         seen.add((status.st_dev, status.st_ino))
         place = "" if os.path.samefile(root, folder) else os.path.relpath(root, folder)
-        folders[:] = [name for name in folders if not name.startswith((".", "__MACOSX"))]
+        folders[:] = [name for name in folders if not name.startswith(hidden)]
         names = [name for name in names if not name.startswith(".")]
         yield place, [name for name in names if not is_tar(name)]
         for tar in filter(is_tar, names):
@@ -117,7 +117,6 @@ def _walk(folder):
             except OSError as error:
                 cannot_open(error)
             else:
-                hidden = (".", "__MACOSX")
                 yield os.path.join(place, tar), [m for m in members if not any(p.startswith(hidden) for p in Path(m).parts)]
 
 

@@ -80,7 +80,7 @@ def normalize(name, images):
     """
     pixels = preprocess(name, images)
     if PRETRAINED_NETWORKS[name].startswith("efficientnet."):
-        mean, deviation = np.array([0.485, 0.456, 0.406]), np.array([0.229, 0.224, 0.225])  # of ImageNet's RGB from 0 to 1
+        mean, deviation = np.float32([[0.485, 0.456, 0.406], [0.229, 0.224, 0.225]])  # of ImageNet's RGB from 0 to 1
         pixels = (pixels - 255 * mean) / deviation
     return pixels
 

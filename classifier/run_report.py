@@ -124,7 +124,7 @@ def _thresholds(scored, classes):
     positive = scored.labels == 1
     if positive.all() or not positive.any():
         return
-    scores = scored.second_scores
+    scores = scored.last_scores
     false_positives, recalls, precisions = threshold_curves(scores, positive)
     area = area_under_roc(scores[~positive], scores[positive])
     average_precision = float(np.diff(recalls, prepend=0) @ precisions)

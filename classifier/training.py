@@ -54,9 +54,9 @@ class Networks:
                 create_network, metadata["network"], settings["image_size"], num_classes,
                 feature_scales=metadata["feature_scales"],
             )  # fmt: skip
-            with bfloat16_layers(in_bfloat16) as has_such_layers:
+            with bfloat16_layers(in_bfloat16) as self.has_bfloat16_layers:
                 self.whole = create(phase.dropout)
-            self.whole_average = create() if settings["ema"] or has_such_layers else self.whole
+            self.whole_average = create() if settings["ema"] or self.has_bfloat16_layers else self.whole
             if phase.unfrozen:
                 unfreeze(self.whole, phase.unfrozen)
             if settings["weights"] == "none":
@@ -176,7 +176,7 @@ class Training:
 
     def precision(self):
         """A context for this phase's steps."""
-        return bfloat16() if self.in_bfloat16 else contextlib.nullcontext()
+        return bfloat16() if self.in_bfloat16 and not self.networks.has_bfloat16_layers else contextlib.nullcontext()
 
     def batches(self):
         """Yield the batches that are left of this epoch, (images, labels); each is counted as done when the next is wanted.

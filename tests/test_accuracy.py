@@ -92,6 +92,16 @@ def test_temperature_fits_what_was_seen():
     assert fit_temperature(logits[:2], logits[:2].argmax(axis=1)) > 0.5  # two correct predictions are little evidence
 
 
+def test_the_temperature_is_the_best_of_all():
+    """It is searched in two steps; here the losses of all temperatures are compared."""
+    rng, temperatures = np.random.default_rng(2), np.geomspace(0.1, 10, 461)
+    for scale in (0.01, 0.3, 1, 5, 50):
+        labels = rng.integers(0, 5, 60)
+        logits = scale * rng.normal(size=(60, 5)) + scale * np.eye(5)[labels]
+        losses = [-log_softmax(logits / t)[np.arange(60), labels].sum() + np.log(t) ** 2 * 2 for t in temperatures]
+        assert fit_temperature(logits, labels) == temperatures[np.argmin(losses)]
+
+
 def test_chance_hardly_moves_the_temperature():
     """Of probabilities that are exactly right; the temperature with the least cross-entropy would be off by 0.34."""
     rng = np.random.default_rng(0)

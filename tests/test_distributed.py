@@ -47,10 +47,10 @@ json.dump(fed, open("fed.json", "w"))
 """
 
 
-def train_on_devices(count, images, *flags):
+def train_on_devices(count, images, *flags, code=TRAIN_ON_DEVICES):
     """Train on virtual devices; returns the finished process."""
     arguments = ["--data-dir", images, "--output", "runs", *QUICK, *flags]
-    command = [sys.executable, "-c", TRAIN_ON_DEVICES, PROJECT, count, *arguments]
+    command = [sys.executable, "-c", code, PROJECT, count, *arguments]
     finished = subprocess.run([*map(str, command)], capture_output=True, text=True)
     assert finished.returncode == 0, finished.stderr
     return finished
@@ -67,6 +67,16 @@ def test_four_devices_take_a_quarter_of_a_batch_each_and_train_what_one_would(im
             assert count == max(len(range(i, batch_size, 4)), 1)
             assert size * batch_size == batch_bytes * count
     assert is_same(distance(Path("runs/001"), alone))
+
+
+@pytest.mark.long
+def test_a_resnet_trains_on_several_gpus_with_layers_in_bfloat16(images):
+    """Two virtual CPUs stand for GPUs: the sums of batch normalization over both are of float32."""
+    patch = "from classifier import optimizer\noptimizer.gpus_have_bfloat16 = lambda: True\n"
+    code = TRAIN_ON_DEVICES.replace("import train\n", f"import train\n{patch}")
+    finished = train_on_devices(2, images, "--network", "resnet", "--batch-size", 8, "--epochs", 1, code=code)
+    assert "steps in bfloat16" in finished.stderr
+    assert float(re.search(r"litert: .* differ by at most (\S+);", finished.stderr)[1]) < 1e-5
 
 
 def train_together(*flags, data_dirs, programs=None):

@@ -3,6 +3,7 @@
 import json
 import shutil
 import sys
+import tracemalloc
 import types
 from pathlib import Path
 
@@ -10,8 +11,23 @@ import numpy as np
 import pytest
 from conftest import draw_images, error_of, predictions, rows_of, run, train
 
+from classifier.evaluation import Scored
+from classifier.finding import Found, Paths
+from classifier.inference import Prediction
 from classifier.metrics import accuracy_interval
 from classifier.suspects import fit_heads, folds_of, out_of_fold
+
+
+def test_of_each_image_a_few_numbers_are_kept_however_many_classes_there_are():
+    """All scores of 2,000 images would take 16 MB here."""
+    found = Found(Path("images"), [f"class {i}" for i in range(1000)], Paths(["1.jpg"] * 2000), [0] * 2000)
+    predictions = (Prediction("1.jpg", np.zeros(1000) - np.log(1000), None) for _ in found.labels)
+    tracemalloc.start()
+    try:
+        assert len(Scored(predictions, found).labels) == 2000
+        assert tracemalloc.get_traced_memory()[1] < 4e6
+    finally:
+        tracemalloc.stop()
 
 
 def test_the_table_of_predictions_has_the_surest_mistakes_first(trained, images):

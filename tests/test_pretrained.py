@@ -50,6 +50,12 @@ def test_batch_normalization_keeps_its_statistics_in_fine_tuning_and_learns_them
     assert np.abs(statistics_of("runs/001") - 1).mean() > 0.2  # after 9 steps, which Keras' own counts as 1 %
 
 
+@pytest.mark.long
+def test_a_network_with_a_counter_among_its_weights_trains_from_nothing(images):
+    said = train(images, "--network", "efficientnet_b0", "--weights", "none", "--epochs", 1).stderr
+    assert float(re.search(r"litert: .* differ by at most (\S+);", said)[1]) < 1e-4
+
+
 def test_both_phases_in_one_command_are_the_same_as_one_after_the_other(images, weights, fine_tuned):
     resume = ("train", "--resume", "--output", "runs")
     file = shutil.copy(weights, "mobilenet.weights.h5")

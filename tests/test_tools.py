@@ -13,7 +13,8 @@ from conftest import PROJECT, draw_images, error_of, rows_of, run, save
 
 from classifier import cpu
 from classifier.images import load_image
-from tools import benchmark, learning_curve, series, versions
+from classifier.networks import create_network
+from tools import benchmark, costs, learning_curve, series, versions
 
 
 def test_a_short_benchmark(images, scripts_in_this_process):
@@ -51,6 +52,16 @@ def test_what_images_cost_is_measured_on_drawn_ones():
     rows = run("tools.scaling", "--sizes", 40, 60, "--classes", 3, "--only-find", process=True).stdout.splitlines()[2:]
     assert [row.split("|")[1:3] for row in rows] == [[" 40 ", " find, decode, split "], [" 60 ", " find, decode, split "]]
     assert "exists" in error_of(run("tools.many_images", ".", code=2))
+
+
+def test_what_a_network_and_an_image_cost(images, monkeypatch, scripts_in_this_process):
+    convolution = lambda side, inputs, outputs: 2 * side**2 * 9 * inputs * outputs  # noqa: E731
+    expected = convolution(32, 3, 32) + convolution(16, 32, 32) + convolution(8, 32, 64) + 2 * (1024 * 128 + 128 * 2)
+    assert costs.flop_of(create_network("cnn", 32, 2), 32) == expected
+    monkeypatch.setattr(costs, "NETWORKS", {"cnn": 32})
+    rows = run("tools.costs", "inputs", "--data-dir", images).stdout.splitlines()[2:]
+    assert [row.split("|")[2] for row in rows if row] == [" 8 ", " 8 ", " 32 ", " 32 "]
+    assert "no part ring" in run("tools.costs", "ring", code=2).stderr
 
 
 def test_a_small_curve_and_what_is_known_is_not_trained_again(images, monkeypatch, scripts_in_this_process):

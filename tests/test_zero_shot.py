@@ -1,5 +1,7 @@
 """Zero-shot: ImageNet's classes added up to the user's, for a network whose predictions are known."""
 
+import shutil
+
 import keras
 import numpy as np
 import pytest
@@ -33,6 +35,13 @@ def test_kinds_of_a_class_are_added_up():
     pixels = np.stack([np.zeros((8, 8, 3), np.uint8), np.full((8, 8, 3), 255, np.uint8)])
     np.testing.assert_allclose(np.exp(predictor(pixels)[0]), [[0, 0.8, 0.2], [0.6, 0.4, 0]], atol=1e-6)
     assert predictor(pixels[:0])[0].shape == (0, 3)
+
+
+def test_a_folder_of_one_class_is_scored(images):
+    shutil.rmtree(images / "dogs")
+    found = find_images(images)
+    predictor = predictor_by_imagenet(known_network(), LABELS, found.classes)
+    assert evaluate(Scored(predict(predictor, 8, found.paths), found), found.classes)["accuracy"] == 1
 
 
 def test_a_folder_is_scored_without_training(images):

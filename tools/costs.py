@@ -16,12 +16,12 @@ import cv2
 import numpy as np
 
 from classifier import console, cpu
-from classifier.console import DONE, PROJECT, UserError
+from classifier.console import DONE, PROJECT
 from classifier.history import read_history
 from classifier.runs import read_metadata
 from classifier.settings import DEFAULTS, recipe_of
 from tools import many_images
-from tools.scripts import start_workers
+from tools.scripts import run_workers
 
 NETWORKS = {"cnn": 128, "resnet": 128, "mobilenet_v2": 224, "resnet50": 224}  # and the side of the images
 BATCHES = 8, 32  # images in a step: the time for none is what a step costs beside them
@@ -155,9 +155,7 @@ def together(arguments):
             for epochs in EPOCHS:
                 output, before = Path(folder, f"{name} {size} {count} {epochs}"), _bytes_of_loopback()
                 command = ["train.py", *flags, "--epochs", epochs, "--output", output]
-                for process in start_workers([command] * count, cwd=PROJECT):
-                    if process.communicate() and process.returncode:
-                        raise UserError("a worker failed")
+                run_workers([command] * count, cwd=PROJECT)
                 sent.append(_bytes_of_loopback() - before)
                 sides = read_metadata(output / "001")["pictures"].values()
                 steps.append(epochs * math.ceil(sum(side["training"] for side in sides) / BATCH))

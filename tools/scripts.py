@@ -38,6 +38,16 @@ def start_workers(commands, **options):
     return processes
 
 
+def run_workers(commands, **options):
+    """start_workers(), and wait until all have ended. Raises UserError with the last line of one that failed."""
+    processes = start_workers(commands, **options)
+    said = [process.communicate()[1] for process in processes]
+    for process, text in zip(processes, said, strict=True):
+        if process.returncode:
+            *_, reason = ["no reason given", *text.strip().splitlines()]
+            raise UserError(f"a worker failed: {reason.removeprefix('error: ')}", process.returncode)
+
+
 def test_accuracy_of(run, folder):
     """The accuracy of a run on the labelled images in a folder."""
     return json.loads(run_script("evaluate.py", folder, "--model", run, "--format", "json"))["accuracy"]

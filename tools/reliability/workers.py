@@ -11,7 +11,7 @@ from classifier.console import DONE, FAILED, PROJECT, say
 from classifier.runs import find_run, read_metadata
 from tools.reliability import Result
 from tools.reliability.trainings import Trainings, distance, finish, sound
-from tools.scripts import start_workers
+from tools.scripts import run_workers, start_workers
 
 SAME = 1e-4  # relative: the difference between workers and one that is rounding
 SEEDS = range(5)
@@ -85,8 +85,7 @@ def flags_of(trainings, kind, seed=0):
 def train(command, output, count=1):
     """Train with some workers into `output`, unless it is there already; returns the run folder."""
     if not output.exists():
-        for process in start_workers([[*command, "--output", output]] * count, cwd=PROJECT):
-            sound(finish(process))
+        run_workers([[*command, "--output", output]] * count, cwd=PROJECT)
     return output / "001"
 
 
@@ -142,12 +141,12 @@ def kill_workers(trainings, output, kills, rng):
     """Kill one worker at a random moment, and start all again, until so many were killed. Returns a Result."""
     expected, flags, done, slowest, failed = alone(trainings, "cnn"), flags_of(trainings, "cnn"), 0, 0.0, 0
     resuming = False
-    begin = lambda count, *command: start_workers([["train.py", *command, "--output", output]] * count, cwd=PROJECT)  # noqa: E731
     card = output / "001/model.json"  # it is written when all workers have met: until then they wait for each other
     while not failed:
         written = card.stat().st_mtime_ns if card.exists() else None
         count = int(rng.choice([2, 2, 4] if kills > 1 else [2]))
-        processes = begin(count, *(["--resume"] if resuming else flags))
+        command = ["train.py", *(["--resume"] if resuming else flags), "--output", output]
+        processes = start_workers([command] * count, cwd=PROJECT)
         if done < kills:
             while (not card.exists() or card.stat().st_mtime_ns == written) and all(p.poll() is None for p in processes):
                 time.sleep(0.05)
