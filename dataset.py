@@ -12,14 +12,14 @@ from pathlib import Path
 
 import numpy as np
 
-from classifier import console
-from classifier.cache import decode_once
-from classifier.console import DONE, NO_DATA, PROJECT, UserError, say, show
-from classifier.files import digest_of
-from classifier.finding import find_images, only_one_class
-from classifier.images import load_image
-from classifier.parallel import in_chunks, prefetch
-from classifier.splitting import group_names_of, split, split_groups
+from classifier.base import console
+from classifier.base.console import DONE, NO_DATA, PROJECT, UserError, say, show
+from classifier.base.files import digest_of
+from classifier.base.prefetch import in_chunks, prefetch
+from classifier.data.cache import decode_once
+from classifier.data.finding import find_images, only_one_class
+from classifier.data.images import load_image
+from classifier.data.splitting import group_names_of, split, split_groups
 
 
 @dataclasses.dataclass
@@ -269,12 +269,12 @@ def parse_arguments(argv):
 def main(argv=None):
     """Look at the images, print what was found, and return the exit code."""
     arguments = parse_arguments(argv)
-    from classifier.inspection import inspect, sections_of, table_of
+    from classifier.data.inspection import inspect, sections_of, table_of
 
     findings, found = inspect(arguments.folder, arguments.against)
     show(json.dumps(findings, indent=1) if arguments.format == "json" else table_of(findings))
     if arguments.html is not None:
-        from classifier.report import write_report
+        from classifier.pages.report import write_report
 
         write_report(arguments.html, f"Images in {arguments.folder}", sections_of(findings, found))
         say(f"written: {arguments.html}")

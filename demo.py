@@ -1,7 +1,7 @@
 """A page to drop a photo on: python demo.py
 
-Read here how the page is started and ended; what is on it is in classifier/demo_page.py, who may ask for it in
-classifier/demo_guard.py.
+Read here how the page is started and ended; what is on it is in classifier/pages/demo_page.py, who may ask for it in
+classifier/pages/demo_guard.py.
 """
 
 import argparse
@@ -14,8 +14,8 @@ import tempfile
 import threading
 from pathlib import Path
 
-from classifier import console
-from classifier.console import DONE, PROJECT, USAGE, UserError, describe, number, say
+from classifier.base import console
+from classifier.base.console import DONE, PROJECT, USAGE, UserError, describe, number, say
 
 OLDEST_GRADIO = (6, 24)  # see requirements-optional.txt
 LOCAL = ("127.0.0.1", "localhost")
@@ -79,7 +79,7 @@ def check_address(host, port):
 
 def serve(arguments, folder):
     """Show the page until KeyboardInterrupt or SystemExit ends it; the threads of the server end with the process."""
-    from classifier.demo_page import Demo, build_page, launch
+    from classifier.pages.demo_page import Demo, build_page, launch
 
     password = None if arguments.host in LOCAL else secrets.token_urlsafe(12)
     launch(build_page(Demo(arguments.model, folder)), arguments.host, arguments.port, folder, password and (USER, password))

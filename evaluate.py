@@ -4,11 +4,11 @@ import argparse
 import json
 from pathlib import Path
 
-from classifier import console
-from classifier.console import BELOW_ACCURACY, DONE, NO_DATA, PROJECT, USAGE, UserError, number, printable, say, show
-from classifier.files import csv_text, write_text
-from classifier.runs import find_run, read_metadata
-from classifier.settings import PRETRAINED_NETWORKS
+from classifier.base import console
+from classifier.base.console import BELOW_ACCURACY, DONE, NO_DATA, PROJECT, USAGE, UserError, number, printable, say, show
+from classifier.base.files import csv_text, write_text
+from classifier.runs.folder import find_run, read_metadata
+from classifier.training.settings import PRETRAINED_NETWORKS
 
 
 def parse_arguments(argv):
@@ -58,8 +58,8 @@ def main(argv=None):
     suspects = show_suspects(arguments) if arguments.suspects else None
     if suspects and not arguments.report:
         return DONE
-    from classifier.evaluation import Scored, evaluate, evaluate_ood, prediction_table
-    from classifier.inference import predict
+    from classifier.predicting.classifier import predict
+    from classifier.predicting.evaluation import Scored, evaluate, evaluate_ood, prediction_table
 
     model, predictor, image_size, fit, found = load(arguments)
     temperature = read_metadata(model).get("temperature", 1.0) if arguments.report and not arguments.tta else 1.0
@@ -73,7 +73,7 @@ def main(argv=None):
     if arguments.predictions:
         write_text(arguments.predictions, csv_text(*prediction_table(scored, found)))
     if arguments.report:
-        from classifier.run_report import write_run_report
+        from classifier.pages.run_report import write_run_report
 
         write_run_report(arguments.report, model, read_metadata(model), result, scored, found, temperature, suspects)
         say(f"written: {arguments.report}")
@@ -90,9 +90,9 @@ def show_suspects(arguments):
         raise UserError("--suspects does not go with --zero-shot, --ood-dir, --tta, --predictions or --min-accuracy", USAGE)
     if arguments.suspects.suffix.lower() != ".csv":
         raise UserError(f"--suspects: {arguments.suspects} does not end in .csv", USAGE)
-    from classifier.finding import find_images
-    from classifier.report import write_report
-    from classifier.suspects import DOUBTFUL, find_suspects
+    from classifier.data.finding import find_images
+    from classifier.pages.report import write_report
+    from classifier.predicting.suspects import DOUBTFUL, find_suspects
 
     run = find_run(arguments.model)
     suspects = find_suspects(find_images(arguments.folder), run)
@@ -116,14 +116,14 @@ def show_suspects(arguments):
 
 def load(arguments):
     """(name or run folder, predictor, image_size, fit, labelled images) as the command line says."""
-    from classifier.finding import find_images
+    from classifier.data.finding import find_images
 
     if arguments.zero_shot:
-        from classifier.zero_shot import load_zero_shot
+        from classifier.networks.zero_shot import load_zero_shot
 
         found = find_images(arguments.folder, classes_from=arguments.classes_from)
         return arguments.zero_shot, *load_zero_shot(arguments.zero_shot, found.classes), "squash", found
-    from classifier.inference import load_predictor
+    from classifier.predicting.classifier import load_predictor
 
     run = find_run(arguments.model)
     metadata = read_metadata(run)
@@ -135,7 +135,7 @@ def load(arguments):
 
 def table_of(result):
     """The result for people: recall and precision of each class, which classes are confused, then the totals."""
-    from classifier.evaluation import MOST_COLUMNS
+    from classifier.predicting.evaluation import MOST_COLUMNS
 
     classes, counts = result["classes"], [figures["pictures"] for figures in result["per_class"].values()]
     lines = [confusion_matrix(result)] if len(classes) <= MOST_COLUMNS else [class_table(result), most_confused(result)]
@@ -179,7 +179,7 @@ def recall_and_precision(result, name):
 
 def most_confused(result, most=10):
     """The most frequent confusions, a line each."""
-    from classifier.evaluation import confusions
+    from classifier.predicting.evaluation import confusions
 
     lines = (f"{count} × {true} predicted as {predicted}" for count, true, predicted in confusions(result)[:most])
     return "\n".join(map(printable, lines))

@@ -1,7 +1,7 @@
 """Show which parts of a photo speak for its class: python explain.py photo.jpg
 
-Read here which pictures are made; heat maps are computed in classifier/explanations.py, and the pictures of --filters in
-classifier/feature_maps.py.
+Read here which pictures are made; heat maps are computed in classifier/pages/explanations.py, and the pictures of --filters in
+classifier/pages/feature_maps.py.
 """
 
 import argparse
@@ -10,9 +10,9 @@ import textwrap
 import warnings
 from pathlib import Path
 
-from classifier import console
-from classifier.console import DONE, FAILED, PROJECT, USAGE, UserError, printable, show
-from classifier.settings import HEAT_MAP_METHODS
+from classifier.base import console
+from classifier.base.console import DONE, FAILED, PROJECT, USAGE, UserError, printable, show
+from classifier.training.settings import HEAT_MAP_METHODS
 
 # What imports NumPy, TensorFlow or matplotlib is imported inside the functions that use it: --help and a wrong flag answer
 # at once.
@@ -58,7 +58,7 @@ def main(argv=None):
     arguments = parse_arguments(argv)
     if arguments.filters and arguments.class_name:
         raise UserError("--filters shows the same for every class: leave out --class", USAGE)
-    from classifier.inference import Classifier, list_images
+    from classifier.predicting.classifier import Classifier, list_images
 
     paths = list_images(arguments.paths)
     targets = choose_targets(paths, arguments.output, "filters" if arguments.filters else "explained")
@@ -111,8 +111,8 @@ def prediction(answer):
 
 def heat_map(classifier, method, class_index):
     """`draw(answer)`: a figure of the photo, and of a heat map over it."""
-    from classifier.explanations import Explainer, in_shape, overlay
-    from classifier.images import load_image, load_in_shape
+    from classifier.data.images import load_image, load_in_shape
+    from classifier.pages.explanations import Explainer, in_shape, overlay
 
     metadata = classifier.metadata
     explainer = Explainer(classifier.run, metadata, method=method)
@@ -131,8 +131,8 @@ def heat_map(classifier, method, class_index):
 
 def lesson(classifier):
     """`draw(answer)`: a figure of what convolutions make of the photo."""
-    from classifier.feature_maps import Convolutions, draw_lesson
-    from classifier.images import load_image, load_in_shape
+    from classifier.data.images import load_image, load_in_shape
+    from classifier.pages.feature_maps import Convolutions, draw_lesson
 
     metadata = classifier.metadata
     convolutions = Convolutions(classifier.run, metadata)
@@ -170,7 +170,7 @@ def fold(text, width):
 
 def save(figure, path):
     """Write a figure as PNG, whole or not at all. Raises UserError if that fails."""
-    from classifier.files import replacing
+    from classifier.base.files import replacing
 
     warnings.filterwarnings("ignore", "Glyph")  # a class has characters that matplotlib's font lacks: it draws boxes
     try:

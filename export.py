@@ -3,10 +3,10 @@
 import argparse
 from pathlib import Path
 
-from classifier import console
-from classifier.console import DONE, NO_DATA, PROJECT, USAGE, UserError
-from classifier.files import locked
-from classifier.runs import EXPORTS, METADATA, find_run, missing_packages, read_metadata
+from classifier.base import console
+from classifier.base.console import DONE, NO_DATA, PROJECT, USAGE, UserError
+from classifier.base.files import locked
+from classifier.runs.folder import EXPORTS, METADATA, find_run, missing_packages, read_metadata
 
 
 def parse_arguments(argv):
@@ -41,7 +41,7 @@ def main(argv=None):
         packages = " ".join(missing).replace("ai_edge_litert", "ai-edge-litert")
         constraints = "requirements-optional.txt" if arguments.format == "onnx" else "requirements.txt"
         raise UserError(f"{arguments.format} needs {' and '.join(missing)}: pip install -c {constraints} {packages}", USAGE)
-    from classifier.exporting import export
+    from classifier.export.converters import export
 
     with locked(run):  # or a training could write the metadata meanwhile
         metadata = read_metadata(run)
@@ -52,9 +52,9 @@ def main(argv=None):
 
 def labelled_images(run, metadata, data_dir=None):
     """Paths and labels of images to check an export with: those in a folder, or the validation images of the training."""
-    from classifier.finding import find_images
-    from classifier.near_copies import near_copies_reader
-    from classifier.settings import data_options
+    from classifier.data.finding import find_images
+    from classifier.data.near_copies import near_copies_reader
+    from classifier.training.settings import data_options
     from dataset import read_train_sets
 
     if data_dir:

@@ -1,6 +1,6 @@
 """Predict the class of a photo: python predict.py photo.jpg
 
-Read here how answers are printed; a run is restored and predicts in classifier/inference.py.
+Read here how answers are printed; a run is restored and predicts in classifier/predicting/classifier.py.
 """
 
 import argparse
@@ -10,8 +10,8 @@ import re
 import sys
 from pathlib import Path
 
-from classifier import console
-from classifier.console import DONE, FAILED, PROJECT, USAGE, UserError, number, printable, show
+from classifier.base import console
+from classifier.base.console import DONE, FAILED, PROJECT, USAGE, UserError, number, printable, show
 
 # What imports NumPy is imported inside the functions that use it: --help and a wrong flag answer at once.
 
@@ -60,11 +60,11 @@ def main(argv=None):
         raise UserError("--link needs --copy-to FOLDER", USAGE)
     if arguments.shard and arguments.submission:
         raise UserError("--submission needs all images, not a --shard of them", USAGE)
-    from classifier.inference import Classifier, list_images
+    from classifier.predicting.classifier import Classifier, list_images
 
     paths = list_images(arguments.paths)
     if arguments.copy_to:
-        from classifier.sorting import outside, sorting
+        from classifier.predicting.sorting import outside, sorting
 
         paths = outside(paths, arguments.copy_to)
     number, shards = arguments.shard or (1, 1)
@@ -74,7 +74,7 @@ def main(argv=None):
     if arguments.copy_to:
         answers = sorting(answers, arguments.copy_to, classifier.classes, arguments.min_confidence, arguments.link)
     if arguments.submission:
-        from classifier.submission import Submission
+        from classifier.predicting.kaggle import Submission
 
         submission = Submission(arguments.submission, paths, classifier.metadata)
         answers = list(answers)
@@ -99,7 +99,7 @@ def print_text(answers, classes, top, header):
 
 def print_csv(answers, classes, top, header):
     """A row for each image that could be read: path,class,probability, a column for each class. Returns how many failed."""
-    from classifier.files import without_formulas
+    from classifier.base.files import without_formulas
 
     failed = 0
     table = csv.writer(sys.stdout, lineterminator="\n")

@@ -9,11 +9,12 @@ import statistics
 import time
 from pathlib import Path
 
-from classifier import console, workers
-from classifier.console import PROJECT, UserError, show
-from classifier.files import locked, remove
-from classifier.runs import checkpoints_in, find_run, new_run, read_metadata, selected_digest, write_metadata
-from classifier.settings import (
+from classifier.base import console
+from classifier.base.console import PROJECT, UserError, show
+from classifier.base.files import locked, remove
+from classifier.cluster import workers
+from classifier.runs.folder import checkpoints_in, find_run, new_run, read_metadata, selected_digest, write_metadata
+from classifier.training.settings import (
     DEFAULTS,
     add_flags,
     check_settings,
@@ -60,9 +61,9 @@ def train(settings, output, run=None):
     Returns the history, a list of dictionaries, one for each epoch (see history.py). Raises UserError for what a user can
     correct. A signal to stop saves a checkpoint and raises SystemExit.
     """
-    from classifier.metadata import begin_run, prepare_machines
-    from classifier.near_copies import near_copies_finder, near_copies_reader
-    from classifier.phases import check_layer
+    from classifier.data.near_copies import near_copies_finder, near_copies_reader
+    from classifier.runs.record import begin_run, prepare_machines
+    from classifier.training.phases import check_layer
     from dataset import read_train_sets
 
     started = time.monotonic()
@@ -103,9 +104,9 @@ def choose_epochs(run, metadata, sets, end):
 
     Changes the settings in the metadata: from then on, a resumed training does as many, whatever its speed.
     """
-    from classifier.networks import enough_memory
-    from classifier.phases import phase_to_fit, settings_that_fit
-    from classifier.training import Training
+    from classifier.networks.by_name import enough_memory
+    from classifier.training.phases import phase_to_fit, settings_that_fit
+    from classifier.training.state import Training
 
     started = time.monotonic()
     with enough_memory():
@@ -132,12 +133,12 @@ def measure_speed(training, steps=8):
 
 def train_in(run, metadata, sets):
     """Train in a run folder from its newest checkpoint to the end: the loop over the epochs. Returns the history."""
-    from classifier.metadata import say_what_differs
-    from classifier.networks import enough_memory
-    from classifier.phases import phases_of, phases_to_do
-    from classifier.training import Training
-    from classifier.training_log import epoch_line, print_closing, say_header, say_phase
-    from classifier.watching import Watcher
+    from classifier.networks.by_name import enough_memory
+    from classifier.runs.record import say_what_differs
+    from classifier.training.log import epoch_line, print_closing, say_header, say_phase
+    from classifier.training.phases import phases_of, phases_to_do
+    from classifier.training.state import Training
+    from classifier.training.watching import Watcher
 
     say_header(run, metadata, sets)
     say_what_differs(metadata)
@@ -210,8 +211,8 @@ def make_train_step(strategy, network, optimizer, sums, label_smoothing=0.0, cla
     """
     import tensorflow as tf
 
-    from classifier.distributed import of_whole_batch, on_devices
-    from classifier.training import NOT_FINITE
+    from classifier.cluster.devices import of_whole_batch, on_devices
+    from classifier.training.state import NOT_FINITE
 
     def replica_step(images, labels):
         labels, counts, batch_size = of_whole_batch(labels)
@@ -250,7 +251,7 @@ def validate(training):
     """
     import numpy as np
 
-    from classifier.metrics import log_softmax
+    from classifier.base.metrics import log_softmax
 
     loss = correct = 0
     for images, labels in training.validation_batches():
@@ -270,10 +271,10 @@ def finish(run, metadata, training):
 
     Adds to the metadata. Returns the confusion matrix of validation images: see calibrate().
     """
-    from classifier.calibration import calibrate
-    from classifier.checkpoints import load_selected, save_ood
-    from classifier.exporting import export_for_prediction
-    from classifier.networks import enough_memory
+    from classifier.export.converters import export_for_prediction
+    from classifier.networks.by_name import enough_memory
+    from classifier.runs.checkpoints import load_selected, save_ood
+    from classifier.training.calibration import calibrate
 
     load_selected(run, training.networks.whole_average, metadata.get("selected_digest"))
     with enough_memory():

@@ -21,7 +21,7 @@ HANGING = 1800  # seconds after which a process is taken to hang: far more than 
 sys.path.insert(0, str(PROJECT))
 pytest.register_assert_rewrite("run_folders")
 
-from classifier import console  # noqa: E402
+from classifier.base import console  # noqa: E402
 
 # isort: split
 import cv2  # noqa: E402

@@ -7,15 +7,15 @@ import pytest
 from conftest import PROJECT, draw_images, predictions, run, save, train
 from run_folders import assert_runtimes_agree, assert_same_run, change_metadata, history_of, metadata_of, newest_checkpoint
 
-from classifier.augmentation import augment, random_places
-from classifier.calibration import fit_temperature, some_of_each
-from classifier.checkpoints import load_selected, save_ood
-from classifier.images import load_image
-from classifier.metrics import area_under_roc, calibration_error, chance_error, log_softmax
-from classifier.networks import create_network, with_features
-from classifier.out_of_distribution import OutOfDistributionScore, left_out_area_under_roc, usual_threshold
-from classifier.settings import DEFAULTS
-from classifier.training import Training, class_weights
+from classifier.base.metrics import area_under_roc, calibration_error, chance_error, log_softmax
+from classifier.data.augmentation import augment, random_places
+from classifier.data.images import load_image
+from classifier.networks.by_name import create_network, with_features
+from classifier.networks.out_of_distribution import OutOfDistributionScore, left_out_area_under_roc, usual_threshold
+from classifier.runs.checkpoints import load_selected, save_ood
+from classifier.training.calibration import fit_temperature, some_of_each
+from classifier.training.settings import DEFAULTS
+from classifier.training.state import Training, class_weights
 
 
 def test_views_are_of_the_image_and_of_nothing_else():

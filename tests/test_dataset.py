@@ -14,11 +14,13 @@ from conftest import draw_images, error_of, predictions, rows_of, run, save, tra
 from run_folders import metadata_of
 
 import dataset
-from classifier import cpu, parallel, splitting
-from classifier.console import UserError
-from classifier.files import digest_of
-from classifier.finding import find_images
-from classifier.near_copies import near_copies_reader
+from classifier.base import cpu
+from classifier.base import prefetch as parallel
+from classifier.base.console import UserError
+from classifier.base.files import digest_of
+from classifier.data import splitting
+from classifier.data.finding import find_images
+from classifier.data.near_copies import near_copies_reader
 from dataset import read_train_sets
 
 

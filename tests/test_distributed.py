@@ -10,7 +10,8 @@ from pathlib import Path
 import pytest
 from conftest import HANGING, PROJECT, QUICK, draw_images, error_of, train
 
-from classifier import console, workers
+from classifier.base import console
+from classifier.cluster import workers
 from tools.reliability.trainings import distance
 from tools.reliability.workers import is_same
 from tools.scripts import start_workers
@@ -33,16 +34,16 @@ import tensorflow as tf
 cpu = tf.config.list_physical_devices("CPU")[0]  # virtual CPUs stand for GPUs: the same strategy, the same lines of code
 tf.config.set_logical_device_configuration(cpu, [tf.config.LogicalDeviceConfiguration()] * int(sys.argv[2]))
 import train
-from classifier import distributed
-fed, shares_of = {}, distributed.shares_of
+from classifier.cluster import devices
+fed, shares_of = {}, devices.shares_of
 def watched_shares_of(images, labels, names):
     for share in shares_of(images, labels, names):
         sizes = fed.setdefault(share[0].device[-5:], [])
         sizes.append((len(labels), images.nbytes, len(share[1].numpy().tobytes()) // 4, len(share[0].numpy().tobytes())))
         yield share
-distributed.shares_of = watched_shares_of
+devices.shares_of = watched_shares_of
 train.main(sys.argv[3:])
-assert distributed.create_strategy() is distributed.create_strategy()  # or phases would mix up their gradients
+assert devices.create_strategy() is devices.create_strategy()  # or phases would mix up their gradients
 json.dump(fed, open("fed.json", "w"))
 """
 

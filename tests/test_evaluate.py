@@ -11,11 +11,11 @@ import numpy as np
 import pytest
 from conftest import draw_images, error_of, predictions, rows_of, run, train
 
-from classifier.evaluation import Scored
-from classifier.finding import Found, Paths
-from classifier.inference import Prediction
-from classifier.metrics import accuracy_interval
-from classifier.suspects import fit_heads, folds_of, out_of_fold
+from classifier.base.metrics import accuracy_interval
+from classifier.data.finding import Found, Paths
+from classifier.predicting.classifier import Prediction
+from classifier.predicting.evaluation import Scored
+from classifier.predicting.suspects import fit_heads, folds_of, out_of_fold
 
 
 def test_of_each_image_a_few_numbers_are_kept_however_many_classes_there_are():
@@ -103,7 +103,7 @@ def test_wrong_labels_are_the_first_suspects(run_folder, labelled, monkeypatch):
     """Whatever the classes of the run: here cats and dogs."""
     reports = []
     report = types.SimpleNamespace(write_report=lambda *arguments: reports.append(arguments))
-    monkeypatch.setitem(sys.modules, "classifier.report", report)
+    monkeypatch.setitem(sys.modules, "classifier.pages.report", report)
     finished = run("evaluate", labelled, "--model", run_folder, "--suspects", "s.csv")
     rows = rows_of("s.csv")
     assert list(rows[0]) == [

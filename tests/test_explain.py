@@ -9,11 +9,11 @@ import pytest
 from conftest import DRAWING, encoded, error_of, predictions, run, save, train
 from run_folders import change_metadata, metadata_of
 
-from classifier.explanations import Explainer, in_shape, overlay
-from classifier.feature_maps import apply_kernel
-from classifier.images import fit_square
-from classifier.inference import Classifier
-from classifier.networks import create_network
+from classifier.data.images import fit_square
+from classifier.networks.by_name import create_network
+from classifier.pages.explanations import Explainer, in_shape, overlay
+from classifier.pages.feature_maps import apply_kernel
+from classifier.predicting.classifier import Classifier
 from tools.deletion import drops_of
 
 SIZE, SIDE = 48, 14

@@ -18,12 +18,12 @@ from flatbuffers.number_types import UOffsetTFlags
 from flatbuffers.table import Table
 from run_folders import assert_runtimes_agree, change_metadata, damage, metadata_of, newest_checkpoint
 
-from classifier import exporting
-from classifier.checkpoints import load_network
-from classifier.files import locked
-from classifier.images import load_image
-from classifier.inference import load_litert
-from classifier.networks import compile_outputs
+from classifier.base.files import locked
+from classifier.data.images import load_image
+from classifier.export import converters as exporting
+from classifier.networks.by_name import compile_outputs
+from classifier.predicting.classifier import load_litert
+from classifier.runs.checkpoints import load_network
 
 
 def test_litert_and_tensorflow_give_the_same_probabilities(trained, images):

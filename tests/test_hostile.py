@@ -20,9 +20,9 @@ from run_folders import change_metadata, metadata_of, newest_checkpoint
 from tensorflow.lite.python import schema_py_generated as schema
 from tensorflow.lite.tools import flatbuffer_utils
 
-from classifier.console import printable
-from classifier.files import digest_of
-from classifier.runs import selected_digest
+from classifier.base.console import printable
+from classifier.base.files import digest_of
+from classifier.runs.folder import selected_digest
 
 STEERING = "\x1b]0;owned\x07\x1b[2Jx\u202egpj"  # it would change a terminal's title, clear it, and write backwards
 FORMULA = '=HYPERLINK("x")'

@@ -28,9 +28,9 @@ from conftest import (
 )  # fmt: skip
 from run_folders import change_metadata
 
-import classifier.images as decoding
-from classifier.console import UserError
-from classifier.images import load_image
+import classifier.data.images as decoding
+from classifier.base.console import UserError
+from classifier.data.images import load_image
 from dataset import read_train_sets
 
 
@@ -61,7 +61,7 @@ for kind in ("JPEG", "PNG", "BMP", "GIF", "WebP", "TIFF"):
 REASONS = {name: reason for name, (_, reason) in BAD_FILES.items()} | {"pipe.jpg": "not a file", "gone.jpg": "No such file"}
 
 
-@pytest.mark.parametrize("module", ["classifier.augmentation", "tools.draw_samples", "dataset"])
+@pytest.mark.parametrize("module", ["classifier.data.augmentation", "tools.draw_samples", "dataset"])
 def test_opencv_knows_our_limit_whichever_module_imports_it(module, tmp_path):
     (tmp_path / "bomb.png").write_bytes(bomb_png(side=20_000))  # OpenCV's own limit is a billion pixels
     script = f"import {module}, cv2, numpy; cv2.imdecode(numpy.fromfile('{tmp_path}/bomb.png', 'u1'), 1)"
@@ -105,7 +105,7 @@ def test_prediction_and_evaluation_name_bad_files_and_score_the_others(trained, 
 
 MEMORY_FOR = """
 import resource, sys
-from classifier.images import BadImageError, load_image
+from classifier.data.images import BadImageError, load_image
 used = lambda: resource.getrusage(resource.RUSAGE_SELF).ru_maxrss >> 10
 before = used()
 for path in sys.argv[1:]:

@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 from conftest import DRAWING, REAL_DATA, draw_images, encoded, error_of, needs_real_data, run, save
 
-from classifier import duplicates
-from classifier.duplicates import grey_images, group_near_copies
-from classifier.images import load_image
+from classifier.data import duplicates
+from classifier.data.duplicates import grey_images, group_near_copies
+from classifier.data.images import load_image
 from tools.draw_samples import draw
 
 ODD = ("blank", "very_dark", "very_bright", "tiny", "extreme_shape")

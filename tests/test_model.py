@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from classifier.optimizer import AdamW
+from classifier.training.optimizer import AdamW
 from model import BatchNormalization, create_cnn
 
 

@@ -13,10 +13,10 @@ import pytest
 from conftest import QUICK, draw_images, error_of, predictions, run, train
 from run_folders import assert_runtimes_agree, assert_same_run, history_of, metadata_of
 
-from classifier.checkpoints import load_selected
-from classifier.networks import create_network, extract_features, with_features
-from classifier.pretrained import load_weights, split_at_features
-from classifier.settings import PRETRAINED_NETWORKS
+from classifier.networks.by_name import create_network, extract_features, with_features
+from classifier.networks.pretrained import load_weights, split_at_features
+from classifier.runs.checkpoints import load_selected
+from classifier.training.settings import PRETRAINED_NETWORKS
 from dataset import read_train_sets
 
 SETTINGS = (*QUICK, "--network", "mobilenet", "--epochs", 3, "--output", "runs")

@@ -13,9 +13,9 @@ from browser import open_page, screenshot
 from conftest import draw_images, error_of, rows_of, run
 from run_folders import change_metadata, metadata_of
 
-from classifier import settings, watching
-from classifier.augmentation import augment
-from classifier.metrics import reliability, threshold_curves
+from classifier.base.metrics import reliability, threshold_curves
+from classifier.data.augmentation import augment
+from classifier.training import settings, watching
 from dataset import read_train_sets
 
 HOSTILE = "$x_$ \\frac </script><img src=x onerror=alert(1)>\x07"

@@ -13,11 +13,11 @@ import tensorflow as tf
 from conftest import HANGING, PROJECT, QUICK, error_of, predictions, run, start, train, wait_until
 from run_folders import assert_same_run, change_metadata, damage, history_of, metadata_of, newest_checkpoint
 
-from classifier import cpu
-from classifier.checkpoints import load_selected
-from classifier.networks import create_network
-from classifier.runs import read_metadata, write_metadata
-from classifier.training import Training
+from classifier.base import cpu
+from classifier.networks.by_name import create_network
+from classifier.runs.checkpoints import load_selected
+from classifier.runs.folder import read_metadata, write_metadata
+from classifier.training.state import Training
 
 LONGER = (*QUICK, "--data-dir", PROJECT / "training_data", "--limit-per-class", 60, "--batch-size", 2, "--epochs", 5)
 PER_EPOCH = 49  # the numbers of checkpoints grow by one in each of 48 steps, and by one at the end of the epoch
@@ -118,7 +118,7 @@ def test_a_signal_before_training_leaves_at_once_or_if_an_import_swallows_it_at_
 SIGNAL_WHERE_NOTHING_CAN_BE_RAISED = """
 import os, signal, sys
 sys.path.insert(0, sys.argv[1])
-from classifier import console
+from classifier.base import console
 class Collected:
     def __del__(self):
         os.kill(os.getpid(), signal.SIGINT)

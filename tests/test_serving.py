@@ -9,8 +9,8 @@ import pytest
 import tensorflow as tf
 from conftest import DRAWING, REAL_DATA, encoded, exif, needs_real_data
 
-from classifier.images import BadImageError, decode_image
-from classifier.serving import decode
+from classifier.data.images import BadImageError, decode_image
+from classifier.export.serving import decode
 
 SIZE = 32
 

@@ -11,8 +11,8 @@ import pytest
 from conftest import DRAWING, error_of, predictions, run, save
 from run_folders import change_metadata, metadata_of
 
-from classifier.inference import Classifier
-from classifier.sorting import folder_names
+from classifier.predicting.classifier import Classifier
+from classifier.predicting.sorting import folder_names
 
 SURE = ("--min-confidence", 0.5)  # of two classes, one always is
 

@@ -6,7 +6,7 @@ import graphlib
 from conftest import PROJECT
 
 NOUNS = {"dataset", "model"}
-FILES = [*PROJECT.glob("*.py"), *PROJECT.glob("classifier/*.py"), *PROJECT.glob("tools/**/*.py")]
+FILES = [*PROJECT.glob("*.py"), *PROJECT.glob("classifier/**/*.py"), *PROJECT.glob("tools/**/*.py")]
 
 
 def imports_of(path):

@@ -11,9 +11,9 @@ import cv2
 import numpy as np
 from conftest import PROJECT, draw_images, error_of, rows_of, run, save
 
-from classifier import cpu
-from classifier.images import load_image
-from classifier.networks import create_network
+from classifier.base import cpu
+from classifier.data.images import load_image
+from classifier.networks.by_name import create_network
 from tools import benchmark, costs, learning_curve, series, versions
 
 

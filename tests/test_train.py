@@ -17,10 +17,13 @@ import pytest
 from conftest import PROJECT, draw_images, error_of, predictions, run, save, train
 from run_folders import assert_same_run, damage, history_of, metadata_of, newest_tensors
 
-from classifier import cpu, distributed, optimizer, training_log
-from classifier.cache import checksum_of
-from classifier.files import digest_of
-from classifier.history import History
+from classifier.base import cpu
+from classifier.base.files import digest_of
+from classifier.cluster import devices
+from classifier.data.cache import checksum_of
+from classifier.runs.history import History
+from classifier.training import log as training_log
+from classifier.training import optimizer
 from dataset import read_train_sets
 
 
@@ -309,4 +312,4 @@ def test_a_gpu_that_is_not_used_is_said_and_many_classes_are_summed_up(tmp_path,
     assert "device     NVIDIA A100 not used: " in said
     assert "images     20 + 4 of 2 classes, the fewest of cats: 10 + 2 (training + validation)" in said
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
-    assert distributed.unused_gpus() == []
+    assert devices.unused_gpus() == []

@@ -7,12 +7,12 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from classifier.console import UserError
-from classifier.evaluation import Scored, evaluate
-from classifier.finding import find_images
-from classifier.images import load_image
-from classifier.inference import predict
-from classifier.zero_shot import imagenet_classes, predictor_by_imagenet
+from classifier.base.console import UserError
+from classifier.data.finding import find_images
+from classifier.data.images import load_image
+from classifier.networks.zero_shot import imagenet_classes, predictor_by_imagenet
+from classifier.predicting.classifier import predict
+from classifier.predicting.evaluation import Scored, evaluate
 
 LABELS = [f"class_{i}" for i in range(1000)]
 LABELS[151], LABELS[207], LABELS[285], LABELS[504] = "Chihuahua", "golden_retriever", "Egyptian_cat", "coffee_mug"

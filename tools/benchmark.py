@@ -17,9 +17,9 @@ import sys
 import tempfile
 from pathlib import Path
 
-from classifier import console, cpu
-from classifier.console import DONE, PROJECT, UserError, number, say
-from classifier.files import csv_text, write_text
+from classifier.base import console, cpu
+from classifier.base.console import DONE, PROJECT, UserError, number, say
+from classifier.base.files import csv_text, write_text
 from tools.contenders import LIMIT, MEASUREMENTS, ONEDNN, OURS
 
 
@@ -76,7 +76,7 @@ def main(argv=None):
 
 def link_images(data_dir, folder):
     """Make class folders of links to the images, which all three can read; returns the number of images."""
-    from classifier.finding import find_images
+    from classifier.data.finding import find_images
 
     found = find_images(data_dir)
     for i, (path, label) in enumerate(zip(found.paths, found.labels, strict=True)):

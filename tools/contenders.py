@@ -11,9 +11,9 @@ import time
 from functools import partial
 from pathlib import Path
 
-from classifier import cpu
-from classifier.console import DONE, FAILED
-from classifier.settings import DEFAULTS
+from classifier.base import cpu
+from classifier.base.console import DONE, FAILED
+from classifier.training.settings import DEFAULTS
 from tools.scripts import run_script
 
 IMAGE_SIZE, BATCH_SIZE = 128, 32
@@ -32,8 +32,8 @@ def limits(arguments):
     """What this machine can do at most: a float32 matrix product, and decoding JPEG files on all cores."""
     import tensorflow as tf
 
-    from classifier.finding import find_images
-    from classifier.images import decode_batches
+    from classifier.data.finding import find_images
+    from classifier.data.images import decode_batches
 
     matrix = tf.random.normal((2048, 2048))
     multiply = tf.function(lambda: tf.reduce_sum(matrix @ matrix))
@@ -71,7 +71,7 @@ def our_steps(pixels, labels, steps, in_bfloat16=False):
     """The training step of train.py."""
     import tensorflow as tf
 
-    from classifier.optimizer import AdamW, bfloat16
+    from classifier.training.optimizer import AdamW, bfloat16
     from model import create_cnn
     from train import make_train_step
 
@@ -166,8 +166,8 @@ def our_epochs(arguments, changed_settings=PLAIN):
     """All that train.py does in an epoch except printing and saving; the first includes decoding into the cache."""
     import tensorflow as tf
 
-    from classifier.phases import phases_of
-    from classifier.training import Training
+    from classifier.training.phases import phases_of
+    from classifier.training.state import Training
     from dataset import read_train_sets
     from train import train_epoch, train_step_of, validate
 
@@ -231,7 +231,7 @@ def torch_epochs(arguments, workers):
 
 def our_predictions(arguments):
     """predict.py as a user runs it, the start of Python included, with a network that train.py made just before."""
-    from classifier.finding import find_images
+    from classifier.data.finding import find_images
 
     with tempfile.TemporaryDirectory() as folder:
         run_script("train.py", "--limit-per-class", 20, "--epochs", 1, "--image-size", IMAGE_SIZE, "--output", folder)

@@ -15,11 +15,11 @@ from pathlib import Path
 import cv2
 import numpy as np
 
-from classifier import console, cpu
-from classifier.console import DONE, PROJECT
-from classifier.history import read_history
-from classifier.runs import read_metadata
-from classifier.settings import DEFAULTS, recipe_of
+from classifier.base import console, cpu
+from classifier.base.console import DONE, PROJECT
+from classifier.runs.folder import read_metadata
+from classifier.runs.history import read_history
+from classifier.training.settings import DEFAULTS, recipe_of
 from tools import many_images
 from tools.scripts import run_workers
 
@@ -60,8 +60,8 @@ def networks(arguments):
 def _costs_of_network(name):
     import tensorflow as tf
 
-    from classifier.networks import create_network
-    from classifier.optimizer import AdamW
+    from classifier.networks.by_name import create_network
+    from classifier.training.optimizer import AdamW
     from train import make_train_step
 
     size = NETWORKS[name]
@@ -106,9 +106,9 @@ def flop_of(network, size):
 
 def inputs(arguments):
     """(header, rows): the bytes of an image, the time of one core for it, and what all cores reach."""
-    from classifier.augmentation import augment
-    from classifier.finding import find_images
-    from classifier.images import decode_image, read_file
+    from classifier.data.augmentation import augment
+    from classifier.data.finding import find_images
+    from classifier.data.images import decode_image, read_file
     from dataset import DataSet
 
     paths = find_images(arguments.data_dir).paths[:200]
@@ -173,7 +173,7 @@ def together(arguments):
 
 def _trained_parameters(name, size):
     """How many parameters of a network for two classes are trained."""
-    from classifier.networks import create_network
+    from classifier.networks.by_name import create_network
 
     return sum(math.prod(weight.shape) for weight in create_network(name, size, 2).trainable_weights)
 

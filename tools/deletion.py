@@ -7,9 +7,9 @@ Models", 2018), and, to compare, as much elsewhere. The probability of the predi
 import argparse
 from pathlib import Path
 
-from classifier import console
-from classifier.console import DONE, NO_DATA, PROJECT, UserError, aligned, number, progress
-from classifier.settings import HEAT_MAP_METHODS
+from classifier.base import console
+from classifier.base.console import DONE, NO_DATA, PROJECT, UserError, aligned, number, progress
+from classifier.training.settings import HEAT_MAP_METHODS
 
 BLANKED = 0.15  # of the pixels
 ELSEWHERE = 8  # places to compare with, for each image
@@ -28,9 +28,9 @@ def main(argv=None):
     arguments = parser.parse_args(argv)
     import numpy as np
 
-    from classifier.explanations import Explainer
-    from classifier.images import load_image
-    from classifier.inference import Classifier, list_images
+    from classifier.data.images import load_image
+    from classifier.pages.explanations import Explainer
+    from classifier.predicting.classifier import Classifier, list_images
 
     classifier, paths = Classifier(arguments.run), list_images([arguments.images])
     paths = [answer.path for answer in classifier.predict(paths[:: -(-len(paths) // arguments.count)]) if not answer.reason]

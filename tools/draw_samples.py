@@ -8,8 +8,8 @@ Drawing k of a class depends on (seed, split, class, k) alone: if you ask for mo
 import argparse
 from pathlib import Path
 
-from classifier import console
-from classifier.console import DONE, PROJECT, UserError, number
+from classifier.base import console
+from classifier.base.console import DONE, PROJECT, UserError, number
 
 # NumPy and OpenCV are imported inside the functions that use them: --help and a wrong flag answer at once.
 

@@ -10,10 +10,10 @@ import tempfile
 import time
 from pathlib import Path
 
-from classifier import console
-from classifier.console import DONE, NO_DATA, PROJECT, UserError, number, say
-from classifier.files import csv_text, digest_of, write_text
-from classifier.settings import DEFAULTS, PRETRAINED_NETWORKS, recipe_of
+from classifier.base import console
+from classifier.base.console import DONE, NO_DATA, PROJECT, UserError, number, say
+from classifier.base.files import csv_text, digest_of, write_text
+from classifier.training.settings import DEFAULTS, PRETRAINED_NETWORKS, recipe_of
 from tools.scripts import read_table, run_script
 
 COLUMNS = {  # name: type
@@ -48,7 +48,7 @@ def parse_arguments(argv):
 def main(argv=None):
     """Train what is missing in the table, and draw the curve; returns the exit code."""
     arguments = parse_arguments(argv)
-    from classifier.finding import find_images
+    from classifier.data.finding import find_images
 
     found = find_images(arguments.data_dir)
     test = find_images(arguments.test_dir, found.classes)  # checked first, before any training

@@ -6,9 +6,9 @@ The regression is fitted to the training images of the run, its features standar
 import argparse
 from pathlib import Path
 
-from classifier import console
-from classifier.console import DONE, PROJECT, USAGE, UserError, aligned
-from classifier.runs import find_run, read_metadata
+from classifier.base import console
+from classifier.base.console import DONE, PROJECT, USAGE, UserError, aligned
+from classifier.runs.folder import find_run, read_metadata
 from tools.scripts import test_accuracy_of
 
 STRENGTHS = (0.0003, 0.001, 0.003, 0.01, 0.03, 0.1, 0.3, 1.0)  # C, the inverse of the regularization
@@ -54,13 +54,13 @@ def regression(run, test_dir):
 
 def features_of(run, test_dir):
     """(features, labels) of the training, validation and test images of a run with a frozen pretrained network."""
-    from classifier.cache import decode_once
-    from classifier.checkpoints import load_selected
-    from classifier.finding import find_images
-    from classifier.near_copies import near_copies_reader
-    from classifier.networks import create_network, extract_features
-    from classifier.pretrained import split_at_features
-    from classifier.settings import data_options
+    from classifier.data.cache import decode_once
+    from classifier.data.finding import find_images
+    from classifier.data.near_copies import near_copies_reader
+    from classifier.networks.by_name import create_network, extract_features
+    from classifier.networks.pretrained import split_at_features
+    from classifier.runs.checkpoints import load_selected
+    from classifier.training.settings import data_options
     from dataset import read_train_sets, usable_images
 
     metadata, cache = read_metadata(run), run.parent / ".cache"

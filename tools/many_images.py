@@ -9,8 +9,8 @@ from pathlib import Path
 import cv2
 import numpy as np
 
-from classifier import console
-from classifier.console import DONE, USAGE, UserError, number, progress, say
+from classifier.base import console
+from classifier.base.console import DONE, USAGE, UserError, number, progress, say
 
 
 def main(argv=None):

@@ -7,10 +7,10 @@ import argparse
 import json
 from pathlib import Path
 
-from classifier import console
-from classifier.console import DONE, FAILED, PROJECT, UserError
-from classifier.files import csv_text, write_text
-from classifier.runs import find_run, read_metadata
+from classifier.base import console
+from classifier.base.console import DONE, FAILED, PROJECT, UserError
+from classifier.base.files import csv_text, write_text
+from classifier.runs.folder import find_run, read_metadata
 from tools.scripts import checked_out_commit, read_table, run_script
 
 COLUMNS = ["training", "seed", "commit", "test folder", "other folder", "test images", "other images", "AUROC",
@@ -62,7 +62,7 @@ def figures(test_scores, other_scores):
     """The figures of a row as text, in the order of COLUMNS from the number of test images on."""
     import numpy as np  # not before it is needed: --help answers at once
 
-    from classifier.metrics import area_under_roc
+    from classifier.base.metrics import area_under_roc
 
     threshold = np.quantile(test_scores, 1 - LOST)
     pairs = (other_scores, threshold), (test_scores, 1), (other_scores, 1)

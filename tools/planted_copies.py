@@ -6,8 +6,8 @@ import json
 import tempfile
 from pathlib import Path
 
-from classifier import console
-from classifier.console import DONE, PROJECT, aligned, number
+from classifier.base import console
+from classifier.base.console import DONE, PROJECT, aligned, number
 from tools.scripts import run_script
 
 
@@ -22,7 +22,7 @@ def main(argv=None):
     arguments = parser.parse_args(argv)
     import numpy as np  # not before it is needed: --help answers at once
 
-    from classifier.finding import find_images
+    from classifier.data.finding import find_images
     from tools.changed_copies import plant
 
     found = find_images(arguments.data_dir, limit_per_class=arguments.limit_per_class)

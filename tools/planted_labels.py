@@ -9,9 +9,9 @@ import random
 import tempfile
 from pathlib import Path
 
-from classifier import console
-from classifier.console import DONE, NO_DATA, PROJECT, UserError, number, say
-from classifier.runs import find_run
+from classifier.base import console
+from classifier.base.console import DONE, NO_DATA, PROJECT, UserError, number, say
+from classifier.runs.folder import find_run
 from tools.scripts import run_script
 
 PARTS = (0.01, 0.02, 0.05)  # of the list: how many of the planted labels are in them?
@@ -30,7 +30,7 @@ def main(argv=None):
         help="fractions of the labels that are made wrong (default: 0.01 0.03)")  # fmt: skip
     add("--seeds", type=number(int, 1), default=3, metavar="N", help="plantings of each (default: 3)")
     arguments = parser.parse_args(argv)
-    from classifier.finding import find_images
+    from classifier.data.finding import find_images
 
     found = find_images(arguments.data_dir)
     if len(found.classes) < 2:
@@ -83,8 +83,8 @@ def rankings(folder, run):
         from cleanlab.filter import find_label_issues
         from cleanlab.rank import get_label_quality_scores
 
-        from classifier.finding import find_images
-        from classifier.suspects import find_suspects
+        from classifier.data.finding import find_images
+        from classifier.predicting.suspects import find_suspects
 
         suspects = find_suspects(find_images(folder), run)  # once more, for the probabilities of all classes
         paths, labels = [str(path) for path in suspects.paths], suspects.labels

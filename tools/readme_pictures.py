@@ -9,8 +9,8 @@ import json
 import tempfile
 from pathlib import Path
 
-from classifier import console
-from classifier.console import DONE, PROJECT, say
+from classifier.base import console
+from classifier.base.console import DONE, PROJECT, say
 from tools.scripts import run_script
 
 ROWS, COLUMNS = 3, 6

@@ -15,8 +15,8 @@ import tempfile
 import time
 from pathlib import Path
 
-from classifier import console
-from classifier.console import DONE, PROJECT, UserError, number
+from classifier.base import console
+from classifier.base.console import DONE, PROJECT, UserError, number
 
 FIND = """
 import sys

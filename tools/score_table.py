@@ -4,10 +4,10 @@ import argparse
 import json
 from pathlib import Path
 
-from classifier import console
-from classifier.console import DONE, PROJECT, UserError
-from classifier.files import csv_text, write_text
-from classifier.runs import find_run, read_metadata
+from classifier.base import console
+from classifier.base.console import DONE, PROJECT, UserError
+from classifier.base.files import csv_text, write_text
+from classifier.runs.folder import find_run, read_metadata
 from tools.scripts import checked_out_commit, read_table, run_script
 
 COLUMNS = ["training", "seed", "commit", "validation accuracy", "temperature", "test images", "accuracy", "log loss",

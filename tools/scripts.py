@@ -7,7 +7,7 @@ import socket
 import subprocess
 import sys
 
-from classifier.console import DONE, PROJECT, UserError
+from classifier.base.console import DONE, PROJECT, UserError
 
 
 def run_script(script, *arguments, codes=(DONE,)):

@@ -8,9 +8,9 @@ import argparse
 import tempfile
 from pathlib import Path
 
-from classifier import console
-from classifier.console import DONE, PROJECT, aligned, number
-from classifier.runs import read_metadata
+from classifier.base import console
+from classifier.base.console import DONE, PROJECT, aligned, number
+from classifier.runs.folder import read_metadata
 from tools.scripts import run_script, test_accuracy_of
 
 
@@ -43,7 +43,7 @@ def make_series(arguments, folder, test):
     import cv2
     import numpy as np
 
-    from classifier.finding import find_images
+    from classifier.data.finding import find_images
     from tools.changed_copies import view
 
     rng = np.random.default_rng(arguments.seed)

@@ -15,8 +15,8 @@ import time
 import venv
 from pathlib import Path
 
-from classifier import console
-from classifier.console import DONE, FAILED, PROJECT, UserError, say
+from classifier.base import console
+from classifier.base.console import DONE, FAILED, PROJECT, UserError, say
 
 PYTHONS = ("3.10", "3.11", "3.12", "3.13")
 RESOLUTIONS = {"oldest": "lowest-direct", "newest": "highest"}  # uv's names: direct, so what our packages need is new

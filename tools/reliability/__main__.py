@@ -13,8 +13,8 @@ import tempfile
 import time
 from pathlib import Path
 
-from classifier import console, cpu
-from classifier.console import DONE, FAILED, PROJECT, say
+from classifier.base import console, cpu
+from classifier.base.console import DONE, FAILED, PROJECT, say
 
 CHECKS = {
     "kills": "SIGKILL at any moment, SIGTERM and Ctrl-C: resumed, the run ends as if nothing had happened",

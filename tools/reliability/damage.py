@@ -6,7 +6,7 @@ import shutil
 
 import numpy as np
 
-from classifier.console import DONE, FAILED, NO_DATA, say
+from classifier.base.console import DONE, FAILED, NO_DATA, say
 from tools.reliability import Result
 from tools.reliability.trainings import Trainings, call, difference, sound
 

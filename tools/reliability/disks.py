@@ -7,8 +7,8 @@ import sys
 
 import numpy as np
 
-from classifier.console import FAILED, NO_DATA, PROJECT, say
-from classifier.runs import LITERT, find_run
+from classifier.base.console import FAILED, NO_DATA, PROJECT, say
+from classifier.runs.folder import LITERT, find_run
 from tests import faults
 from tools.reliability import Result
 from tools.reliability.damage import answers, same_answers

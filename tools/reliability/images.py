@@ -13,9 +13,9 @@ from pathlib import Path
 import cv2
 import numpy as np
 
-from classifier.console import PROJECT, say
-from classifier.files import digest_of
-from classifier.images import BadImageError, decode_image
+from classifier.base.console import PROJECT, say
+from classifier.base.files import digest_of
+from classifier.data.images import BadImageError, decode_image
 from tools.draw_samples import draw
 from tools.reliability import Result
 

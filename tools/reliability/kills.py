@@ -8,8 +8,8 @@ import time
 
 import numpy as np
 
-from classifier.console import INTERRUPTED, NO_DATA, TERMINATED, say
-from classifier.runs import find_run, read_metadata
+from classifier.base.console import INTERRUPTED, NO_DATA, TERMINATED, say
+from classifier.runs.folder import find_run, read_metadata
 from tests import faults
 from tools.reliability import Result
 from tools.reliability.damage import answers, same_answers

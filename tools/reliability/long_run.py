@@ -5,8 +5,8 @@ import time
 
 import numpy as np
 
-from classifier.console import say
-from classifier.runs import checkpoints_in, read_metadata
+from classifier.base.console import say
+from classifier.runs.folder import checkpoints_in, read_metadata
 from tools.reliability import Result
 from tools.reliability.trainings import draw_images, finish, sound, start
 

@@ -6,7 +6,7 @@ import shutil
 
 import numpy as np
 
-from classifier.console import NO_DATA, say
+from classifier.base.console import NO_DATA, say
 from tests import faults
 from tests.disk import Disk
 from tools.reliability import Result

@@ -5,7 +5,7 @@ import time
 
 import numpy as np
 
-from classifier.console import DONE, FAILED, say
+from classifier.base.console import DONE, FAILED, say
 from tools.reliability import Result
 from tools.reliability.damage import same_answers
 from tools.reliability.trainings import Trainings, call, difference, finish, sound, start

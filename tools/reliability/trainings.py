@@ -11,10 +11,10 @@ from typing import NamedTuple
 import cv2
 import numpy as np
 
-from classifier import console
-from classifier.console import PROJECT, UserError
-from classifier.history import RESULTS, read_history
-from classifier.runs import LITERT, METADATA, checkpoints_in
+from classifier.base import console
+from classifier.base.console import PROJECT, UserError
+from classifier.runs.folder import LITERT, METADATA, checkpoints_in
+from classifier.runs.history import RESULTS, read_history
 from tests import faults
 from tools.draw_samples import draw
 

@@ -7,8 +7,8 @@ import time
 
 import numpy as np
 
-from classifier.console import DONE, FAILED, PROJECT, say
-from classifier.runs import find_run, read_metadata
+from classifier.base.console import DONE, FAILED, PROJECT, say
+from classifier.runs.folder import find_run, read_metadata
 from tools.reliability import Result
 from tools.reliability.trainings import Trainings, distance, finish, sound
 from tools.scripts import run_workers, start_workers
@@ -23,8 +23,9 @@ SECONDS_OF_TRAINING = 6  # about, after the workers have met
 COUNTING = """
 import sys
 import train
-from classifier import console, workers
-from classifier.training import Training
+from classifier.base import console
+from classifier.cluster import workers
+from classifier.training.state import Training
 validation_batches = Training.validation_batches
 def counted(training):
     count = 0
@@ -43,8 +44,8 @@ ROUNDED = """
 import sys
 import numpy as np
 import train
-from classifier import console
-from classifier.training import Training
+from classifier.base import console
+from classifier.training.state import Training
 restore = Training.restore
 def restore_rounded(training):
     restore(training)
@@ -59,7 +60,8 @@ console.run(train.main)
 
 OTHER_VERSION = """
 import train
-from classifier import console, metadata
+from classifier.base import console
+from classifier.runs import record as metadata
 versions = metadata.versions
 metadata.versions = lambda: versions() | {"keras": "3.0.0"}
 console.run(train.main)

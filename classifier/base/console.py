@@ -1,0 +1,219 @@
+"""What every script has in common at the shell: flags, messages, tables, progress bars, signals and exit codes."""
+
+import argparse
+import contextlib
+import faulthandler
+import operator
+import os
+import re
+import shlex
+import shutil
+import signal
+import sys
+from pathlib import Path
+
+PROJECT = Path(__file__).resolve().parents[2]
+is_silent = False  # True in all but the first of several processes that train together: they print nothing but errors
+DONE, FAILED, USAGE, NO_DATA, BELOW_ACCURACY, INTERRUPTED, TERMINATED = 0, 1, 2, 3, 4, 130, 143
+CONTROLS = re.compile("[\x00-\x1f\x7f-\x9f\u2028-\u202e\u2066-\u2069]")
+
+
+class UserError(Exception):
+    """An error that the user can correct. `str(error)` is one line: what is wrong, and what to do."""
+
+    def __init__(self, message, exit_code=FAILED):
+        super().__init__(message)
+        self.exit_code = exit_code
+
+
+def run(main):
+    """Run a script's `main()` as a program of its own and leave with its exit code."""
+    _prepare_streams()
+    _quieten_libraries()
+    for signum in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(signum, _leave)
+    sys.unraisablehook = _ignore_leaving
+    sys.exit(exit_code_of(main))
+
+
+def _leave(signum, _):
+    """Leave because of a signal, or at the next StopRequest: imports of TensorFlow can swallow what is raised here."""
+    StopRequest.signum = signum
+    raise KeyboardInterrupt if signum == signal.SIGINT else SystemExit(TERMINATED)
+
+
+def _ignore_leaving(unraisable):
+    """Report what was raised where nothing can be, such as while an object is collected, but not what _leave() raised."""
+    if not isinstance(unraisable.exc_value, KeyboardInterrupt | SystemExit):
+        sys.__unraisablehook__(unraisable)
+
+
+def exit_code_of(main, argv=None):
+    """Run a script's `main(argv)`; returns its exit code. An error that a user can cause becomes one line."""
+    try:
+        code = main(argv)
+        sys.stdout.flush()
+    except UserError as error:
+        _to_standard_error(f"error: {error}")
+        code = error.exit_code
+    except KeyboardInterrupt:
+        _to_standard_error("interrupted")
+        code = INTERRUPTED
+    except BrokenPipeError:  # the reader of our output, `head` perhaps, has seen enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        code = FAILED
+    except OSError as error:
+        _to_standard_error(f"error: {describe(error)}")
+        code = FAILED
+    return code
+
+
+class StopRequest:
+    """A request to stop, by SIGINT (Ctrl-C) or SIGTERM: `signum` is its number, None before there was one."""
+
+    signum = None
+
+    @contextlib.contextmanager
+    def listening(self):
+        """A context in which a signal is noted and does not stop the program; a second one stops it at once."""
+
+        def note(signum, _):
+            if self.signum:
+                sys.exit(128 + signum)
+            self.signum = signum
+
+        before = {signum: signal.signal(signum, note) for signum in (signal.SIGINT, signal.SIGTERM)}
+        try:
+            yield
+        finally:
+            for signum, handler in before.items():
+                signal.signal(signum, handler)
+
+
+def say(message):
+    """Print a line of log, not of results: to standard error."""
+    if not is_silent:
+        _to_standard_error(message)
+
+
+def _to_standard_error(message):
+    print(printable(message), file=sys.stderr, flush=True)
+
+
+def show(text):
+    """Print lines of results for people: to standard output."""
+    print("\n".join(map(printable, text.split("\n"))), flush=True)
+
+
+def describe(error):
+    """An OSError in words without its number: `No space left on device: runs/001/model.json`."""
+    name = f": {os.fsdecode(error.filename)}" if error.filename is not None else ""
+    return f"{error.strerror or error}{name}"
+
+
+def printable(text):
+    """Text on one line that cannot steer a terminal: codes, such as \\x1b, in place of control characters.
+
+    Also in place of those that end a line or reverse the direction of writing. Bytes that are no UTF-8 stay as they are.
+    """
+    return CONTROLS.sub(lambda match: ascii(match[0])[1:-1], str(text))
+
+
+def readable(text):
+    """printable() text in which bytes of file names that are no UTF-8 are replaced, too."""
+    return printable(os.fsencode(str(text)).decode("utf-8", "replace"))
+
+
+def command(script, *arguments):
+    """A command to copy into the shell: it runs a script of this project with this Python."""
+    python = "python" if shutil.which("python") == sys.executable else Path(sys.executable)
+    return " ".join(shell_path(part) for part in (python, PROJECT / script, *arguments))
+
+
+def shell_path(part):
+    """A Path as short as it can be from here, or any other word as it is, quoted for the shell."""
+    if isinstance(part, Path):
+        part = part.absolute()
+        with contextlib.suppress(ValueError):  # Windows: it is on another drive
+            relative = os.path.relpath(part)
+            if not relative.startswith(".."):
+                part = f"./{relative}" if relative.startswith("-") else relative
+    return shlex.quote(str(part))
+
+
+def aligned(rows, align="<"):
+    """Rows of a table as text with aligned columns: "<" to the left, ">" to the right."""
+    rows = [[printable(cell) for cell in row] for row in rows]
+    widths = [max(len(cell) for cell in column) for column in zip(*rows, strict=True)]
+    lines = ("  ".join(f"{cell:{align}{width}}" for cell, width in zip(row, widths, strict=True)) for row in rows)
+    return "\n".join(line.rstrip() for line in lines)
+
+
+def _prepare_streams():
+    """Make standard output and error usable even if they are closed, or if their encoding lacks characters."""
+    for name in ("stdout", "stderr"):
+        if getattr(sys, name) is None:
+            setattr(sys, name, open(os.devnull, "w"))  # noqa: SIM115
+    sys.stdout.reconfigure(encoding="utf-8", errors="surrogateescape")  # file names stay as they are
+    sys.stderr.reconfigure(encoding="utf-8", errors="backslashreplace")
+
+
+def _quieten_libraries():
+    """Hide the messages of C libraries from the user.
+
+    libjpeg (about odd files), libpng and TensorFlow (when it starts) write to file descriptor 2, and have no option that
+    turns this off. So Python's standard error becomes a copy of it, and the original is closed. If TF_CPP_MIN_LOG_LEVEL is 0
+    or 1, nothing is hidden.
+    """
+    if os.environ.get("TF_CPP_MIN_LOG_LEVEL") in ("0", "1"):
+        return
+    os.environ["TF_CPP_MIN_LOG_LEVEL"] = "3"
+    with contextlib.suppress(OSError):  # standard error is closed
+        sys.stderr.flush()
+        sys.stderr = open(os.dup(2), "w", buffering=1, encoding="utf-8", errors="backslashreplace")  # noqa: SIM115
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 2)
+        faulthandler.enable(sys.stderr)  # a crash inside a library must not be silent
+
+
+@contextlib.contextmanager
+def progress(description, total=None):
+    """Yield `advance(count=1)` for a progress bar on a terminal, or a counter without a total; it does nothing elsewhere."""
+    if is_silent or not sys.stderr.isatty():
+        yield lambda count=1: None
+        return
+    from rich.console import Console
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+    columns = TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn()
+    # Results on the same terminal are printed above the bar; it does not touch those that go to a file.
+    bars = Progress(*columns, console=Console(file=sys.stderr), transient=True, redirect_stdout=sys.stdout.isatty())
+    with bars:
+        task = bars.add_task(description, total=total)
+        yield lambda count=1: bars.advance(task, count)
+
+
+def number(kind, low=None, high=None, above=None, below=None):
+    """An argparse type: an int or a float (`kind`) within the given bounds."""
+    bounds = {"at least": (operator.ge, low), "at most": (operator.le, high), "above": (operator.gt, above),
+              "below": (operator.lt, below)}  # fmt: skip
+    bounds = {word: (holds, bound) for word, (holds, bound) in bounds.items() if bound is not None}
+
+    def parse(text):
+        try:
+            value = kind(text)
+        except ValueError:
+            noun = "a whole number" if kind is int else "a number"
+            raise argparse.ArgumentTypeError(f"{text!r} is not {noun}") from None
+        if not all(holds(value, bound) for holds, bound in bounds.values()):  # NaN is within no bounds
+            wanted = " and ".join(f"{word} {bound}" for word, (_, bound) in bounds.items())
+            raise argparse.ArgumentTypeError(f"{text} is not {wanted}")
+        return value
+
+    return parse
+
+
+def switch(text):
+    """An argparse type: True or False."""
+    if text not in ("True", "False"):
+        raise argparse.ArgumentTypeError(f"{text!r} is neither True nor False")
+    return text == "True"

@@ -1,0 +1,184 @@
+"""Exports of a trained network to other formats, each checked against the original."""
+
+import contextlib
+import functools
+import io
+import warnings
+
+import keras
+import numpy as np
+import tensorflow as tf
+
+from classifier.base.console import NO_DATA, UserError, say
+from classifier.base.files import digest_of, replacing
+from classifier.base.metrics import log_softmax
+from classifier.data.images import decode_batches, read_file
+from classifier.export import html
+from classifier.export.description import describe_onnx, described_litert
+from classifier.export.serving import SERVED, write_saved_model
+from classifier.networks.by_name import compile_outputs
+from classifier.predicting.classifier import litert_problem, load_litert
+from classifier.runs.checkpoints import load_network
+from classifier.runs.folder import EXPORTS, missing_packages, network_digest, write_metadata
+
+TOLERANCE = 1e-4  # of a probability; int8 is checked by its accuracy
+MOST_IMAGES = 1000
+
+
+def export_for_prediction(run, metadata, valid):
+    """Write the LiteRT file of a run, with which predict.py starts faster; without it the predictions are the same.
+
+    `valid` is the DataSet to check it with. A failure is reported, no more: the network is trained and saved.
+    """
+    if missing_packages("litert"):
+        say("no LiteRT file for quick predictions: pip install ai-edge-litert, then run export.py")
+    elif litert_problem(run, metadata):
+        stale = [name for name, (file, _) in EXPORTS.items() if name != "litert" and (run / file).exists()]
+        if stale:
+            say(f"warning: made from earlier weights: {', '.join(stale)}; run export.py again")
+        try:
+            export(run, metadata, "litert", valid.paths, valid.labels)
+        except Exception as error:  # converters raise exceptions of many kinds
+            reason = (str(error).strip() or type(error).__name__).splitlines()[0][:200]  # some are pages
+            say(f"warning: no LiteRT file for quick predictions: {reason}")
+
+
+def export(run, metadata, name, paths, labels, target=None):
+    """Convert a run's network, compare the predictions for some of the images, report how they differ; keep what agrees.
+
+    `target` is the file or folder to write, if not the format's own in the run folder. Raises UserError if the predictions
+    differ too much, or if no image can be read.
+    """
+    target = target or run / EXPORTS[name][0]
+    packages = html.read_packages(run.parent / ".cache") if name == "html" else None
+    chosen = np.random.default_rng(0).permutation(len(paths))[:MOST_IMAGES]
+    paths, labels = [paths[i] for i in chosen], np.asarray(labels)[chosen]
+    keras.utils.clear_session()  # or the names of Keras' own layers, which are in the file, depend on what came before
+    network = load_network(run, metadata, with_ood=name in ("litert", "html", "savedmodel"))
+    decode = functools.partial(decode_batches, image_size=metadata["image_size"], fit=metadata["fit"])
+    with _errors_in_one_line(target), replacing(target) as partial:
+        with contextlib.redirect_stdout(io.StringIO()), warnings.catch_warnings():  # converters print much
+            warnings.simplefilter("ignore")
+            converted = CONVERTERS[name](network, metadata, lambda: decode(paths[:200]), partial)
+        with tf.device("CPU:0"):  # a GPU may round products to TF32, ten times as much as TOLERANCE
+            difference = compare(name, compile_outputs(network), converted, decode(paths), labels)
+        if name != "litert-int8" and not difference <= TOLERANCE:  # NaN is no agreement
+            raise UserError(f"{target.name} is not kept: its probabilities differ by more than {TOLERANCE}")
+        if name == "html":
+            page = html.page_of(run, metadata, packages, partial.read_bytes())
+            partial.write_text(page, encoding="utf-8")
+            say(f"html: {len(page) / 1e6:.1f} MB: open {target} in a browser")
+    if name == "litert":
+        metadata["litert"] = {"network": network_digest(run, metadata), "file": digest_of(target.read_bytes())}
+        write_metadata(run, metadata)
+
+
+@contextlib.contextmanager
+def _errors_in_one_line(target):
+    """A context in which errors of TensorFlow, which come with a page of text, become UserErrors."""
+    try:
+        yield
+    except tf.errors.OpError as error:
+        raise UserError(f"cannot write {target}: {error.message.strip().splitlines()[-1]}") from None
+
+
+def compare(name, original, converted, batches, labels):
+    """Report the accuracy of both networks on some images; returns the largest difference of a probability.
+
+    `batches`: see decode_batches(). `labels` are those of all their images, (n,).
+    """
+    usable, probabilities = [], []
+    for _, reasons, images in batches:
+        usable += [reason is None for reason in reasons]
+        if len(images):
+            probabilities.append([np.exp(log_softmax(logits_of(outputs(images)))) for outputs in (original, converted)])
+    if not probabilities:
+        raise UserError("none of the images to check with can be read: give others with --data-dir", NO_DATA)
+    expected, got = map(np.concatenate, zip(*probabilities, strict=True))
+    difference = np.abs(expected - got).max()
+    before, after = ((scores.argmax(axis=1) == labels[usable]).mean() for scores in (expected, got))
+    say(f"{name}: probabilities of {len(expected)} images differ by at most {difference:.2g}; "
+        f"accuracy {before:.2%} before, {after:.2%} after")  # fmt: skip
+    return difference
+
+
+def compare_files(saved, batches):
+    """Compare what a SavedModel answers to the bytes of files and to their decoded images.
+
+    `batches`: see decode_batches(). Returns (the largest difference of a probability, files compared, files refused).
+    """
+    largest, scored, refused = 0.0, 0, 0
+    for paths, reasons, images in batches:
+        usable = (path for path, reason in zip(paths, reasons, strict=True) if reason is None)
+        for path, image in zip(usable, images, strict=True):
+            data = read_file(path)
+            if not data.startswith(SERVED):
+                continue
+            try:
+                got = saved.signatures["predict_files"](image_bytes=tf.constant([data]))
+            except tf.errors.OpError:  # its decoders are not quite those of OpenCV
+                refused += 1
+                continue
+            expected = saved.signatures["predict_images"](pictures=tf.constant(image[None]))
+            largest = max(largest, float(np.abs(got["probabilities"] - expected["probabilities"]).max()))
+            scored += 1
+    return largest, scored, refused
+
+
+def logits_of(outputs):
+    """The logits alone, of a network with or without OOD scores."""
+    return outputs[0] if isinstance(outputs, tuple) else outputs
+
+
+# Each converter writes a network to `path`, with what `metadata` says of it, and returns `outputs(images)` of the written
+# file. `sample()` gives some images: see decode_batches().
+
+
+def convert_litert(network, metadata, sample, path, int8=False):
+    """LiteRT in float32, or with weights and feature maps in 8 bits, their ranges measured on some images."""
+    converter = tf.lite.TFLiteConverter.from_keras_model(network)
+    if int8:
+        converter.optimizations = [tf.lite.Optimize.DEFAULT]
+        converter.representative_dataset = lambda: ([image[None]] for _, _, images in sample() for image in images)
+    path.write_bytes(described_litert(converter.convert(), metadata))
+    return load_litert(path)[0]
+
+
+def convert_html(network, metadata, sample, path):
+    """LiteRT for one image at a time, all that LiteRT.js can run; export() then makes the page that holds it."""
+    image = keras.Input(batch_shape=(1, *network.input_shape[1:]), dtype="uint8")
+    outputs = convert_litert(keras.Model(image, network(image)), metadata, sample, path)
+    return lambda images: np.concatenate([logits_of(outputs(image[None])) for image in images])
+
+
+def convert_onnx(network, metadata, sample, path):
+    """ONNX, run by onnxruntime."""
+    import onnxruntime
+    import tf2onnx
+
+    signature = [tf.TensorSpec((None, *network.input_shape[1:]), tf.uint8, name="pictures")]
+    graph = tf.function(lambda images: network(images, training=False), input_signature=signature)
+    model, _ = tf2onnx.convert.from_function(graph, input_signature=signature, opset=17)
+    describe_onnx(model, metadata)
+    path.write_bytes(model.SerializeToString())
+    session = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
+    return lambda images: session.run(None, {"pictures": images})[0]
+
+
+def convert_savedmodel(network, metadata, sample, path):
+    """TensorFlow's SavedModel, for serving; also what it makes of the bytes of files is compared."""
+    write_saved_model(network, metadata, path)
+    saved = tf.saved_model.load(str(path))
+    difference, scored, refused = compare_files(saved, sample())
+    say(f"savedmodel: from the bytes of {scored} JPEG and PNG files, probabilities differ by at most {difference:.2g}"
+        f"{f'; it refuses {refused} others' if refused else ''}")  # fmt: skip
+    return lambda images: saved.serve(images).numpy()
+
+
+CONVERTERS = {
+    "litert": convert_litert,
+    "litert-int8": functools.partial(convert_litert, int8=True),
+    "html": convert_html,
+    "onnx": convert_onnx,
+    "savedmodel": convert_savedmodel,
+}

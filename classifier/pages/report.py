@@ -1,0 +1,84 @@
+"""Reports: one page of HTML with tables, figures and contact sheets, which needs no other file and no network."""
+
+import hashlib
+import re
+from base64 import b64encode
+from collections.abc import Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+import cv2
+import numpy as np
+
+from classifier.base.console import readable
+from classifier.base.figures import data_uri
+from classifier.base.files import write_text
+from classifier.base.prefetch import prefetch
+from classifier.data.images import BadImageError, load_image
+
+THUMBNAIL = 112  # pixels
+MOST_IMAGES = 800  # on a page, about 4 MB
+MOST_ROWS = 500  # of a table
+NUMBER = re.compile(r"[-+]?[0-9][0-9,]*(\.[0-9]+)?%?|–")
+
+
+class Section(NamedTuple):
+    """A part of a page, with whatever it has of these, in this order; see write_report()."""
+
+    heading: str
+    text: str = ""
+    rows: Sequence | None = None  # of a table, the first one its header
+    images: Sequence = ()  # (path of an image, or a small one as it is: (height, width, 3) uint8 RGB; caption)
+    figures: Sequence = ()  # (SVG, what it shows in words)
+    matrix: tuple | None = None  # (classes, a confusion matrix of images of each class, predicted as each class)
+    most: int = MOST_IMAGES  # images that are shown
+    side: int = THUMBNAIL  # pixels: how wide they are at least
+
+
+def write_report(path, title, sections):
+    """Write a page of HTML with Sections, or tuples of their first parts.
+
+    If they have more than MOST_IMAGES, each shows the first of its images, and says how many it has. All text is escaped,
+    and the page may load nothing from elsewhere. Raises UserError if it cannot be written.
+    """
+    from jinja2 import Environment, FileSystemLoader
+    from markupsafe import Markup
+
+    folder = Path(__file__).with_name("templates")
+    environment = Environment(loader=FileSystemLoader(folder), autoescape=True, trim_blocks=True, lstrip_blocks=True)
+    environment.filters["readable"] = readable
+    environment.filters["svg_uri"] = lambda svg: data_uri(svg, "image/svg+xml")
+    sections = [Section(*section) for section in sections]
+    most = _most_of_each([min(len(section.images), section.most) for section in sections])
+    sections = [section._replace(most=min(section.most, most)) for section in sections]
+    shown = [image for section in sections for image, _ in section.images[: section.most]]
+    script = (folder / "report.js").read_text()
+    page = environment.get_template("report.html").render(
+        title=title, sections=sections, thumbnails=prefetch(_thumbnail, shown, 3 * THUMBNAIL**2),
+        number_columns=number_columns, next=next, most_rows=MOST_ROWS, script=Markup(script),
+        script_digest=b64encode(hashlib.sha256(script.encode()).digest()).decode(),
+    )  # fmt: skip
+    write_text(path, page)
+
+
+def number_columns(rows):
+    """Which columns of a table are numbers or percentages, or missing ones, below the header: a list of bool."""
+    return [all(NUMBER.fullmatch(str(row[column])) for row in rows[1:]) for column in range(len(rows[0]))]
+
+
+def _most_of_each(counts):
+    """How many images each section may show, so that they are at most MOST_IMAGES, or one of each."""
+    most = max(counts, default=0)
+    while most > 1 and sum(min(count, most) for count in counts) > MOST_IMAGES:
+        most -= 1
+    return most
+
+
+def _thumbnail(image):
+    """The whole of an image in its own shape, on a square if it is a file, in a data URI; None if it cannot be read."""
+    try:
+        pixels = image if isinstance(image, np.ndarray) else load_image(image, THUMBNAIL, "pad")
+    except BadImageError:
+        return None
+    jpeg = cv2.imencode(".jpg", pixels[:, :, ::-1], [cv2.IMWRITE_JPEG_QUALITY, 75])[1]
+    return data_uri(jpeg, "image/jpeg")

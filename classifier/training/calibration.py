@@ -1,0 +1,86 @@
+"""Calibration: after training, fits the temperature and the out-of-distribution score of a network to its images."""
+
+import math
+
+import keras
+import numpy as np
+
+from classifier.base.console import say
+from classifier.base.metrics import calibration_error, confusion_matrix, log_softmax
+from classifier.data.images import inference_batch_size
+from classifier.networks.by_name import compile_outputs, with_features
+from classifier.networks.out_of_distribution import (
+    OutOfDistributionScore,
+    SignedLogarithms,
+    left_out_area_under_roc,
+    usual_threshold,
+)
+
+MOST_IMAGES = 3000  # of training and of validation each
+
+
+def calibrate(network, sets, image_size, on_features):
+    """Fit to the predictions of a trained network: returns (fitted, ood, confusion).
+
+    `fitted` is what the metadata records: the temperature; of the OOD scores, under "novelty", the threshold that most
+    images of the classes are below, the kind of features, see with_features(), and left_out_area_under_roc(). `ood` is an
+    OutOfDistributionScore. `confusion`, (classes, classes), is how often validation images of each class are predicted as
+    each class. With `on_features`, sets and network are those of extract_features() and of the head alone.
+    """
+    if on_features:
+        both, kind = keras.Model(network.input, (SignedLogarithms()(network.input), network.output)), "log_last"
+    else:
+        both, kind = with_features(network, "log_maps"), "log_maps"
+    outputs = compile_outputs(both)
+
+    def collect(data_set, positions):
+        """(features, logits, labels) of the images at these positions, without augmentation."""
+        batches = data_set.take(np.sort(positions)).batches(inference_batch_size(image_size))
+        parts = [(*outputs(images), labels) for images, labels in batches]
+        return [np.concatenate(arrays) for arrays in zip(*parts, strict=True)]
+
+    rng = np.random.default_rng(0)
+    features, logits, labels = collect(sets.valid, rng.permutation(len(sets.valid))[:MOST_IMAGES])
+    train_features, _, train_labels = collect(sets.train, some_of_each(sets.train.labels, MOST_IMAGES, rng))
+    temperature = fit_temperature(logits, labels)
+    before, after = (_calibration_error_at(scale, logits, labels) for scale in (1.0, temperature))
+    say(f"temperature {temperature:.2f}: calibration error on validation data {before:.1%} without, {after:.1%} with it")
+    ood = OutOfDistributionScore(len(sets.classes))
+    ood.fit(train_features, train_labels)
+    parts = np.array_split(features, math.ceil(len(features) / 8))  # it computes images × classes × features numbers
+    distances = np.concatenate([ood.distances(part) for part in parts])  # (n, classes)
+    left_out = left_out_area_under_roc(distances, labels)
+    novelty = {"limit": usual_threshold(distances.min(axis=1)), "features": kind, "left_out_area_under_roc": left_out}
+    confusion = confusion_matrix(logits.argmax(axis=1), labels, len(sets.classes))
+    return {"temperature": temperature, "novelty": novelty}, ood, confusion
+
+
+def some_of_each(labels, most, rng):
+    """Positions of images with these labels, (n,), drawn at random: equally many of each, `most` in all, or one each."""
+    order = rng.permutation(len(labels))
+    members = [order[labels[order] == label] for label in np.unique(labels)]
+    return np.concatenate([positions[: max(most // len(members), 1)] for positions in members])
+
+
+def fit_temperature(logits, labels):
+    """The number by which logits, (n, classes), are divided so that their probabilities fit the labels, (n,).
+
+    It changes the confidence, never the predicted class. The temperature with the least cross-entropy (Guo et al., "On
+    Calibration of Modern Neural Networks", 2017) overfits when there are few images. So this is the most probable one, with
+    a prior: its logarithm is normal around 0 with σ = ½, which is from 0.6 to 1.6 most often. Hundreds of images outweigh
+    the prior.
+    """
+    rows = np.arange(len(labels))
+    temperatures = np.geomspace(0.1, 10, 461)  # each 1 % above the one before
+
+    def best_of(places):
+        losses = [-log_softmax(logits / temperatures[i])[rows, labels].sum() for i in places]
+        return places[np.argmin(losses + (np.log(temperatures[places]) / 0.5) ** 2 / 2)]
+
+    coarse = best_of(np.arange(0, 461, 20))  # the cross-entropy has one minimum: it is convex in 1 / temperature
+    return float(temperatures[best_of(np.arange(max(coarse - 20, 0), min(coarse + 21, 461)))])
+
+
+def _calibration_error_at(temperature, logits, labels):
+    probabilities = np.exp(log_softmax(logits / temperature))
+    return calibration_error(probabilities.max(axis=1), probabilities.argmax(axis=1) == labels)

@@ -1,0 +1,134 @@
+"""What train.py prints: the header, a line for each epoch, and the end."""
+
+import collections
+from pathlib import Path
+
+import numpy as np
+
+from classifier.base.console import command, say, shell_path, show
+from classifier.base.metrics import accuracy_interval
+from classifier.cluster.devices import devices, unused_gpus
+from classifier.runs.record import count_images, device, versions
+from classifier.training.settings import DEFAULTS, PRETRAINED_NETWORKS
+
+MOST_NAMED = 100  # classes: with more, the header would be pages
+
+
+def say_header(run, metadata, sets):
+    """Say what is about to be trained, on what, and with what."""
+    computing = device(metadata["settings"])
+    on_or_off = (f"{name} {'on' if computing[name] else 'off'}" for name in ("oneDNN", "bfloat16"))
+    cpu = ("CPU", computing["cpu"], f"{computing['cores']} cores", computing["instruction set"])
+    say("versions   " + ", ".join(f"{name} {version}" for name, version in versions().items()))
+    say("device     " + ", ".join(filter(None, [*computing["gpus"], *cpu, *on_or_off])))
+    if unused := unused_gpus():
+        say(f"device     {', '.join(unused)} not used: libraries for it are missing, or do not fit its driver: "
+            "pip install 'tensorflow[and-cuda]'")  # fmt: skip
+    if len(names := devices()) > 1:
+        say(f"devices    {len(names)} in this machine, each takes its share of every batch: {', '.join(names)}")
+    say(f"images     {_counts(count_images(sets))} (training + validation)")
+    split = metadata.get("split", {})
+    if split.get("group_by"):
+        say(f"split      {split['groups']} groups of images, each on one side")
+    if "near_copies" in split:
+        where = "kept together" if split["together"] else "on both sides, or a class would be on one side only"
+        say(f"split      {split['near_copies']} images are near-copies of others: {where} (see --no-group-near-copies)")
+    if sets.skipped:
+        reasons = collections.Counter(reason for _, reason in sets.skipped)
+        summary = ", ".join(f"{count} {reason}" for reason, count in reasons.most_common())
+        say(f"skipped    {len(sets.skipped)}: {summary}; all in {shell_path(run / 'skipped.csv')}")
+    say(f"run        {shell_path(run)}")
+
+
+def _counts(counts):
+    """How many images each class has, or of very many classes: all together, and the one with the fewest."""
+    if len(counts) <= MOST_NAMED:
+        return ", ".join(f"{name} {n['training']} + {n['validation']}" for name, n in counts.items())
+    training, validation = (sum(n[side] for n in counts.values()) for side in ("training", "validation"))
+    name, least = min(counts.items(), key=lambda item: sum(item[1].values()))
+    return (f"{training:,} + {validation:,} of {len(counts):,} classes, the fewest of {name}:"
+            f" {least['training']} + {least['validation']}")  # fmt: skip
+
+
+def say_phase(metadata, training):
+    """Say what is trained now."""
+    trained, total = training.networks.count_parameters()
+    parts = f"{trained:,} of {total:,} parameters are trained" if trained < total else f"{total:,} parameters"
+    resumed = f", resumed after epoch {training.epoch}" if training.epoch else ""
+    precision = ", steps in bfloat16" if training.in_bfloat16 else ""
+    say(f"network    {metadata['network']}, {metadata['image_size']} px, {parts}{precision}{resumed}")
+
+
+def epoch_line(row, epochs, selected):
+    """A row of the history as a line for people."""
+    return (
+        f"epoch {row['epoch']:{len(str(epochs))}}/{epochs}"
+        f"  loss {row['loss']:.4f}  accuracy {row['accuracy']:6.1%}"
+        f"  validation loss {row['val_loss']:.4f}  accuracy {row['val_accuracy']:6.1%}"
+        f"  {row['seconds']:.1f} s  {row['pictures_per_second']:.0f} images/s{'  selected' if selected else ''}"
+    )
+
+
+def print_closing(run, metadata, training, sets, confusion):
+    """Print the result, where it is, and what to do next. `confusion`: see calibration.calibrate()."""
+    row = training.history.selected()
+    predicted = confusion.sum(axis=0)
+    if (predicted > 0).sum() == 1:
+        say(f"warning: the network predicts {sets.classes[predicted.argmax()]!r} for every validation image: try more"
+            " --epochs, another --lr, or --class-weights balanced if some classes are smaller than others")  # fmt: skip
+    elif row and _may_be_chance(confusion):
+        say("warning: it may be no better than always predicting the largest class: the images may show too little of the"
+            " classes, or many labels be wrong")  # fmt: skip
+    if not (training.is_over or training.phase.until_best):
+        show(f"stopped early: no better one in {training.settings['patience']} epochs (to continue: --resume --patience 0)")
+    if row:
+        if training.phase.unfrozen and row["epoch"] <= training.phase.first:
+            show("fine-tuning made it no better: the head on frozen features predicts")
+        largest = max(n["validation"] for n in count_images(sets).values()) / len(sets.valid)
+        majority = 1 / len(sets.classes) if training.settings["class_weights"] == "balanced" else largest
+        show(f"selected: epoch {row['epoch']}, validation accuracy {row['val_accuracy']:.1%}, loss {row['val_loss']:.4f}"
+              f" (always predicting the largest class: {majority:.1%})")  # fmt: skip
+        say(f"likely to help next: {'; '.join(_likely_to_help(run, training, row, confusion, sets.classes))}")
+    show(_how_far_to_trust_unknown(training.phase, metadata["novelty"]["left_out_area_under_roc"]))
+    show(f"saved in {shell_path(run)}; now run:")
+    show(f"  {command('predict.py', '--model', run, sets.valid.paths[0])}")
+
+
+def _likely_to_help(run, training, row, confusion, classes):
+    """What is likely to make the network better, by what was trained, and on how many images; the best first."""
+    settings, errors = training.settings, confusion.sum() - confusion.trace()
+    if errors < 3:
+        return ["images for testing, from other times and places: the validation images show too few errors to learn from"]
+    advice = []
+    if training.phase.on_features:
+        advice.append(f"fine-tuning: {command('train.py', '--resume', run, '--fine-tune', 'auto')}")
+    elif not training.phase.unfrozen and settings["weights"] == DEFAULTS["weights"]:
+        advice.append("a pretrained network: --network mobilenet_v2")
+    if row["accuracy"] > row["val_accuracy"] or training.phase.on_features:  # more than it can generalize from
+        counts = confusion.sum(axis=1)
+        recalls = confusion.diagonal() / np.maximum(counts, 1)
+        worst = int(np.argmin(recalls))
+        advice.append(f"more images of {classes[worst]!r}: {recalls[worst]:.0%} of {counts[worst]} validation images are "
+                      "predicted correctly")  # fmt: skip
+    else:
+        advice.append(f"more --epochs than {settings['epochs']}: the training images are not learnt yet")
+    if settings["image_size"] < 224 and settings["network"] in PRETRAINED_NETWORKS:
+        advice.append("--image-size 224, for which the network was pretrained")
+    suspects = command("evaluate.py", Path(settings["data_dir"]), "--model", run, "--suspects", "suspects.csv")
+    advice.append(f"if labels may be wrong: {suspects}")
+    return advice
+
+
+def _may_be_chance(confusion):
+    """True if the share of correct predictions may be that of the largest class, within its 95 % confidence interval."""
+    lowest, _ = accuracy_interval(confusion.trace(), confusion.sum())
+    return lowest <= confusion.sum(axis=1).max() / confusion.sum()
+
+
+def _how_far_to_trust_unknown(phase, left_out):
+    """`left_out`: see left_out_area_under_roc(), all that can be measured here. The rest was: see results/README.md."""
+    near = "few" if left_out < 0.75 else "some" if left_out < 0.95 else "most"
+    advice = "do not rely on it: a network from scratch sees little but that colours or textures are unusual"
+    if phase.on_features or phase.unfrozen:
+        advice = f"expect it for many photographs of other things, and for {near} of things like the classes"
+    return f"unknown: {advice} (area under the ROC curve {left_out:.2f} if a class is left out, 0.50 by chance)"
