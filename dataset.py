@@ -47,9 +47,20 @@ class TrainSets:
 
 
 def read_train_sets(
-    train_path, image_size, classes=None, validation_size=0.2, limit_per_class=None, cache_dir=None, *,
-    fit="squash", classes_from=None, group_by=None, validation_path=None, near_copies_of=None, cache_limit=None,
-):  # fmt: skip
+    train_path,
+    image_size,
+    classes=None,
+    validation_size=0.2,
+    limit_per_class=None,
+    cache_dir=None,
+    *,
+    fit="squash",
+    classes_from=None,
+    group_by=None,
+    validation_path=None,
+    near_copies_of=None,
+    cache_limit=None,
+):
     """Find, decode and split the images in a folder: the whole way from a folder to batches.
 
     `validation_size` is the fraction of each class, between 0 and 1, that is kept for validation; at least one image of
@@ -157,8 +168,10 @@ def _split_by_folder(found, decoded, num_train, validation_path):
     copies = [(i, digests[decoded.digests[i]]) for i in sides[1] if decoded.digests[i] in digests]
     if copies:
         copy, original = (found.paths[i] for i in copies[0])
-        say(f"warning: {len(copies)} validation images are trained on, too, such as {copy}, a copy of {original}: the"
-            " validation accuracy will be too high")  # fmt: skip
+        say(
+            f"warning: {len(copies)} validation images are trained on, too, such as {copy}, a copy of {original}: the"
+            " validation accuracy will be too high"
+        )
     return *sides, {"by": "folder", "validation_dir": str(Path(validation_path).absolute())}
 
 
@@ -172,8 +185,10 @@ def _warn_of_contradictions(found, digests):
                 contradicting.append((other, i))
     if contradicting:
         one, other = (found.paths[i] for i in contradicting[0])
-        say(f"warning: {len(contradicting)} images are in two classes, such as {other}, a copy of {one}: remove those whose"
-            " class is wrong")  # fmt: skip
+        say(
+            f"warning: {len(contradicting)} images are in two classes, such as {other}, a copy of {one}: remove those whose"
+            " class is wrong"
+        )
 
 
 def _warn_of_blank(found, blank):
@@ -256,7 +271,7 @@ def parse_arguments(argv):
     """The command line as a namespace."""
     parser = argparse.ArgumentParser(
         description="Look at a folder of images before training: classes, sizes, unreadable files, copies, odd images. "
-        "Nothing is changed.",
+        "Nothing is changed."
     )
     add = parser.add_argument
     add("folder", type=Path, nargs="?", default=PROJECT / "training_data", help="default: training_data")

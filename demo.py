@@ -35,9 +35,13 @@ def parse_arguments(argv):
     add = parser.add_argument
     add("--model", type=Path, default=PROJECT / "runs", metavar="RUN_FOLDER", help="default: the newest finished run")
     add("--port", type=number(int, 1024, 65535), default=7860, metavar="N", help="default: 7860")
-    add("--host", default="127.0.0.1", metavar="ADDRESS",
+    add(
+        "--host",
+        default="127.0.0.1",
+        metavar="ADDRESS",
         help="also answer other machines, at this address of this one (0.0.0.0: at all of them), with a password "
-        "(default: 127.0.0.1, only this machine)")  # fmt: skip
+        "(default: 127.0.0.1, only this machine)",
+    )
     return parser.parse_args(argv)
 
 

@@ -19,24 +19,54 @@ def parse_arguments(argv):
         "4 below --min-accuracy, 130 interrupted, 143 terminated",
     )
     add = parser.add_argument
-    add("folder", type=Path, nargs="?", default=PROJECT / "testing_data",
-        help="or a CSV file of path,label (default: testing_data)")  # fmt: skip
-    add("--classes-from", choices=["leaf", "top"],
-        help="which folders are the classes, if some are below others (default: those that the network knows)")  # fmt: skip
+    add(
+        "folder",
+        type=Path,
+        nargs="?",
+        default=PROJECT / "testing_data",
+        help="or a CSV file of path,label (default: testing_data)",
+    )
+    add(
+        "--classes-from",
+        choices=["leaf", "top"],
+        help="which folders are the classes, if some are below others (default: those that the network knows)",
+    )
     add("--model", type=Path, default=PROJECT / "runs", metavar="RUN_FOLDER", help="default: the newest finished run")
-    add("--zero-shot", choices=PRETRAINED_NETWORKS, metavar="NAME",
-        help="score a network of keras.applications without any training, if ImageNet has the folder's classes")  # fmt: skip
-    add("--ood-dir", type=Path, nargs="+", default=[], metavar="FOLDER",
-        help="images of other things (out-of-distribution): also measure how well they are recognized as such")  # fmt: skip
+    add(
+        "--zero-shot",
+        choices=PRETRAINED_NETWORKS,
+        metavar="NAME",
+        help="score a network of keras.applications without any training, if ImageNet has the folder's classes",
+    )
+    add(
+        "--ood-dir",
+        type=Path,
+        nargs="+",
+        default=[],
+        metavar="FOLDER",
+        help="images of other things (out-of-distribution): also measure how well they are recognized as such",
+    )
     add("--format", choices=["table", "json"], default="table", help="format of standard output (default: table)")
     add("--tta", action="store_true", help="score the mirror image too (test-time augmentation), in twice the time")
-    add("--predictions", type=Path, metavar="FILE.csv",
-        help="also write a table of all images: incorrect predictions first, the most confident at the top")  # fmt: skip
-    add("--suspects", type=Path, metavar="FILE.csv",
+    add(
+        "--predictions",
+        type=Path,
+        metavar="FILE.csv",
+        help="also write a table of all images: incorrect predictions first, the most confident at the top",
+    )
+    add(
+        "--suspects",
+        type=Path,
+        metavar="FILE.csv",
         help="instead: which labels are wrong? Rank the images, whatever their classes, most suspicious first, and write a "
-        "table and a contact sheet, FILE.html")  # fmt: skip
-    add("--report", type=Path, metavar="FILE.html",
-        help="also write a page: the training, all figures, mistakes, what the network looks at")  # fmt: skip
+        "table and a contact sheet, FILE.html",
+    )
+    add(
+        "--report",
+        type=Path,
+        metavar="FILE.html",
+        help="also write a page: the training, all figures, mistakes, what the network looks at",
+    )
     add("--min-accuracy", type=number(float, 0, 1), metavar="P", help="exit with code 4 if the accuracy is below P")
     return parser.parse_args(argv)
 
@@ -108,8 +138,10 @@ def show_suspects(arguments):
         return suspects
     for path, caption in suspects.contact_sheet()[:10]:
         show(printable(f"{caption}  {path}"))
-    show(f"{result['scored']} images ranked, {result['skipped']} skipped; {result['doubtful']} labels have a probability "
-          f"below {DOUBTFUL:.0%}; accuracy out of fold {result['out_of_fold_accuracy']:.2%}")  # fmt: skip
+    show(
+        f"{result['scored']} images ranked, {result['skipped']} skipped; {result['doubtful']} labels have a probability "
+        f"below {DOUBTFUL:.0%}; accuracy out of fold {result['out_of_fold_accuracy']:.2%}"
+    )
     say(f"all of them in {arguments.suspects}, images in {sheet}: look at them in this order until most labels are correct")
     return suspects
 
@@ -140,18 +172,23 @@ def table_of(result):
     classes, counts = result["classes"], [figures["pictures"] for figures in result["per_class"].values()]
     lines = [confusion_matrix(result)] if len(classes) <= MOST_COLUMNS else [class_table(result), most_confused(result)]
     low, high = result["accuracy_interval"]
-    lines.append(f"accuracy {result['accuracy']:.2%} (95% confidence interval: {low:.1%} to {high:.1%}; always predicting "
-                 f"the largest class: {result['majority']:.2%}), log loss {result['log_loss']:.4f}")  # fmt: skip
+    lines.append(
+        f"accuracy {result['accuracy']:.2%} (95% confidence interval: {low:.1%} to {high:.1%}; always predicting "
+        f"the largest class: {result['majority']:.2%}), log loss {result['log_loss']:.4f}"
+    )
     if "top5_accuracy" in result:
         lines.append(f"top-5 accuracy {result['top5_accuracy']:.2%}")
     if max(counts) >= 1.5 * min(counts):
         lines.append(f"balanced accuracy, the mean recall, {result['balanced_accuracy']:.2%}")
     lines.append(f"calibration error {result['calibration_error']:.2%} (from chance alone: {result['chance_error']:.2%})")
-    lines.append(f"{result['scored']} images scored, {result['skipped']} skipped; "
-                 f"{result['unknown']} would be predicted as unknown")  # fmt: skip
+    lines.append(
+        f"{result['scored']} images scored, {result['skipped']} skipped; {result['unknown']} would be predicted as unknown"
+    )
     for folder, others in result["out_of_distribution"].items():
-        lines.append(f"{others['unknown']} of {others['scored']} images in {folder} would be predicted as unknown, "
-                     f"area under the ROC curve {others['area_under_roc']:.3f}")  # fmt: skip
+        lines.append(
+            f"{others['unknown']} of {others['scored']} images in {folder} would be predicted as unknown, "
+            f"area under the ROC curve {others['area_under_roc']:.3f}"
+        )
     return "\n".join(lines)
 
 

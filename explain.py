@@ -28,7 +28,9 @@ def parse_arguments(argv):
         description=textwrap.fill(
             "Show which parts of a photo speak for its class: a picture of the photo and, beside it, a heat map over it. "
             "Where it is bright, the feature maps of the network raise the score of the class most; where it is dark, they "
-            "do not, or lower it. TensorFlow computes it, because LiteRT has no gradients.", 100),
+            "do not, or lower it. TensorFlow computes it, because LiteRT has no gradients.",
+            100,
+        ),
         epilog=textwrap.fill(
             "methods: HiResCAM (Draelos and Carin, 2020) is shown for every network. Each position of the last feature maps "
             "gets what it adds to the score. In a resnet and in pretrained networks, where pooling and one fully connected "
@@ -36,20 +38,30 @@ def parse_arguments(argv):
             "shows the same. Of a pretrained network whose head takes maps of several sizes, the parts of all of them are "
             "added. The cnn has two fully connected layers, with weights of their own for each position: there the parts "
             "add up with a constant that depends on the image, and Grad-CAM, which takes the mean of these weights, "
-            "can mark the wrong place.", 100)
+            "can mark the wrong place.",
+            100,
+        )
         + "\n\nexit codes: 0 done, 1 an image could not be read, 2 wrong usage, 3 no images or a bad run folder, "
         "130 interrupted, 143 terminated",
-    )  # fmt: skip
+    )
     add = parser.add_argument
     add("paths", nargs="+", metavar="PATH", help="images, folders of images, or - for paths on standard input")
     add("--model", type=Path, default=PROJECT / "runs", metavar="RUN_FOLDER", help="default: the newest finished run")
     add("--class", dest="class_name", metavar="NAME", help="what speaks for this class (default: for the predicted one)")
     add("--method", choices=HEAT_MAP_METHODS, default="hirescam", help="default: hirescam")
-    add("--filters", action="store_true",
-        help="show instead what convolutions do: classic kernels, filters and feature maps of the network")  # fmt: skip
-    add("--output", type=Path, default=Path("."), metavar="FILE",
+    add(
+        "--filters",
+        action="store_true",
+        help="show instead what convolutions do: classic kernels, filters and feature maps of the network",
+    )
+    add(
+        "--output",
+        type=Path,
+        default=Path("."),
+        metavar="FILE",
         help="a file, FILE.png, or a folder (default: PHOTO_explained.png or PHOTO_filters.png here); no file is "
-        "overwritten but a picture that explain.py made")  # fmt: skip
+        "overwritten but a picture that explain.py made",
+    )
     return parser.parse_args(argv)
 
 

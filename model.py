@@ -20,9 +20,9 @@ def create_biases():
 
 def create_convolutional_layer(inputs, num_filters, name):
     """3×3 convolution, bias, ReLU, 2×2 max-pooling: (n, h, w, channels) → (n, h // 2, w // 2, num_filters)."""
-    maps = layers.Conv2D(
-        num_filters, 3, padding="same", use_bias=False, kernel_initializer=create_weights(), name=name
-    )(inputs)
+    maps = layers.Conv2D(num_filters, 3, padding="same", use_bias=False, kernel_initializer=create_weights(), name=name)(
+        inputs
+    )
     return BiasReluPool(name=f"{name}_pool")(maps)
 
 
@@ -33,9 +33,9 @@ def create_flatten_layer(inputs):
 
 def create_fc_layer(inputs, num_outputs, name, use_relu=True):
     """Fully connected layer, with ReLU if wanted: (n, features) → (n, num_outputs)."""
-    outputs = layers.Dense(
-        num_outputs, name=name, kernel_initializer=create_weights(), bias_initializer=create_biases()
-    )(inputs)
+    outputs = layers.Dense(num_outputs, name=name, kernel_initializer=create_weights(), bias_initializer=create_biases())(
+        inputs
+    )
     return layers.ReLU(name=f"{name}_relu")(outputs) if use_relu else outputs
 
 
@@ -118,9 +118,14 @@ class BatchNormalization(layers.BatchNormalization):
             outputs, mean, variance = tf.compat.v1.nn.fused_batch_norm(inputs, gamma, beta, epsilon=self.epsilon)
         else:
             maps = tf.cast(inputs, tf.float32)
-            count, sums, squares = replica.all_reduce("SUM", [
-                tf.reduce_sum(tf.ones_like(maps[..., 0])), tf.reduce_sum(maps, [0, 1, 2]),
-                tf.reduce_sum(tf.square(maps), [0, 1, 2])])  # fmt: skip
+            count, sums, squares = replica.all_reduce(
+                "SUM",
+                [
+                    tf.reduce_sum(tf.ones_like(maps[..., 0])),
+                    tf.reduce_sum(maps, [0, 1, 2]),
+                    tf.reduce_sum(tf.square(maps), [0, 1, 2]),
+                ],
+            )
             mean = sums / count  # (channels,)
             variance = tf.maximum(squares / count - tf.square(mean), 0.0)
             outputs = tf.cast(tf.nn.batch_normalization(maps, mean, variance, beta, gamma, self.epsilon), inputs.dtype)

@@ -27,20 +27,40 @@ def parse_arguments(argv):
     add("paths", nargs="+", metavar="PATH", help="images, folders of images, or - for paths on standard input")
     add("--model", type=Path, default=PROJECT / "runs", metavar="RUN_FOLDER", help="default: the newest finished run")
     add("--top", type=number(int, 1), default=3, metavar="N", help="how many classes the text shows (default: 3)")
-    add("--min-confidence", type=number(float, 0, 1), metavar="P",
-        help="predict unknown if the highest probability is below P, as for images unlike those of training")  # fmt: skip
+    add(
+        "--min-confidence",
+        type=number(float, 0, 1),
+        metavar="P",
+        help="predict unknown if the highest probability is below P, as for images unlike those of training",
+    )
     add("--format", choices=PRINTERS, default="text", help="format of standard output (default: text)")
-    add("--runtime", choices=["auto", "litert", "tensorflow"], default="auto",
-        help="auto (default): LiteRT, which starts sooner, if it is installed and the run's file is sound")  # fmt: skip
+    add(
+        "--runtime",
+        choices=["auto", "litert", "tensorflow"],
+        default="auto",
+        help="auto (default): LiteRT, which starts sooner, if it is installed and the run's file is sound",
+    )
     add("--tta", action="store_true", help="score the mirror image too (test-time augmentation), in twice the time")
-    add("--shard", type=shard, metavar="K/N",
+    add(
+        "--shard",
+        type=shard,
+        metavar="K/N",
         help="predict only the Kth of N shares of the images, one for each machine; the CSV of all shares, one after the "
-        "other, is the CSV of all images: the first has the header")  # fmt: skip
-    add("--submission", type=Path, metavar="FILE",
-        help="also write Kaggle's id,label: the probability of dog for each numbered image (1.jpg)")  # fmt: skip
-    add("--copy-to", type=Path, metavar="FOLDER",
+        "other, is the CSV of all images: the first has the header",
+    )
+    add(
+        "--submission",
+        type=Path,
+        metavar="FILE",
+        help="also write Kaggle's id,label: the probability of dog for each numbered image (1.jpg)",
+    )
+    add(
+        "--copy-to",
+        type=Path,
+        metavar="FOLDER",
         help="also copy every image into FOLDER/CLASS, FOLDER/unknown or, below --min-confidence or if the second class is "
-        "more than half as likely, FOLDER/not_sure; nothing is moved or overwritten")  # fmt: skip
+        "more than half as likely, FOLDER/not_sure; nothing is moved or overwritten",
+    )
     add("--link", action="store_true", help="--copy-to makes symbolic links instead of copies")
     return parser.parse_args(argv)
 

@@ -36,8 +36,14 @@ def parse_arguments(argv):
     )
     runs = add_flags(parser)["runs"]
     runs.add_argument("--output", type=Path, metavar="FOLDER", help="where numbered run folders are made (default: runs)")
-    runs.add_argument("--resume", type=Path, nargs="?", const=None, metavar="RUN",
-        help="continue a run (default: the newest) as if it had never stopped")  # fmt: skip
+    runs.add_argument(
+        "--resume",
+        type=Path,
+        nargs="?",
+        const=None,
+        metavar="RUN",
+        help="continue a run (default: the newest) as if it had never stopped",
+    )
     return vars(parser.parse_args(argv))
 
 
@@ -187,17 +193,28 @@ def train_epoch(training, train_step):
     loss, accuracy = training.sums.numpy() / num_images
     speed = max(num_images - first * training.batch_size, 0) / (time.monotonic() - started)
     rate = training.networks.learning_rate()
-    return {"epoch": training.epoch + 1, "loss": loss, "accuracy": accuracy, "pictures_per_second": speed,
-            "learning_rate": rate}  # fmt: skip
+    return {
+        "epoch": training.epoch + 1,
+        "loss": loss,
+        "accuracy": accuracy,
+        "pictures_per_second": speed,
+        "learning_rate": rate,
+    }
 
 
 def train_step_of(training):
     """The train_step() of a phase, with its networks and settings."""
     networks, settings = training.networks, training.settings
     return make_train_step(
-        networks.strategy, networks.trained, networks.optimizer, training.sums, settings["label_smoothing"],
-        training.class_weights, None if networks.whole_average is networks.whole else networks.average, settings["ema"],
-    )  # fmt: skip
+        networks.strategy,
+        networks.trained,
+        networks.optimizer,
+        training.sums,
+        settings["label_smoothing"],
+        training.class_weights,
+        None if networks.whole_average is networks.whole else networks.average,
+        settings["ema"],
+    )
 
 
 def make_train_step(strategy, network, optimizer, sums, label_smoothing=0.0, class_weights=None, average=None, ema=0.0):

@@ -206,8 +206,15 @@ def test_flat_names_with_a_number_where_they_are_clear(tmp_path):
     names = ("golden_retriever_1.jpg", "golden_retriever_12.jpg", "cat_1.png", "cat_2.png")
     assert classes_in(folder_of(*names)) == {"cat": 2, "golden_retriever": 2}
     assert classes_in(folder_of("cat_1.png"), ["cat", "dog"]) == {"cat": 1, "dog": 0}
-    for unclear in ((*names, "other.jpg"), ("IMG_1.jpg", "DSC_2.jpg"), ("IMG_20210304_1.jpg", "cat_1.jpg"), names[:2],
-                    ("1_1.jpg", "2_1.jpg"), ("cat_1_1.jpg", "dog_1_1.jpg"), ("photo_1.jpg", "cat_2.jpg")):  # fmt: skip
+    for unclear in (
+        (*names, "other.jpg"),
+        ("IMG_1.jpg", "DSC_2.jpg"),
+        ("IMG_20210304_1.jpg", "cat_1.jpg"),
+        names[:2],
+        ("1_1.jpg", "2_1.jpg"),
+        ("cat_1_1.jpg", "dog_1_1.jpg"),
+        ("photo_1.jpg", "cat_2.jpg"),
+    ):
         assert "have no class" in refusal(folder_of(*unclear))
 
 

@@ -141,16 +141,37 @@ def test_another_sites_page_is_refused(server, headers):
 @pytest.mark.parametrize(
     "path",
     [
-        *(f"/gradio_api/file={path}" for path in (
-            SECRET, "%2Fetc%2Fpasswd", "{folder}" + 12 * "/.." + SECRET, "{folder}" + 12 * "/..%2f" + SECRET,
-            "{folder}" + 12 * "/%252e%252e" + SECRET, "{project}/README.md", "{run}/model.json", "model.json", "../x",
-            "file:///etc/passwd", "http://127.0.0.1:{port}/config", "https://example.com/", "{folder}")),
-        f"/file={SECRET}", f"/gradio_api/file/{SECRET}", "/gradio_api/proxy=http://127.0.0.1:{port}/config",
-        "/static" + 12 * "/.." + SECRET, "/assets" + 12 * "/..%2f" + SECRET, "/svelte" + 12 * "/%2e%2e" + SECRET,
-        "/gradio_api/deep_link", "/monitoring",
-        "/gradio_api/stream/a/b/c/playlist-file", "/gradio_api/custom_component/a/b/c/d", "/gradio_api/runs",
+        *(
+            f"/gradio_api/file={path}"
+            for path in (
+                SECRET,
+                "%2Fetc%2Fpasswd",
+                "{folder}" + 12 * "/.." + SECRET,
+                "{folder}" + 12 * "/..%2f" + SECRET,
+                "{folder}" + 12 * "/%252e%252e" + SECRET,
+                "{project}/README.md",
+                "{run}/model.json",
+                "model.json",
+                "../x",
+                "file:///etc/passwd",
+                "http://127.0.0.1:{port}/config",
+                "https://example.com/",
+                "{folder}",
+            )
+        ),
+        f"/file={SECRET}",
+        f"/gradio_api/file/{SECRET}",
+        "/gradio_api/proxy=http://127.0.0.1:{port}/config",
+        "/static" + 12 * "/.." + SECRET,
+        "/assets" + 12 * "/..%2f" + SECRET,
+        "/svelte" + 12 * "/%2e%2e" + SECRET,
+        "/gradio_api/deep_link",
+        "/monitoring",
+        "/gradio_api/stream/a/b/c/playlist-file",
+        "/gradio_api/custom_component/a/b/c/d",
+        "/gradio_api/runs",
     ],
-)  # fmt: skip
+)
 def test_other_files_and_addresses_are_refused(server, trained, path):
     path = path.format(folder=server.folder, project=PROJECT, run=trained, port=server.port)
     status, text = server.request(path)
@@ -168,7 +189,14 @@ def test_calls_that_the_page_does_not_need_are_refused(server, call):
 @pytest.mark.parametrize("meta", [UPLOADED, {}])
 @pytest.mark.parametrize(
     "path",
-    [SECRET, "{folder}/../../x.jpg", "{photo}", "http://127.0.0.1:{port}/x.jpg", "https://example.com/x.jpg", f"file://{SECRET}"],
+    [
+        SECRET,
+        "{folder}/../../x.jpg",
+        "{photo}",
+        "http://127.0.0.1:{port}/x.jpg",
+        "https://example.com/x.jpg",
+        f"file://{SECRET}",
+    ],
 )
 def test_only_uploaded_files_are_predicted(server, path, meta):
     photo = PROJECT / "testing_data/dogs/dog_001.jpg"
@@ -198,12 +226,23 @@ def test_an_upload_without_a_name_is_refused_or_gets_one(server, name):
 
 @needs_gradio
 def test_bad_files_get_a_sentence_and_the_others_an_answer(server):
-    files = {"good.jpg": encoded(".jpg"), "empty.jpg": b"", "page.html": b"<script>alert(1)</script>",
-             "renamed.jpg": encoded(".png"), "claims.png": bomb_png(), "after.png": encoded(".png")}  # fmt: skip
+    files = {
+        "good.jpg": encoded(".jpg"),
+        "empty.jpg": b"",
+        "page.html": b"<script>alert(1)</script>",
+        "renamed.jpg": encoded(".png"),
+        "claims.png": bomb_png(),
+        "after.png": encoded(".png"),
+    }
     errors = {name: answer.get("error") for name, answer in server.answers(*files.items()).items()}
     assert errors.pop("claims.png").startswith("too large: more than")
-    assert errors == {"good.jpg": None, "empty.jpg": "empty file", "page.html": "not an image of a known kind",
-                      "renamed.jpg": "PNG data in a .jpg file", "after.png": None}  # fmt: skip
+    assert errors == {
+        "good.jpg": None,
+        "empty.jpg": "empty file",
+        "page.html": "not an image of a known kind",
+        "renamed.jpg": "PNG data in a .jpg file",
+        "after.png": None,
+    }
 
 
 @needs_gradio
@@ -223,9 +262,10 @@ def test_a_visitor_sees_the_answers(server, trained, browser, photo, width, heig
         def drop(*files):
             """Choose files of {name: bytes}; returns the texts of their answers."""
             page.get_by_text("Drop File Here").wait_for()
-            page.set_input_files("#photos input[type=file]", [
-                {"name": name, "mimeType": "image/jpeg", "buffer": data} for name, data in files
-            ])  # fmt: skip
+            page.set_input_files(
+                "#photos input[type=file]",
+                [{"name": name, "mimeType": "image/jpeg", "buffer": data} for name, data in files],
+            )
             page.locator("#answers").get_by_text(files[-1][0]).wait_for()
             return page.locator("#answers article").all_inner_texts()
 

@@ -82,8 +82,10 @@ def test_a_resnet_trains_on_several_gpus_with_layers_in_bfloat16(images):
 
 def train_together(*flags, data_dirs, programs=None):
     """Train with a worker for each of data_dirs; returns the finished processes. `programs`: {worker: not train.py}."""
-    commands = [[*(programs or {}).get(i, [PROJECT / "train.py"]), "--data-dir", folder, "--output", "runs", *flags]
-                for i, folder in enumerate(data_dirs)]  # fmt: skip
+    commands = [
+        [*(programs or {}).get(i, [PROJECT / "train.py"]), "--data-dir", folder, "--output", "runs", *flags]
+        for i, folder in enumerate(data_dirs)
+    ]
     finished = []
     for process in start_workers(commands):
         stdout, stderr = process.communicate(timeout=HANGING)
@@ -97,8 +99,10 @@ def test_workers_that_see_other_images_are_refused_before_the_first_step(images)
     Path("others/dogs/dogs_3.jpg").unlink()
     for refused in train_together(*QUICK, *FLAGS, data_dirs=[images, "others"]):
         assert refused.returncode == 1
-        assert re.fullmatch(r"worker 0 \(.*\) and worker 1 \(.*\) differ in images: dogs/dogs_3.jpg is \d+ bytes .* missing",
-                            error_of(refused).removeprefix("error: "))  # fmt: skip
+        assert re.fullmatch(
+            r"worker 0 \(.*\) and worker 1 \(.*\) differ in images: dogs/dogs_3.jpg is \d+ bytes .* missing",
+            error_of(refused).removeprefix("error: "),
+        )
     assert not list(Path("runs").glob("0*"))
 
 

@@ -16,8 +16,14 @@ from conftest import HANGING, PROJECT, QUICK, run
 from run_folders import history_of, metadata_of
 
 EXAMPLES = PROJECT / "examples"
-AS_USER = ["setpriv", "--reuid=1000", "--regid=1000", "--clear-groups",  # and it may read all: this Python may be root's
-           "--inh-caps=+dac_read_search", "--ambient-caps=+dac_read_search"]  # fmt: skip
+AS_USER = [
+    "setpriv",
+    "--reuid=1000",
+    "--regid=1000",
+    "--clear-groups",  # and it may read all: this Python may be root's
+    "--inh-caps=+dac_read_search",
+    "--ambient-caps=+dac_read_search",
+]
 
 
 def documents(name):
@@ -49,8 +55,14 @@ def local(command, replaced=()):
 def start_with(python, command, **variables):
     """Start a command line; `python` is the folder of the program of this name."""
     variables = {name: str(value) for name, value in variables.items()} | {"PATH": f"{python}:{os.environ['PATH']}"}
-    return subprocess.Popen([*map(str, command)], env=os.environ | variables, encoding="utf-8", stdin=subprocess.DEVNULL,
-                            stdout=subprocess.PIPE, stderr=subprocess.PIPE)  # fmt: skip
+    return subprocess.Popen(
+        [*map(str, command)],
+        env=os.environ | variables,
+        encoding="utf-8",
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+    )
 
 
 def ends_of(processes):
@@ -130,8 +142,11 @@ def test_the_image_has_what_the_scripts_need_and_runs_them_as_another_user(train
     stages = Path("stages").absolute()
     stages.mkdir()
     last = build(stages)
-    needed = {re.match("[a-z0-9-]+", line)[0] for line in (stages / "0/packages/needed.txt").read_text().splitlines()
-              if line and not line.startswith("#")}  # fmt: skip
+    needed = {
+        re.match("[a-z0-9-]+", line)[0]
+        for line in (stages / "0/packages/needed.txt").read_text().splitlines()
+        if line and not line.startswith("#")
+    }
     listed = {*re.findall("^[a-z0-9-]+", (PROJECT / "requirements.txt").read_text(), re.MULTILINE)}
     assert listed - needed == {"pytest", "pytest-xdist", "ruff", "opencv-python"}
     assert needed - listed == {"opencv-python-headless"}
@@ -205,9 +220,11 @@ def test_the_parts_of_an_example_fit_together():
 
 @pytest.mark.parametrize(
     ("kind", "name", "host", "variables"),
-    [("Job", "kubernetes-train.yaml", "train-{}.train", {}),
-     ("TrainingRuntime", "kubeflow-trainjob.yaml", "photos-node-0-{}.photos", {"TRAINJOB": "photos"})],
-)  # fmt: skip
+    [
+        ("Job", "kubernetes-train.yaml", "train-{}.train", {}),
+        ("TrainingRuntime", "kubeflow-trainjob.yaml", "photos-node-0-{}.photos", {"TRAINJOB": "photos"}),
+    ],
+)
 def test_a_worker_knows_the_others_and_resumes_a_run_that_there_is(kind, name, host, variables):
     _, _, container = job_of(kind, name)
     python = program(Path("bin/python"), '#!/bin/sh\necho "$TF_CONFIG"\necho "$@"\nexit 7\n')

@@ -64,8 +64,10 @@ def answers_of(page, files):
         classes = item.locator("th").all_text_contents()
         values = [meter.evaluate("meter => meter.value") for meter in item.locator("meter").all()]
         shown[item.locator(".path").first.text_content()] = (
-            item.locator("h2").text_content(), dict(zip(classes, values, strict=True)), item.locator("p").all_text_contents()
-        )  # fmt: skip
+            item.locator("h2").text_content(),
+            dict(zip(classes, values, strict=True)),
+            item.locator("p").all_text_contents(),
+        )
     return shown
 
 

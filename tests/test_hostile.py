@@ -52,8 +52,14 @@ def test_metadata_that_asks_for_too_much_or_for_other_places(run_folder, photo):
     assert "none is large enough" in problem(classes=[str(number) for number in range(1_000_000)])
     for changes in ({"network": "../../../etc/passwd"}, {"network": "__import__('os').abort()"}):
         assert "this version has no network" in problem(**changes)
-    for changes in ({"temperature": float("nan")}, {"image_size": True}, {"classes": [["a"], ["b"]]}, {"settings": []},
-                    {"feature_scales": 1e9}, {"classes": {"a": 0, "b": 1}}):  # fmt: skip
+    for changes in (
+        {"temperature": float("nan")},
+        {"image_size": True},
+        {"classes": [["a"], ["b"]]},
+        {"settings": []},
+        {"feature_scales": 1e9},
+        {"classes": {"a": 0, "b": 1}},
+    ):
         assert "model.json is damaged" in problem(**changes)
     text = json.dumps(metadata_of(run_folder))
     (run_folder / "model.json").write_text(text[:-1] + ', "x": ' + "[" * 50_000 + "]" * 50_000 + "}")
@@ -79,8 +85,11 @@ def test_links_out_of_a_run_folder_and_what_is_no_file_are_refused(run_folder, p
     shutil.move(run_folder / name, "aside")
     (run_folder / name).symlink_to(outside.absolute())
     before = outside.stat()
-    for script in (("predict", "--model", run_folder, photo), ("train", "--resume", run_folder, "--epochs", 3),
-                   ("export", "--model", run_folder)):  # fmt: skip
+    for script in (
+        ("predict", "--model", run_folder, photo),
+        ("train", "--resume", run_folder, "--epochs", 3),
+        ("export", "--model", run_folder),
+    ):
         assert "is a link out of its run folder" in error_of(run(*script, code=3))
     (run_folder / name).unlink()
     os.mkfifo(run_folder / name)
@@ -110,12 +119,21 @@ def test_tensors_that_are_other_missing_too_many_not_numbers_or_claim_too_much(r
         for number, (name, tensor) in enumerate(changed.items()):
             if isinstance(tensor, int):
                 slices[number], changed[name] = f"{tensor} 128 0,1:-", tensors[name][:1]
-        tf.raw_ops.SaveV2(prefix=prefix, tensor_names=list(changed), shape_and_slices=slices,
-                          tensors=[tf.constant(tensor) for tensor in changed.values()])  # fmt: skip
+        tf.raw_ops.SaveV2(
+            prefix=prefix,
+            tensor_names=list(changed),
+            shape_and_slices=slices,
+            tensors=[tf.constant(tensor) for tensor in changed.values()],
+        )
         change_metadata(run_folder, selected_digest=selected_digest(run_folder))
 
-    for changes in ({kernel: None}, {kernel: tensors[kernel].T}, {kernel: tensors[kernel].astype(np.int32)},
-                    {kernel: 10**12}, {kernel: 10**7}):  # the last one is 5 GB  # fmt: skip
+    for changes in (
+        {kernel: None},
+        {kernel: tensors[kernel].T},
+        {kernel: tensors[kernel].astype(np.int32)},
+        {kernel: 10**12},
+        {kernel: 10**7},
+    ):  # the last one is 5 GB
         write(**changes)
         assert "no sound checkpoint" in problem_with(run_folder, photo, memory=400 << 20)
     last = next(name for name in tensors if tensors[name].shape == (2,))
@@ -185,8 +203,12 @@ def test_litert_files_that_are_not_of_our_kind(run_folder, photo):
 
 
 def layer(class_name, module="keras.layers", **config):
-    return {"class_name": class_name, "module": module, "registered_name": class_name,
-            "config": {"name": "evil", "dtype": "float32", **config}}  # fmt: skip
+    return {
+        "class_name": class_name,
+        "module": module,
+        "registered_name": class_name,
+        "config": {"name": "evil", "dtype": "float32", **config},
+    }
 
 
 def attacks(marker):
@@ -195,13 +217,17 @@ def attacks(marker):
     call = {"class_name": "function", "module": "builtins", "config": "eval", "registered_name": "function"}
     return {
         "CVE-2025-1550": layer("Lambda", function=call, arguments={"source": leave_mark}),
-        "CVE-2025-8747": layer("Lambda", function={**call, "module": "keras.utils", "config": "get_file"},
-                               arguments={"origin": f"file://{marker.parent}/secret", "fname": str(marker)}),
-        "CVE-2025-9906": layer("Lambda", function={**call, "module": "keras.config",
-                               "config": "enable_unsafe_deserialization"}, arguments={}),
+        "CVE-2025-8747": layer(
+            "Lambda",
+            function={**call, "module": "keras.utils", "config": "get_file"},
+            arguments={"origin": f"file://{marker.parent}/secret", "fname": str(marker)},
+        ),
+        "CVE-2025-9906": layer(
+            "Lambda", function={**call, "module": "keras.config", "config": "enable_unsafe_deserialization"}, arguments={}
+        ),
         "CVE-2025-12058": layer("StringLookup", vocabulary=str(marker.parent / "secret")),
         "CVE-2026-1462": layer("TFSMLayer", filepath=str(marker.parent / "saved_model"), call_endpoint="serve"),
-    }  # fmt: skip
+    }
 
 
 def refusal(images, weights):
@@ -216,8 +242,12 @@ def test_weights_that_are_a_model_with_code_are_not_built(images, tmp_path, weig
     marker = tmp_path / "was here"
     (tmp_path / "secret").write_text("secret")
     layers = [layer("InputLayer", batch_shape=[None, 1]), *attacks(marker).values()]
-    config = {"class_name": "Sequential", "module": "keras", "registered_name": None,
-              "config": {"name": "model", "layers": layers}}  # fmt: skip
+    config = {
+        "class_name": "Sequential",
+        "module": "keras",
+        "registered_name": None,
+        "config": {"name": "model", "layers": layers},
+    }
     with zipfile.ZipFile("model.keras", "w") as archive:
         archive.writestr("config.json", json.dumps(config))
         archive.writestr("metadata.json", json.dumps({"keras_version": keras.__version__}))

@@ -25,7 +25,7 @@ from conftest import (
     run,
     save,
     train,
-)  # fmt: skip
+)
 from run_folders import change_metadata
 
 import classifier.data.images as decoding
@@ -206,9 +206,16 @@ def test_cmyk():
 
 @pytest.mark.parametrize("orientation", range(1, 9))
 def test_exif_orientation_is_applied(tmp_path, orientation):
-    flips = {1: lambda p: p, 2: np.fliplr, 3: lambda p: np.rot90(p, 2), 4: np.flipud,
-             5: lambda p: p.transpose(1, 0, 2), 6: lambda p: np.rot90(p, 1), 7: lambda p: np.rot90(p, 2).transpose(1, 0, 2),
-             8: lambda p: np.rot90(p, 3)}  # fmt: skip
+    flips = {
+        1: lambda p: p,
+        2: np.fliplr,
+        3: lambda p: np.rot90(p, 2),
+        4: np.flipud,
+        5: lambda p: p.transpose(1, 0, 2),
+        6: lambda p: np.rot90(p, 1),
+        7: lambda p: np.rot90(p, 2).transpose(1, 0, 2),
+        8: lambda p: np.rot90(p, 3),
+    }
     jpeg = encoded(".jpg", np.ascontiguousarray(flips[orientation](DRAWING)), cv2.IMWRITE_JPEG_QUALITY, 100)
     (tmp_path / "turned.jpg").write_bytes(jpeg[:2] + exif(orientation) + jpeg[2:])
     upright = cv2.resize(DRAWING, (32, 32), interpolation=cv2.INTER_AREA)

@@ -123,8 +123,13 @@ def test_copies_in_two_classes_and_in_two_folders(drawings, tmp_path):
 
 def test_odd_images_and_sizes(drawings):
     noise = np.random.default_rng(0).integers(0, 30, (60, 60, 3)).astype(np.uint8)
-    planted = {"blank": np.full((60, 60, 3), 90, np.uint8), "very_dark": noise, "very_bright": 255 - noise,
-               "tiny": DRAWING[:20, :20], "extreme_shape": np.tile(DRAWING, (1, 3, 1))}  # fmt: skip
+    planted = {
+        "blank": np.full((60, 60, 3), 90, np.uint8),
+        "very_dark": noise,
+        "very_bright": 255 - noise,
+        "tiny": DRAWING[:20, :20],
+        "extreme_shape": np.tile(DRAWING, (1, 3, 1)),
+    }
     for name, image in planted.items():
         save(drawings / f"cats/{name}.png", image)
     big = cv2.resize(DRAWING, (1200, 900))  # decoded at a fraction of its size, and upright

@@ -75,8 +75,17 @@ def test_adamw_is_keras_adamw():
 def test_the_network_is_the_documented_one():
     network = create_cnn(128, 2)
     assert [weights.shape for weights in network.get_weights()] == [
-        (3, 3, 3, 32), (32,), (3, 3, 32, 32), (32,), (3, 3, 32, 64), (64,), (16 * 16 * 64, 128), (128,), (128, 2), (2,),
-    ]  # fmt: skip
+        (3, 3, 3, 32),
+        (32,),
+        (3, 3, 32, 32),
+        (32,),
+        (3, 3, 32, 64),
+        (64,),
+        (16 * 16 * 64, 128),
+        (128,),
+        (128, 2),
+        (2,),
+    ]
     for weights in network.get_weights():
         if weights.ndim == 1:
             np.testing.assert_array_equal(weights, np.float32(0.05))

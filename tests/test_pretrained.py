@@ -157,8 +157,20 @@ def test_the_first_efficientnets_normalize_as_with_imagenets_weights(source, tmp
     np.testing.assert_allclose(features[:, -1280:], expected, rtol=1e-3, atol=1e-3 * np.abs(expected).max())
 
 
-@pytest.mark.parametrize("name", ["convnext_tiny", "densenet121", "efficientnet_v2_b0", "mobilenet_v3_small",
-                                  "nasnet_mobile", "resnet50", "resnet50_v2", "vgg16", "xception"])  # fmt: skip
+@pytest.mark.parametrize(
+    "name",
+    [
+        "convnext_tiny",
+        "densenet121",
+        "efficientnet_v2_b0",
+        "mobilenet_v3_small",
+        "nasnet_mobile",
+        "resnet50",
+        "resnet50_v2",
+        "vgg16",
+        "xception",
+    ],
+)
 def test_every_kind_of_pretrained_network_has_its_own_preprocessing(name):
     network, rng = create_network(name, 96, 3), np.random.default_rng(1)
     pixels = rng.integers(0, 256, (2, 96, 96, 3), dtype=np.uint8)

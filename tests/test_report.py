@@ -90,9 +90,21 @@ def test_the_report_in_a_browser(trained, images, browser):
     with open_report(browser, "r.html") as page:
         text = page.inner_text("body")
         headings = page.locator("h2").all_inner_texts()
-        expected = ("Training", f"Accuracy: {result['accuracy']:.2%}", "Confusion matrix", "ROC and precision-recall curve",
-                    "Calibration", "Surest mistakes", "Least certain", "Called unknown", "What the network looks at",
-                    "Training curves", "Data: classes", "Data: unreadable files: 1", "Data: exact copies: 1")  # fmt: skip
+        expected = (
+            "Training",
+            f"Accuracy: {result['accuracy']:.2%}",
+            "Confusion matrix",
+            "ROC and precision-recall curve",
+            "Calibration",
+            "Surest mistakes",
+            "Least certain",
+            "Called unknown",
+            "What the network looks at",
+            "Training curves",
+            "Data: classes",
+            "Data: unreadable files: 1",
+            "Data: exact copies: 1",
+        )
         assert set(expected) <= set(headings)
         low, high = result["accuracy_interval"]
         assert f"95 % confidence interval: {low:.1%} to {high:.1%}" in text
@@ -104,8 +116,11 @@ def test_the_report_in_a_browser(trained, images, browser):
         assert [caption.partition(": ")[2] for caption in mistakes] == [row["path"] for row in wrong]
         table = page.locator("table:has(th button:text-is('recall'))")
         by_recall, by_name = table.locator("th:has-text('recall')"), table.locator("th").first
-        for header, direction, key in ((by_recall, "ascending", "recall"), (by_recall, "descending", "recall"),
-                                       (by_name, "ascending", None)):  # fmt: skip
+        for header, direction, key in (
+            (by_recall, "ascending", "recall"),
+            (by_recall, "descending", "recall"),
+            (by_name, "ascending", None),
+        ):
             header.locator("button").click()
             assert header.get_attribute("aria-sort") == direction
             classes = table.locator("tbody td:first-child").all_inner_texts()

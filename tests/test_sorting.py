@@ -34,8 +34,10 @@ def test_copies_come_into_class_folders_and_again_only_what_is_missing(known, im
     originals = files_in(images)
     os.utime(images / "cats/cats_1.jpg", (1e9, 1e9))
     arguments = ("predict", "--model", known, images, *SURE, "--copy-to", images / "sorted")
-    expected = {f"{answer['class']}/{Path(path).name}": Path(path).read_bytes()
-                for path, answer in predictions(known, images).items()}  # fmt: skip
+    expected = {
+        f"{answer['class']}/{Path(path).name}": Path(path).read_bytes()
+        for path, answer in predictions(known, images).items()
+    }
     finished = run(*arguments)
     assert len(finished.stdout.splitlines()) == 24
     assert files_in(images / "sorted") == expected

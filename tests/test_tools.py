@@ -26,8 +26,13 @@ def test_a_short_benchmark(images, scripts_in_this_process):
     rows = rows_of(file)
     assert {row["CPU"] for row in rows} == {cpu.name()}
     assert {row["who"] for row in rows} >= {"this machine", "this project", "Keras fit", "Keras fit, cached"}
-    for what in ("step, batch 4", "first epoch from files", "later epochs from files", "float32 matrix product",
-                 "predicting files"):  # fmt: skip
+    for what in (
+        "step, batch 4",
+        "first epoch from files",
+        "later epochs from files",
+        "float32 matrix product",
+        "predicting files",
+    ):
         assert any(row["what"].startswith(what) and float(row["median"]) > 0 for row in rows)
         assert what in finished.stdout
 
@@ -65,8 +70,23 @@ def test_what_a_network_and_an_image_cost(images, monkeypatch, scripts_in_this_p
 
 
 def test_a_small_curve_and_what_is_known_is_not_trained_again(images, monkeypatch, scripts_in_this_process):
-    small = ("--data-dir", images, "--test-dir", draw_images("test", 4), "--sizes", 8, 13, "--seeds", 1, "--image-size",
-             32, "--pretrained", "", "--output", "results")  # fmt: skip
+    small = (
+        "--data-dir",
+        images,
+        "--test-dir",
+        draw_images("test", 4),
+        "--sizes",
+        8,
+        13,
+        "--seeds",
+        1,
+        "--image-size",
+        32,
+        "--pretrained",
+        "",
+        "--output",
+        "results",
+    )
     assert "no folder nowhere" in error_of(run("tools.learning_curve", *small, "--test-dir", "nowhere", code=3))
     assert "too few images" in error_of(run("tools.learning_curve", "--data-dir", images, code=3))
     monkeypatch.setattr(learning_curve, "IMAGES_SHOWN", 0)  # as few epochs as it trains

@@ -190,14 +190,18 @@ def test_a_file_system_without_locks(images, monkeypatch):
 
 def test_a_loss_that_explodes_names_the_step_its_images_and_the_last_good_checkpoint(images):
     first = train(images, "--lr", 1e30, "--epochs", 20, code=1)
-    assert re.search(r"loss became infinite or NaN in epoch 1, step [123] of 3: start a new training, with a lower --lr",
-                     error_of(first))  # fmt: skip
+    assert re.search(
+        r"loss became infinite or NaN in epoch 1, step [123] of 3: start a new training, with a lower --lr", error_of(first)
+    )
     assert not list(Path("runs").glob("0*"))
     train(images, "--epochs", 1)
     command = ("train", "--resume", "runs/001", "--epochs", 20)
     exploded = run(*command, "--lr", 1e30, code=1)
-    number, step = re.search(r"in epoch (\d+), step (\d) of 3: --resume, from runs/001/checkpoints/newest/ckpt-\d+, with a "
-                             r"lower --lr than 1e\+30", error_of(exploded)).groups()  # fmt: skip
+    number, step = re.search(
+        r"in epoch (\d+), step (\d) of 3: --resume, from runs/001/checkpoints/newest/ckpt-\d+, with a "
+        r"lower --lr than 1e\+30",
+        error_of(exploded),
+    ).groups()
     (named,) = [line for line in exploded.stderr.splitlines() if line.startswith("images of this step: ")]
     sets = read_train_sets(images, 32)
     *_, (_, labels) = itertools.islice(sets.train.batches(8, 0, int(number) - 1), int(step))
@@ -227,8 +231,18 @@ def test_an_output_that_cannot_be_written_is_one_clear_line(images, tmp_path):
         assert "--output" in error_of(train(images, "--output", "locked", code=1))
 
 
-@pytest.mark.parametrize("flags", [("--batch-size", "0"), ("--lr", "-1"), ("--lr", "nan"), ("--epochs", "many"),
-                                   ("--validation-split", "1"), ("--image-size", "4"), ("--nonsense",)])  # fmt: skip
+@pytest.mark.parametrize(
+    "flags",
+    [
+        ("--batch-size", "0"),
+        ("--lr", "-1"),
+        ("--lr", "nan"),
+        ("--epochs", "many"),
+        ("--validation-split", "1"),
+        ("--image-size", "4"),
+        ("--nonsense",),
+    ],
+)
 def test_wrong_usage_is_refused_with_code_2(flags):
     assert flags[0] in run("train", *flags, code=2).stderr
 
@@ -306,7 +320,7 @@ def test_layers_for_gpus_compute_in_bfloat16(images, monkeypatch):
 def test_a_gpu_that_is_not_used_is_said_and_many_classes_are_summed_up(tmp_path, monkeypatch, images):
     (tmp_path / "gpus/0").mkdir(parents=True)
     (tmp_path / "gpus/0/information").write_text("Model: \t\t NVIDIA A100\nIRQ:   \t\t 33\n")
-    monkeypatch.setattr(distributed, "NVIDIA_GPUS", tmp_path / "gpus")
+    monkeypatch.setattr(devices, "NVIDIA_GPUS", tmp_path / "gpus")
     monkeypatch.setattr(training_log, "MOST_NAMED", 1)
     said = train(images, "--epochs", 1).stderr
     assert "device     NVIDIA A100 not used: " in said

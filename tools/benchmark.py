@@ -31,8 +31,14 @@ def parse_arguments(argv):
     )
     add = parser.add_argument
     add("--data-dir", type=Path, default=PROJECT / "training_data", metavar="FOLDER", help="default: training_data")
-    add("--batch-sizes", type=number(int, 1), nargs="+", default=[16, 32, 64], metavar="N",
-        help="for steps on a batch in memory; from files it is 32 (default: 16 32 64)")  # fmt: skip
+    add(
+        "--batch-sizes",
+        type=number(int, 1),
+        nargs="+",
+        default=[16, 32, 64],
+        metavar="N",
+        help="for steps on a batch in memory; from files it is 32 (default: 16 32 64)",
+    )
     add("--rounds", type=number(int, 1), default=5, metavar="N", help="how often each is measured (default: 5)")
     add("--steps", type=number(int, 1), default=40, metavar="N", help="steps on a batch in memory (default: 40)")
     add("--epochs", type=number(int, 2), default=4, metavar="N", help="epochs from files (default: 4)")

@@ -6,8 +6,20 @@ from types import SimpleNamespace
 import cv2
 import numpy as np
 
-FURS = [(236, 228, 214), (226, 168, 96), (196, 120, 58), (132, 88, 56), (84, 66, 58), (150, 150, 156), (98, 102, 112),
-        (56, 54, 60), (214, 196, 160), (172, 140, 108), (240, 206, 150), (120, 136, 160)]  # fmt: skip
+FURS = [
+    (236, 228, 214),
+    (226, 168, 96),
+    (196, 120, 58),
+    (132, 88, 56),
+    (84, 66, 58),
+    (150, 150, 156),
+    (98, 102, 112),
+    (56, 54, 60),
+    (214, 196, 160),
+    (172, 140, 108),
+    (240, 206, 150),
+    (120, 136, 160),
+]
 EYES = [(120, 190, 90), (236, 196, 70), (110, 180, 230), (210, 140, 60), (250, 250, 244), (150, 110, 70)]
 DARK, WHITE, PINK, BROWN, GOLD = (30, 26, 28), (250, 250, 250), (236, 120, 136), (110, 66, 56), (240, 200, 70)
 SCENES = ("plain", "gradient", "stripes", "balls", "grass", "wall")
@@ -67,16 +79,27 @@ def choose_look(rng):
     fur = mix(rng.choice(FURS), rng.integers(20, 250, 3), rng.uniform(0, 0.25))
     second = mix(fur, rng.choice([WHITE, DARK, rng.choice(FURS)]), rng.uniform(0.3, 0.8))
     return SimpleNamespace(
-        fur=fur, second=second, ears=rng.choice([fur, fur, second]),
+        fur=fur,
+        second=second,
+        ears=rng.choice([fur, fur, second]),
         outline=mix(fur, DARK if sum(fur) > 240 else rng.choice([DARK, WHITE]), rng.uniform(0.6, 1)),
         contrast=WHITE if sum(fur) < 330 else DARK,  # for thin lines on the fur
         muzzle=rng.choice([fur, second, mix(fur, WHITE, 0.4), mix(fur, DARK, 0.25)]),
-        eye=rng.choice(EYES), nose=rng.choice([DARK, PINK, BROWN]), coat=rng.choice(COATS),
-        collar=rng.integers(20, 250, 3), asleep=rng.random() < 0.12, tongue=rng.random() < 0.4,
-        blush=rng.random() < 0.2, body=rng.random() < 0.4, line=rng.uniform(0.025, 0.06),
-        tilt=np.radians(rng.uniform(-20, 20)), turn=rng.uniform(-0.16, 0.16),
-        wide=rng.uniform(0.94, 1.12), high=rng.uniform(0.82, 1), cheeks=rng.uniform(-0.1, 0.12),
-    )  # fmt: skip
+        eye=rng.choice(EYES),
+        nose=rng.choice([DARK, PINK, BROWN]),
+        coat=rng.choice(COATS),
+        collar=rng.integers(20, 250, 3),
+        asleep=rng.random() < 0.12,
+        tongue=rng.random() < 0.4,
+        blush=rng.random() < 0.2,
+        body=rng.random() < 0.4,
+        line=rng.uniform(0.025, 0.06),
+        tilt=np.radians(rng.uniform(-20, 20)),
+        turn=rng.uniform(-0.16, 0.16),
+        wide=rng.uniform(0.94, 1.12),
+        high=rng.uniform(0.82, 1),
+        cheeks=rng.uniform(-0.1, 0.12),
+    )
 
 
 def draw_background(rng, canvas, fur):
@@ -204,8 +227,16 @@ def draw_dog(pen, rng, look):
     length, out, thick = rng.uniform((0.1, 1.03, 0.33), (1.2, 1.37, 0.52))
     for side in BOTH:
         low = length + rng.normal(0, 0.06)
-        ear = [(0.5, -0.88), (0.9, -0.9), (out + 0.1, -0.5), (out + 0.12, low - 0.2), (out, low), (out - thick, low),
-               (out - thick - 0.08, low - 0.3), (0.72, -0.4)]  # fmt: skip
+        ear = [
+            (0.5, -0.88),
+            (0.9, -0.9),
+            (out + 0.1, -0.5),
+            (out + 0.12, low - 0.2),
+            (out, low),
+            (out - thick, low),
+            (out - thick - 0.08, low - 0.3),
+            (0.72, -0.4),
+        ]
         pen.fill(rounded(ear) * (side, 1), look.ears)
     *eyes, pupil = rng.uniform((-0.28, 0.15, 0.32, 0.5), (-0.12, 0.22, 0.42, 0.75))
     draw_eyes(pen, look, *eyes, [ellipse(0, 0, 1, 1)] * 2, (pupil, pupil))

@@ -99,10 +99,16 @@ def keras_network():
     from keras import layers
 
     blocks = [(layers.Conv2D(n, 3, padding="same"), layers.MaxPooling2D(), layers.ReLU()) for n in (32, 32, 64)]
-    network = keras.Sequential([
-        keras.Input((IMAGE_SIZE, IMAGE_SIZE, 3)), layers.Rescaling(1 / 127.5, offset=-1), *itertools.chain(*blocks),
-        layers.Flatten(), layers.Dense(128, activation="relu"), layers.Dense(2),
-    ])  # fmt: skip
+    network = keras.Sequential(
+        [
+            keras.Input((IMAGE_SIZE, IMAGE_SIZE, 3)),
+            layers.Rescaling(1 / 127.5, offset=-1),
+            *itertools.chain(*blocks),
+            layers.Flatten(),
+            layers.Dense(128, activation="relu"),
+            layers.Dense(2),
+        ]
+    )
     loss = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
     network.compile(keras.optimizers.Adam(1e-4), loss, metrics=["accuracy"])
     return network

@@ -35,8 +35,13 @@ def main(argv=None):
     """Parse the command line, measure, print, and return the exit code."""
     parser = argparse.ArgumentParser("python -m tools.costs", description=__doc__.splitlines()[0])
     parser.add_argument("parts", nargs="*", metavar="PART", help=f"default: all of {', '.join(PARTS)}")
-    parser.add_argument("--data-dir", type=Path, default=PROJECT / "training_data", metavar="FOLDER",
-        help="images to decode (default: training_data)")  # fmt: skip
+    parser.add_argument(
+        "--data-dir",
+        type=Path,
+        default=PROJECT / "training_data",
+        metavar="FOLDER",
+        help="images to decode (default: training_data)",
+    )
     arguments = parser.parse_args(argv)
     for name in arguments.parts:
         if name not in PARTS:
@@ -52,8 +57,15 @@ def main(argv=None):
 
 def networks(arguments):
     """(header, rows): parameters, floating-point operations, and the time of training steps, all in float32."""
-    header = ["network", "px", "parameters trained", "forward pass, GFLOP an image", "training step, GFLOP an image",
-              *(f"step of {count} images (s)" for count in BATCHES), "GFLOP/s"]  # fmt: skip
+    header = [
+        "network",
+        "px",
+        "parameters trained",
+        "forward pass, GFLOP an image",
+        "training step, GFLOP an image",
+        *(f"step of {count} images (s)" for count in BATCHES),
+        "GFLOP/s",
+    ]
     return header, map(_costs_of_network, NETWORKS)
 
 
@@ -82,8 +94,15 @@ def _costs_of_network(name):
     trained = sum(math.prod(weight.shape) for weight in network.trainable_weights)
     forward = flop_of(network, size)
     rate = 3 * forward * (BATCHES[1] - BATCHES[0]) / (seconds[1] - seconds[0])
-    return [name, size, f"{trained:,}", f"{forward / 1e9:.3f}", f"{3 * forward / 1e9:.3f}",
-            *(f"{value:.3f}" for value in seconds), f"{rate / 1e9:.0f}"]  # fmt: skip
+    return [
+        name,
+        size,
+        f"{trained:,}",
+        f"{forward / 1e9:.3f}",
+        f"{3 * forward / 1e9:.3f}",
+        *(f"{value:.3f}" for value in seconds),
+        f"{rate / 1e9:.0f}",
+    ]
 
 
 def flop_of(network, size):
@@ -122,11 +141,25 @@ def inputs(arguments):
         data_set = DataSet(paths, [0] * len(images), None, np.array(images).__getitem__, images[0].nbytes)
         epochs = [data_set.batches(50, epoch, augment=partial(augment, size=size)) for epoch in range(EPOCHS_OF_INPUT)]
         seconds = _seconds(lambda epochs=epochs: [None for batches in epochs for _ in batches])
-        rows.append([kind, size, f"{statistics.mean(map(len, kept)) / 1000:.0f}", f"{3 * size**2 / 1000:.0f}",
-                     *(f"{1e3 * statistics.median(times):.2f}" for times in (decoding, views)),
-                     f"{EPOCHS_OF_INPUT * len(images) / seconds:,.0f}"])  # fmt: skip
-    header = ["files", "px", "file (kB)", "decoded (kB)", "decoding (ms)", "augmentation (ms)",
-              f"augmented batches, {cpu.cores()} cores (images/s)"]  # fmt: skip
+        rows.append(
+            [
+                kind,
+                size,
+                f"{statistics.mean(map(len, kept)) / 1000:.0f}",
+                f"{3 * size**2 / 1000:.0f}",
+                *(f"{1e3 * statistics.median(times):.2f}" for times in (decoding, views)),
+                f"{EPOCHS_OF_INPUT * len(images) / seconds:,.0f}",
+            ]
+        )
+    header = [
+        "files",
+        "px",
+        "file (kB)",
+        "decoded (kB)",
+        "decoding (ms)",
+        "augmentation (ms)",
+        f"augmented batches, {cpu.cores()} cores (images/s)",
+    ]
     return header, rows
 
 
@@ -163,11 +196,28 @@ def together(arguments):
             decoded = [path.stat().st_size // (3 * size**2) for path in Path(output, ".cache").glob("*.pixels")]
             parameters = _trained_parameters(name, size)
             measured = (sent[1] - sent[0]) / (steps[1] - steps[0])
-            rows.append([name, size, count, " + ".join(map(str, decoded)), f"{parameters:,}",
-                         f"{2 * (count - 1) * 4 * parameters / 1e6:.2f}", f"{measured / 1e6:.2f}",
-                         f"{1e3 * statistics.median(seconds):.1f}"])  # fmt: skip
-    header = ["network", "px", "workers", "images decoded by each", "parameters trained", "a ring (MB a step)",
-              "measured (MB a step)", f"step of {BATCH} images (ms)"]  # fmt: skip
+            rows.append(
+                [
+                    name,
+                    size,
+                    count,
+                    " + ".join(map(str, decoded)),
+                    f"{parameters:,}",
+                    f"{2 * (count - 1) * 4 * parameters / 1e6:.2f}",
+                    f"{measured / 1e6:.2f}",
+                    f"{1e3 * statistics.median(seconds):.1f}",
+                ]
+            )
+    header = [
+        "network",
+        "px",
+        "workers",
+        "images decoded by each",
+        "parameters trained",
+        "a ring (MB a step)",
+        "measured (MB a step)",
+        f"step of {BATCH} images (ms)",
+    ]
     return header, rows
 
 

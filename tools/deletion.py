@@ -19,7 +19,7 @@ def main(argv=None):
     """Print a table of the drops for each method; returns the exit code."""
     parser = argparse.ArgumentParser(
         description="Measure how much the probability of the predicted class drops when the 15 %% of the pixels that a heat "
-        "map marks most become the mean colour of the image, and when as many, in the same shape, do elsewhere.",
+        "map marks most become the mean colour of the image, and when as many, in the same shape, do elsewhere."
     )
     add = parser.add_argument
     add("run", type=Path, metavar="RUN_FOLDER")

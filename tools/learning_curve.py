@@ -17,9 +17,15 @@ from classifier.training.settings import DEFAULTS, PRETRAINED_NETWORKS, recipe_o
 from tools.scripts import read_table, run_script
 
 COLUMNS = {  # name: type
-    "network": str, "pictures per class": int, "seed": int, "image size": int, "pictures": str, "accuracy": float,
-    "log loss": float, "minutes": float,
-}  # fmt: skip
+    "network": str,
+    "pictures per class": int,
+    "seed": int,
+    "image size": int,
+    "pictures": str,
+    "accuracy": float,
+    "log loss": float,
+    "minutes": float,
+}
 KEY = 5  # the first columns, which identify a training
 IMAGES_SHOWN = 240_000  # in a training from scratch, if that is 20 to 100 epochs
 
@@ -34,14 +40,30 @@ def parse_arguments(argv):
     add = parser.add_argument
     add("--data-dir", type=Path, default=PROJECT / "training_data", metavar="FOLDER", help="default: training_data")
     add("--test-dir", type=Path, default=PROJECT / "testing_data", metavar="FOLDER", help="default: testing_data")
-    add("--sizes", type=number(int, 2), nargs="+", default=[100, 250, 500, 1000, 2400, 7000], metavar="N",
-        help="images of each class (default: 100 250 500 1000 2400 7000)")  # fmt: skip
+    add(
+        "--sizes",
+        type=number(int, 2),
+        nargs="+",
+        default=[100, 250, 500, 1000, 2400, 7000],
+        metavar="N",
+        help="images of each class (default: 100 250 500 1000 2400 7000)",
+    )
     add("--seeds", type=number(int, 1), default=3, metavar="N", help="trainings for each point (default: 3)")
-    add("--pretrained", choices=["", *PRETRAINED_NETWORKS], default="mobilenet_v2", metavar="NAME",
-        help="a network of keras.applications; '' for none (default: mobilenet_v2)")  # fmt: skip
+    add(
+        "--pretrained",
+        choices=["", *PRETRAINED_NETWORKS],
+        default="mobilenet_v2",
+        metavar="NAME",
+        help="a network of keras.applications; '' for none (default: mobilenet_v2)",
+    )
     add("--image-size", type=number(int, 8), metavar="PX", help="default: each network's own")
-    add("--output", type=Path, default=PROJECT / "runs" / "learning_curve", metavar="FOLDER",
-        help="for the table and the drawing (default: runs/learning_curve)")  # fmt: skip
+    add(
+        "--output",
+        type=Path,
+        default=PROJECT / "runs" / "learning_curve",
+        metavar="FOLDER",
+        help="for the table and the drawing (default: runs/learning_curve)",
+    )
     return parser.parse_args(argv)
 
 

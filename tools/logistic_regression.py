@@ -17,7 +17,7 @@ STRENGTHS = (0.0003, 0.001, 0.003, 0.01, 0.03, 0.1, 0.3, 1.0)  # C, the inverse 
 def main(argv=None):
     """Print a table of both for each run; returns the exit code."""
     parser = argparse.ArgumentParser(
-        description="Compare the heads of runs with a frozen pretrained network with scikit-learn's logistic regression.",
+        description="Compare the heads of runs with a frozen pretrained network with scikit-learn's logistic regression."
     )
     add = parser.add_argument
     add("runs", type=Path, nargs="+", metavar="RUN_FOLDER")

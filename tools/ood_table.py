@@ -13,8 +13,19 @@ from classifier.base.files import csv_text, write_text
 from classifier.runs.folder import find_run, read_metadata
 from tools.scripts import checked_out_commit, read_table, run_script
 
-COLUMNS = ["training", "seed", "commit", "test folder", "other folder", "test images", "other images", "AUROC",
-           "unknown at 2 % lost", "lost", "unknown"]  # fmt: skip
+COLUMNS = [
+    "training",
+    "seed",
+    "commit",
+    "test folder",
+    "other folder",
+    "test images",
+    "other images",
+    "AUROC",
+    "unknown at 2 % lost",
+    "lost",
+    "unknown",
+]
 KEY = 5  # the first columns, which identify a row
 LOST = 0.02  # of the test images
 
@@ -24,7 +35,7 @@ def main(argv=None):
     parser = argparse.ArgumentParser(
         description="Measure how well images of other things are recognized as unknown: the area under the ROC curve; "
         "the fraction of them that are unknown with the threshold with which 2 % of the test images are, too (lost); "
-        "and both fractions with the threshold of the run.",
+        "and both fractions with the threshold of the run."
     )
     add = parser.add_argument
     add("training", help="name of the trainings in the table, such as cnn-2400")
@@ -32,8 +43,13 @@ def main(argv=None):
     add("--test-dir", type=Path, default=PROJECT / "testing_data", metavar="FOLDER", help="default: testing_data")
     add("--ood-dir", type=Path, nargs="+", required=True, metavar="FOLDER", help="images of other things")
     add("--commit", help="the commit of this project that trained them (default: the one that is checked out)")
-    add("--table", type=Path, default=PROJECT / "results" / "unknown.csv", metavar="FILE",
-        help="default: results/unknown.csv")  # fmt: skip
+    add(
+        "--table",
+        type=Path,
+        default=PROJECT / "results" / "unknown.csv",
+        metavar="FILE",
+        help="default: results/unknown.csv",
+    )
     arguments = parser.parse_args(argv)
     commit = arguments.commit or checked_out_commit()
     rows = read_table(arguments.table, dict.fromkeys(COLUMNS, str), "--table")

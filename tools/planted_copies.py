@@ -44,8 +44,10 @@ def table_of(planted, groups, found):
     hits = collections.Counter(kind for numbers in of_groups for kinds in numbers.values() if "" in kinds for kind in kinds)
     rows = [[kind, len(names), hits[kind], f"{hits[kind] / len(names):.1%}"] for kind, names in planted.items()]
     others = [sorted(numbers) for numbers in of_groups if len(numbers) > 1]
-    lines = [aligned([["copies", "planted", "found", "recall"], *rows]),
-             f"{len(groups)} groups, {len(others)} of them with several of the {len(found.paths)} originals:"]  # fmt: skip
+    lines = [
+        aligned([["copies", "planted", "found", "recall"], *rows]),
+        f"{len(groups)} groups, {len(others)} of them with several of the {len(found.paths)} originals:",
+    ]
     return "\n".join(lines + ["  " + " = ".join(str(found.paths[i]) for i in group) for group in others])
 
 

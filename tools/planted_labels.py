@@ -26,8 +26,14 @@ def main(argv=None):
     add = parser.add_argument
     add("--data-dir", type=Path, default=PROJECT / "training_data", metavar="FOLDER", help="default: training_data")
     add("--model", type=Path, default=PROJECT / "runs", metavar="RUN_FOLDER", help="default: the newest finished run")
-    add("--rates", type=number(float, above=0, below=1), nargs="+", default=[0.01, 0.03], metavar="P",
-        help="fractions of the labels that are made wrong (default: 0.01 0.03)")  # fmt: skip
+    add(
+        "--rates",
+        type=number(float, above=0, below=1),
+        nargs="+",
+        default=[0.01, 0.03],
+        metavar="P",
+        help="fractions of the labels that are made wrong (default: 0.01 0.03)",
+    )
     add("--seeds", type=number(int, 1), default=3, metavar="N", help="plantings of each (default: 3)")
     arguments = parser.parse_args(argv)
     from classifier.data.finding import find_images

@@ -78,8 +78,16 @@ def draw(by_verdict, path):
         name = "unknown" if verdict == "unknown" else f"{prediction['class']} {prediction['probability']:.1%}"
         axes.imshow(imread(prediction["path"]))
         axes.set_anchor("S")
-        axes.text(0.5, -0.04, f"{mark} {name}", color=colour, transform=axes.transAxes, ha="center", va="top",
-                  weight="normal" if verdict == "correct" else "bold")  # fmt: skip
+        axes.text(
+            0.5,
+            -0.04,
+            f"{mark} {name}",
+            color=colour,
+            transform=axes.transAxes,
+            ha="center",
+            va="top",
+            weight="normal" if verdict == "correct" else "bold",
+        )
     counts = ", ".join(f"{len(by_verdict[verdict])} {verdict} {mark}" for verdict, (mark, _) in MARKS.items())
     figure.suptitle(f"All {sum(map(len, by_verdict.values()))} test images: {counts}", fontsize=11)
     figure.savefig(path, dpi=100)

@@ -29,8 +29,14 @@ print(f"{len(sets.train)} + {len(sets.valid)}")
 def main(argv=None):
     """Parse the command line, measure, print, and return the exit code."""
     parser = argparse.ArgumentParser("python -m tools.scaling", description=__doc__.splitlines()[0])
-    parser.add_argument("--sizes", type=number(int, 4), nargs="+", default=[2_000, 14_000, 200_000], metavar="N",
-        help="numbers of images (default: 2000 14000 200000)")  # fmt: skip
+    parser.add_argument(
+        "--sizes",
+        type=number(int, 4),
+        nargs="+",
+        default=[2_000, 14_000, 200_000],
+        metavar="N",
+        help="numbers of images (default: 2000 14000 200000)",
+    )
     parser.add_argument("--classes", type=number(int, 2), default=1000, metavar="N", help="default: 1,000")
     parser.add_argument("--only-find", action="store_true", help="find, decode and split the images, no more")
     arguments = parser.parse_args(argv)

@@ -10,9 +10,23 @@ from classifier.base.files import csv_text, write_text
 from classifier.runs.folder import find_run, read_metadata
 from tools.scripts import checked_out_commit, read_table, run_script
 
-COLUMNS = ["training", "seed", "commit", "validation accuracy", "temperature", "test images", "accuracy", "log loss",
-           "calibration error", "by chance", "called unknown", "OOD AUROC", "accuracy --tta", "log loss --tta",
-           "calibration error --tta"]  # fmt: skip
+COLUMNS = [
+    "training",
+    "seed",
+    "commit",
+    "validation accuracy",
+    "temperature",
+    "test images",
+    "accuracy",
+    "log loss",
+    "calibration error",
+    "by chance",
+    "called unknown",
+    "OOD AUROC",
+    "accuracy --tta",
+    "log loss --tta",
+    "calibration error --tta",
+]
 KEY = 3  # the first columns, which identify a training
 
 
@@ -52,10 +66,14 @@ def score(run, arguments):
     weighted = sum(folder["scored"] * folder["area_under_roc"] for folder in others)
     figures = ("accuracy", "log_loss", "calibration_error")
     return [
-        f"{metadata['best']['val_accuracy']:.4f}", f"{metadata.get('temperature', 1.0):.3f}", str(plain["scored"]),
-        *(f"{plain[name]:.4f}" for name in (*figures, "chance_error")), str(plain["unknown"]),
-        f"{weighted / scored:.4f}" if scored else "", *(f"{tta[name]:.4f}" for name in figures),
-    ]  # fmt: skip
+        f"{metadata['best']['val_accuracy']:.4f}",
+        f"{metadata.get('temperature', 1.0):.3f}",
+        str(plain["scored"]),
+        *(f"{plain[name]:.4f}" for name in (*figures, "chance_error")),
+        str(plain["unknown"]),
+        f"{weighted / scored:.4f}" if scored else "",
+        *(f"{tta[name]:.4f}" for name in figures),
+    ]
 
 
 if __name__ == "__main__":

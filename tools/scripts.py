@@ -32,9 +32,17 @@ def start_workers(commands, **options):
     processes = []
     for index, command in enumerate(commands):
         task = {"cluster": {"worker": addresses}, "task": {"type": "worker", "index": index}}
-        processes.append(subprocess.Popen(
-            [sys.executable, *map(str, command)], env=os.environ | {"TF_CONFIG": json.dumps(task)}, encoding="utf-8",
-            stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.PIPE, **options))  # fmt: skip
+        processes.append(
+            subprocess.Popen(
+                [sys.executable, *map(str, command)],
+                env=os.environ | {"TF_CONFIG": json.dumps(task)},
+                encoding="utf-8",
+                stdin=subprocess.DEVNULL,
+                stdout=subprocess.PIPE,
+                stderr=subprocess.PIPE,
+                **options,
+            )
+        )
     return processes
 
 

@@ -118,8 +118,10 @@ def audit(tools, environment):
     if not audited:  # pip-audit itself calls that "No known vulnerabilities found"
         return f"not audited: the package index tells no holes ({answers[0]['skip_reason']})", False
     holes = [(answer, hole) for answer in audited for hole in answer["vulns"]]
-    texts = [f"{answer['name']} {answer['version']} {hole['id']}, mended in {', '.join(hole['fix_versions']) or 'none'}"
-             for answer, hole in holes]  # fmt: skip
+    texts = [
+        f"{answer['name']} {answer['version']} {hole['id']}, mended in {', '.join(hole['fix_versions']) or 'none'}"
+        for answer, hole in holes
+    ]
     text = f"{len(audited)} of {len(answers)} packages audited, {len(holes)} known holes"
     return "; ".join([text, *texts]), any(hole["fix_versions"] for _, hole in holes)
 

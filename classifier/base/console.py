@@ -194,8 +194,12 @@ def progress(description, total=None):
 
 def number(kind, low=None, high=None, above=None, below=None):
     """An argparse type: an int or a float (`kind`) within the given bounds."""
-    bounds = {"at least": (operator.ge, low), "at most": (operator.le, high), "above": (operator.gt, above),
-              "below": (operator.lt, below)}  # fmt: skip
+    bounds = {
+        "at least": (operator.ge, low),
+        "at most": (operator.le, high),
+        "above": (operator.gt, above),
+        "below": (operator.lt, below),
+    }
     bounds = {word: (holds, bound) for word, (holds, bound) in bounds.items() if bound is not None}
 
     def parse(text):

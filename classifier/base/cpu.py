@@ -8,11 +8,17 @@ from pathlib import Path
 CPU_INFO = Path("/proc/cpuinfo")  # of Linux
 # The instruction sets that oneDNN knows, the widest last: oneDNN's name, and the CPU's flag in /proc/cpuinfo.
 INSTRUCTION_SETS = {
-    "SSE41": "sse4_1", "AVX": "avx", "AVX2": "avx2", "AVX2_VNNI": "avx_vnni", "AVX2_VNNI_2": "avx_ne_convert",
+    "SSE41": "sse4_1",
+    "AVX": "avx",
+    "AVX2": "avx2",
+    "AVX2_VNNI": "avx_vnni",
+    "AVX2_VNNI_2": "avx_ne_convert",
     "AVX512_CORE": "avx512dq",
-    "AVX512_CORE_VNNI": "avx512_vnni", "AVX512_CORE_BF16": "avx512_bf16", "AVX512_CORE_FP16": "avx512_fp16",
+    "AVX512_CORE_VNNI": "avx512_vnni",
+    "AVX512_CORE_BF16": "avx512_bf16",
+    "AVX512_CORE_FP16": "avx512_fp16",
     "AVX512_CORE_AMX": "amx_bf16",
-}  # fmt: skip
+}
 
 
 def name():

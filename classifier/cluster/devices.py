@@ -152,15 +152,19 @@ def connect(addresses, index):
     from tensorflow.python.eager.context import context  # there is no public way to say how long to wait
 
     context().configure_coordination_service(
-        "standalone", service_leader="/job:worker/replica:0/task:0",
+        "standalone",
+        service_leader="/job:worker/replica:0/task:0",
         heartbeat_timeout_in_ms=1000 * SECONDS_WITHOUT_HEARTBEAT,
         coordinated_jobs=[CoordinatedJob(name="worker", num_tasks=len(addresses))],
-    )  # fmt: skip
+    )
     gpus = len(tf.config.list_physical_devices("GPU"))
     cluster = tf.distribute.cluster_resolver.SimpleClusterResolver(
-        tf.train.ClusterSpec({"worker": addresses}), task_type="worker", task_id=index, rpc_layer="grpc",
+        tf.train.ClusterSpec({"worker": addresses}),
+        task_type="worker",
+        task_id=index,
+        rpc_layer="grpc",
         num_accelerators={"GPU": gpus},
-    )  # fmt: skip
+    )
     let_memory_grow()
     _wait_for_all(addresses, index)
     handler = signal.getsignal(signal.SIGTERM)

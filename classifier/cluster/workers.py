@@ -111,8 +111,10 @@ def compare(**values):
     for i, other in enumerate(others, start=1):
         for name in first:
             if other[name] != first[name]:
-                raise KnownError(f"worker 0 ({addresses[0]}) and worker {i} ({addresses[i]}) differ in"
-                                 f" {_difference(name, first[name], other[name])}")  # fmt: skip
+                raise KnownError(
+                    f"worker 0 ({addresses[0]}) and worker {i} ({addresses[i]}) differ in"
+                    f" {_difference(name, first[name], other[name])}"
+                )
 
 
 def _difference(name, one, other):

@@ -152,8 +152,10 @@ def decode_once(paths, image_size, folder=None, fit="squash", limit=None):
     most = len(paths) if limit is None else min(int(limit // (3 * image_size**2)) // workers.count, len(paths))
     make = lambda part, write: _decode_all(part, image_size, fit, write, most)  # noqa: E731
     if most < len(paths) and folder is not None:
-        say(f"--cache-limit: at most {most * workers.count} images are kept decoded; the others are decoded whenever they"
-            " are needed, which is slower")  # fmt: skip
+        say(
+            f"--cache-limit: at most {most * workers.count} images are kept decoded; the others are decoded whenever they"
+            " are needed, which is slower"
+        )
     if folder is not None and most:
         path = Path(folder, f"{_decoding_key(paths, image_size, fit, most)}.pixels")
         try:

@@ -181,8 +181,13 @@ def _is_small_crop(warp):
     """Whether a warp cuts off a little and does nothing else: other photographs are made alike by turning and shearing."""
     low, high = CROP / SIDE - TOLERANCE, 1 + TOLERANCE
     corners = warp @ np.array([[0, SIDE], [0, SIDE], [1, 1]], np.float32) / SIDE
-    return (np.abs(warp[[0, 1], [1, 0]]).max() < TOLERANCE and low < warp[0, 0] < high and low < warp[1, 1] < high
-            and corners.min() > -TOLERANCE and corners.max() < high)  # fmt: skip
+    return (
+        np.abs(warp[[0, 1], [1, 0]]).max() < TOLERANCE
+        and low < warp[0, 0] < high
+        and low < warp[1, 1] < high
+        and corners.min() > -TOLERANCE
+        and corners.max() < high
+    )
 
 
 def find_neighbours(features):

@@ -16,11 +16,15 @@ from classifier.data.tars import is_tar, members_of
 
 PARTS = {"train": ("train", "training"), "validation": ("val", "valid", "validation"), "test": ("test", "testing")}
 # Folders that are not classes: they hold some of the images of the class above, such as cats/session1 or cats/images.
-SERIES = re.compile(r"(session|series|sequence|seq|video|clip|scene|day|batch|burst|camera|cam|visit|take|shot|photos?|"
-                    r"images?|imgs?|pictures?|frames?|raw)[ _-]*[0-9]*", re.IGNORECASE)  # fmt: skip
+SERIES = re.compile(
+    r"(session|series|sequence|seq|video|clip|scene|day|batch|burst|camera|cam|visit|take|shot|photos?|"
+    r"images?|imgs?|pictures?|frames?|raw)[ _-]*[0-9]*",
+    re.IGNORECASE,
+)
 # Cameras and phones number their files like this: IMG_0001.jpg. These are not names of classes.
-CAMERAS = re.compile(r"(img|image|dsc|dscn|dscf|pxl|mvimg|vid|pano|photo|picture|pic|screenshot|frame|scan|wp)([^a-z].*)?",
-                     re.IGNORECASE)  # fmt: skip
+CAMERAS = re.compile(
+    r"(img|image|dsc|dscn|dscf|pxl|mvimg|vid|pano|photo|picture|pic|screenshot|frame|scan|wp)([^a-z].*)?", re.IGNORECASE
+)
 
 
 class Paths(collections.abc.Sequence):
@@ -264,8 +268,11 @@ def _is_from_leaf(folder, paths, classes):
     if not deeper or len(tops) < 2 or len(leaves) < 2 or with_own == tops or all(map(SERIES.fullmatch, deeper)):
         return False
     shown = [f"{len(names)}: {', '.join(sorted(names)[:3])}{' …' if len(names) > 3 else ''}" for names in (tops, leaves)]
-    raise UserError(f"the classes in {folder} could be the top folders ({shown[0]}) or those that hold the images"
-                    f" ({shown[1]}): say which with --classes-from top or --classes-from leaf", NO_DATA)  # fmt: skip
+    raise UserError(
+        f"the classes in {folder} could be the top folders ({shown[0]}) or those that hold the images"
+        f" ({shown[1]}): say which with --classes-from top or --classes-from leaf",
+        NO_DATA,
+    )
 
 
 def _refuse_parts(folder, paths):
@@ -280,8 +287,9 @@ def _refuse_parts(folder, paths):
         return
     flags = {"train": "--data-dir", "validation": "--validation-dir"}
     shown = " ".join(f"{flag} {shell_path(folder / parts[part])}" for part, flag in flags.items() if part in parts)
-    raise UserError(f"{folder} holds the parts of a data set ({', '.join(sorted(below))}): give one of them; to train,"
-                    f" {shown}", NO_DATA)  # fmt: skip
+    raise UserError(
+        f"{folder} holds the parts of a data set ({', '.join(sorted(below))}): give one of them; to train, {shown}", NO_DATA
+    )
 
 
 def _refuse_names_that_differ_by_case(folder, names):

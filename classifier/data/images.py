@@ -24,14 +24,30 @@ from classifier.data.tars import find_member, tar_of
 MAX_FILE_BYTES = 1 << 30
 BLANK = 3  # grey levels: the standard deviation of an image that shows nothing
 KIND_OF_SUFFIX = {
-    ".jpg": "JPEG", ".jpeg": "JPEG", ".jpe": "JPEG", ".jfif": "JPEG", ".png": "PNG", ".bmp": "BMP", ".gif": "GIF",
-    ".webp": "WebP", ".tif": "TIFF", ".tiff": "TIFF", ".heic": "HEIC", ".heif": "HEIC", ".avif": "AVIF",
-}  # fmt: skip
+    ".jpg": "JPEG",
+    ".jpeg": "JPEG",
+    ".jpe": "JPEG",
+    ".jfif": "JPEG",
+    ".png": "PNG",
+    ".bmp": "BMP",
+    ".gif": "GIF",
+    ".webp": "WebP",
+    ".tif": "TIFF",
+    ".tiff": "TIFF",
+    ".heic": "HEIC",
+    ".heif": "HEIC",
+    ".avif": "AVIF",
+}
 SIGNATURES = {
-    "JPEG": rb"\xff\xd8\xff", "PNG": rb"\x89PNG\r\n\x1a\n", "BMP": rb"BM", "GIF": rb"GIF8[79]a",
-    "WebP": rb"RIFF....WEBP", "TIFF": rb"II\*\0|MM\0\*",
-    "AVIF": rb"....ftyp(avi[fs]|mif1(....){1,8}?avi[fs])", "HEIC": rb"....ftyp(hei[cxms]|hev[cxms]|mif1|msf1)",
-}  # fmt: skip
+    "JPEG": rb"\xff\xd8\xff",
+    "PNG": rb"\x89PNG\r\n\x1a\n",
+    "BMP": rb"BM",
+    "GIF": rb"GIF8[79]a",
+    "WebP": rb"RIFF....WEBP",
+    "TIFF": rb"II\*\0|MM\0\*",
+    "AVIF": rb"....ftyp(avi[fs]|mif1(....){1,8}?avi[fs])",
+    "HEIC": rb"....ftyp(hei[cxms]|hev[cxms]|mif1|msf1)",
+}
 PILLOW_PACKAGES = {"HEIC": "pillow-heif", "AVIF": "pillow"}  # OpenCV reads no HEIC, and turns and colours AVIF wrongly
 REDUCTIONS = {1: 0, 2: cv2.IMREAD_REDUCED_GRAYSCALE_2, 4: cv2.IMREAD_REDUCED_GRAYSCALE_4, 8: cv2.IMREAD_REDUCED_GRAYSCALE_8}
 

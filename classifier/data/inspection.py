@@ -22,9 +22,12 @@ FINDINGS = {
     "leaks": "images that both folders have",
     "exact_copies": "exact copies",
     "near_copies": "near-copies",
-    "blank": "blank", "very_dark": "very dark", "very_bright": "very bright", "tiny": "tiny",
+    "blank": "blank",
+    "very_dark": "very dark",
+    "very_bright": "very bright",
+    "tiny": "tiny",
     "extreme_shape": "extreme shapes",
-}  # fmt: skip
+}
 ADVICE = {
     "unreadable": "They are skipped in training.",
     "two_classes": "At least one of the labels is wrong. A group of near-copies counts, too.",
@@ -65,17 +68,23 @@ def inspect_found(found, against=None):
     digests, reasons, shapes, levels, greys = _look_at_all(paths, are_compared(len(paths)))
     usable = [i for i in range(len(found.paths)) if reasons[i] is None]
     counts = np.bincount(found.labels, minlength=len(found.classes)).tolist()
-    findings = {"folder": str(found.folder), "against": against and str(against), "images": len(found.paths),
-                "classes": dict(zip(found.classes, counts, strict=True))}  # fmt: skip
+    findings = {
+        "folder": str(found.folder),
+        "against": against and str(against),
+        "images": len(found.paths),
+        "classes": dict(zip(found.classes, counts, strict=True)),
+    }
     for axis, side in enumerate(("height", "width")):
         sides = [shapes[i][axis] for i in usable]
         findings[side] = [int(np.quantile(sides, q, method="nearest")) for q in (0, 0.5, 1)] if sides else None
     findings["shapes"] = dict(collections.Counter(_shape_of(*shapes[i]) for i in usable).most_common())
-    findings["unreadable"] = [{"path": str(path), "reason": reason}
-                              for path, reason in zip(paths, reasons, strict=True) if reason]  # fmt: skip
+    findings["unreadable"] = [
+        {"path": str(path), "reason": reason} for path, reason in zip(paths, reasons, strict=True) if reason
+    ]
     findings |= _copies(found, paths, digests, _groups(digests, greys))
-    findings |= {finding: [str(paths[i]) for i in usable if is_odd(*shapes[i], *levels[i])]
-                 for finding, is_odd in ODD.items()}  # fmt: skip
+    findings |= {
+        finding: [str(paths[i]) for i in usable if is_odd(*shapes[i], *levels[i])] for finding, is_odd in ODD.items()
+    }
     return findings
 
 
@@ -148,11 +157,17 @@ def _copies(found, paths, digests, groups):
         if len(by_digest) > 1:
             copies["near_copies"].append({"paths": name(mine)})
         if labels and len(set.union(*labels)) > 1:
-            copies["two_classes"].append({"copies": "exact" if any(len(same) > 1 for same in labels) else "near",
-                                          "paths": name(mine)})  # fmt: skip
+            copies["two_classes"].append(
+                {"copies": "exact" if any(len(same) > 1 for same in labels) else "near", "paths": name(mine)}
+            )
         if mine and others:
-            copies["leaks"].append({"copies": "exact" if any(digests[i] in by_digest for i in others) else "near",
-                                    "paths": name(mine), "against": name(others)})  # fmt: skip
+            copies["leaks"].append(
+                {
+                    "copies": "exact" if any(digests[i] in by_digest for i in others) else "near",
+                    "paths": name(mine),
+                    "against": name(others),
+                }
+            )
     return copies
 
 
@@ -169,8 +184,12 @@ def describe(entry):
 def table_of(findings):
     """The findings for people: the classes, the sizes, then how many of each finding, with examples."""
     lines = [aligned([["class", "images"], *findings["classes"].items()])]
-    lines += [f"{side}: {low} to {high} pixels, median {middle}"
-              for side in ("width", "height") if findings[side] for low, middle, high in [findings[side]]]  # fmt: skip
+    lines += [
+        f"{side}: {low} to {high} pixels, median {middle}"
+        for side in ("width", "height")
+        if findings[side]
+        for low, middle, high in [findings[side]]
+    ]
     lines.append("shapes: " + ", ".join(f"{count} {shape}" for shape, count in findings["shapes"].items()))
     for finding, title in FINDINGS.items():
         entries = findings[finding]
@@ -199,8 +218,10 @@ def sections_of(findings, found):
 def finding_sections(findings):
     """The findings of inspect() alone as sections of a report."""
     sizes = [[side, *findings[side]] for side in ("width", "height") if findings[side]]
-    sections = [("Classes", "", [["class", "images"], *findings["classes"].items()], []),
-                ("Sizes", "In pixels.", [["", "lowest", "median", "highest"], *sizes], [])]  # fmt: skip
+    sections = [
+        ("Classes", "", [["class", "images"], *findings["classes"].items()], []),
+        ("Sizes", "In pixels.", [["", "lowest", "median", "highest"], *sizes], []),
+    ]
     for finding, title in FINDINGS.items():
         entries = findings[finding]
         if finding == "unreadable":

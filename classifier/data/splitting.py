@@ -38,8 +38,11 @@ def split_groups(usable, digests, validation_size, group_names=None, near_copies
     groups_left = {name: sum(name in count for count in counts) for name in usable}  # for training
     for name, number in groups_left.items():
         if number < 2:
-            raise UserError(f"all {len(usable[name])} images of class {name!r} are in one group: it needs two groups, one to"
-                            " validate on", NO_DATA)  # fmt: skip
+            raise UserError(
+                f"all {len(usable[name])} images of class {name!r} are in one group: it needs two groups, one to"
+                " validate on",
+                NO_DATA,
+            )
     keys = [min(digest_of(group_names[i].encode()) if group_names else digests[i] for i in group) for group in groups]
     wanted = {name: max(round(len(members) * validation_size), 1) for name, members in usable.items()}
     chosen = _choose(sorted(range(len(groups)), key=lambda g: (keys[g], groups[g])), counts, groups_left, wanted)
@@ -71,8 +74,11 @@ def _choose(ranked, counts, groups_left, wanted):
         if not done[name]:  # its groups are large: the one that does least harm
             others = [g for g in ranked if name in counts[g] and leaves_some(g)]
             if not others:
-                raise UserError(f"the groups leave no images to validate class {name!r} on: use more or smaller groups, or"
-                                " --validation-dir", NO_DATA)  # fmt: skip
+                raise UserError(
+                    f"the groups leave no images to validate class {name!r} on: use more or smaller groups, or"
+                    " --validation-dir",
+                    NO_DATA,
+                )
             choose(min(others, key=lambda g: error_with(counts[g])))
     return chosen
 

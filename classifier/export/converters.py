@@ -97,8 +97,10 @@ def compare(name, original, converted, batches, labels):
     expected, got = map(np.concatenate, zip(*probabilities, strict=True))
     difference = np.abs(expected - got).max()
     before, after = ((scores.argmax(axis=1) == labels[usable]).mean() for scores in (expected, got))
-    say(f"{name}: probabilities of {len(expected)} images differ by at most {difference:.2g}; "
-        f"accuracy {before:.2%} before, {after:.2%} after")  # fmt: skip
+    say(
+        f"{name}: probabilities of {len(expected)} images differ by at most {difference:.2g}; "
+        f"accuracy {before:.2%} before, {after:.2%} after"
+    )
     return difference
 
 
@@ -170,8 +172,10 @@ def convert_savedmodel(network, metadata, sample, path):
     write_saved_model(network, metadata, path)
     saved = tf.saved_model.load(str(path))
     difference, scored, refused = compare_files(saved, sample())
-    say(f"savedmodel: from the bytes of {scored} JPEG and PNG files, probabilities differ by at most {difference:.2g}"
-        f"{f'; it refuses {refused} others' if refused else ''}")  # fmt: skip
+    say(
+        f"savedmodel: from the bytes of {scored} JPEG and PNG files, probabilities differ by at most {difference:.2g}"
+        f"{f'; it refuses {refused} others' if refused else ''}"
+    )
     return lambda images: saved.serve(images).numpy()
 
 

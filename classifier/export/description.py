@@ -23,9 +23,15 @@ DESCRIPTIONS, TENSOR_AXIS_LABELS, FEATURE_PROPERTIES, IMAGE_PROPERTIES, RGB = 1,
 
 def description_of(metadata):
     """What a program must know to use an exported network, as a dictionary for JSON."""
-    described = {"network": metadata["network"], "classes": metadata["classes"], "image_size": metadata["image_size"],
-                 "fit": metadata["fit"], "input": INPUT.format(metadata["image_size"]), "output": OUTPUT,
-                 "temperature": metadata.get("temperature", 1.0)}  # fmt: skip
+    described = {
+        "network": metadata["network"],
+        "classes": metadata["classes"],
+        "image_size": metadata["image_size"],
+        "fit": metadata["fit"],
+        "input": INPUT.format(metadata["image_size"]),
+        "output": OUTPUT,
+        "temperature": metadata.get("temperature", 1.0),
+    }
     return described | ({"ood_threshold": metadata["novelty"]["limit"]} if "novelty" in metadata else {})
 
 
@@ -66,8 +72,12 @@ def _model_metadata(metadata, ranks):
     file = lambda name, text, kind: {0: name, 1: text, 2: kind}  # noqa: E731
     content = lambda kind, properties: {0: kind, 1: properties}  # noqa: E731
     image = {0: "image", 1: INPUT.format(metadata["image_size"]), 3: content(IMAGE_PROPERTIES, {0: RGB})}
-    logits = {0: "logits", 1: OUTPUT, 3: content(FEATURE_PROPERTIES, {}),
-              6: [file(LABELS, "the classes, in the order of the logits", TENSOR_AXIS_LABELS)]}  # fmt: skip
+    logits = {
+        0: "logits",
+        1: OUTPUT,
+        3: content(FEATURE_PROPERTIES, {}),
+        6: [file(LABELS, "the classes, in the order of the logits", TENSOR_AXIS_LABELS)],
+    }
     novelty = {0: "novelty", 1: OOD_OUTPUT, 3: content(FEATURE_PROPERTIES, {})}
     described = {
         0: metadata["network"],

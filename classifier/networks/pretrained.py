@@ -28,8 +28,10 @@ def create_pretrained_network(name, image_size, num_classes, dropout=0.0, scales
         backbone = _application(name, weights=None, input_shape=(image_size, image_size, 3))
         images = keras.Input((image_size, image_size, 3), dtype="uint8", name="pictures")
         if scales > 1:
-            means = [keras.layers.GlobalAveragePooling2D(name=f"mean_{i}")(maps) for i, maps in enumerate(
-                _maps_before_the_last(backbone, scales - 1))]  # fmt: skip
+            means = [
+                keras.layers.GlobalAveragePooling2D(name=f"mean_{i}")(maps)
+                for i, maps in enumerate(_maps_before_the_last(backbone, scales - 1))
+            ]
             backbone = keras.Model(backbone.input, keras.layers.Concatenate(name="mean_all")([*means, backbone.output]))
         backbone.name = "backbone"  # not by an argument: some of them look up their sizes by their name
         features = backbone(normalize(name, images))

@@ -13,11 +13,24 @@ from classifier.networks.pretrained import no_download, preprocess
 from classifier.training.settings import PRETRAINED_NETWORKS
 
 FAMILIES = {  # which of ImageNet's 1,000 classes are of this kind: first and last index
-    "dog": [(151, 268)], "cat": [(281, 285)], "wolf": [(269, 272)], "fox": [(277, 280)], "bear": [(294, 297)],
-    "bird": [(7, 24), (80, 100), (127, 146)], "fish": [(0, 6), (389, 397)], "snake": [(52, 68)], "spider": [(72, 77)],
-    "frog": [(30, 32)], "turtle": [(33, 37)], "lizard": [(38, 48)], "butterfly": [(321, 326)], "beetle": [(300, 307)],
-    "rabbit": [(330, 332)], "monkey": [(370, 382)], "ape": [(365, 369)],
-}  # fmt: skip
+    "dog": [(151, 268)],
+    "cat": [(281, 285)],
+    "wolf": [(269, 272)],
+    "fox": [(277, 280)],
+    "bear": [(294, 297)],
+    "bird": [(7, 24), (80, 100), (127, 146)],
+    "fish": [(0, 6), (389, 397)],
+    "snake": [(52, 68)],
+    "spider": [(72, 77)],
+    "frog": [(30, 32)],
+    "turtle": [(33, 37)],
+    "lizard": [(38, 48)],
+    "butterfly": [(321, 326)],
+    "beetle": [(300, 307)],
+    "rabbit": [(330, 332)],
+    "monkey": [(370, 382)],
+    "ape": [(365, 369)],
+}
 
 PLURALS = [("", ""), ("s", ""), ("es", ""), ("ies", "y"), ("ves", "f"), ("ves", "fe")]  # endings: plural, singular
 

@@ -15,8 +15,19 @@ MAX_BODY = 1 << 20  # bytes of any other request
 PAGES = {"/", "/login", "/login/", "/logout", "/config", "/theme.css", "/favicon.ico", "/manifest.json", "/robots.txt"}
 FILES = ("/assets/", "/static/", "/svelte/")
 API = "/gradio_api"
-CALLS = {"/info", "/openapi.json", "/app_id", "/startup-events", "/upload", "/upload_progress", "/queue/join", "/queue/data",
-         "/cancel", "/reset", "/theme.css"}  # fmt: skip
+CALLS = {
+    "/info",
+    "/openapi.json",
+    "/app_id",
+    "/startup-events",
+    "/upload",
+    "/upload_progress",
+    "/queue/join",
+    "/queue/data",
+    "/cancel",
+    "/reset",
+    "/theme.css",
+}
 CALLS_BELOW = ("/call/", "/heartbeat/")
 
 HEADERS = {

@@ -105,8 +105,14 @@ class Demo:
         _, heat = self.explainer.explain(load_image(answer.path, size, fit), self.classifier.classes.index(most_likely))
         photo = load_in_shape(answer.path, SIDE)
         images = [as_jpeg(photo), as_jpeg(overlay(photo, in_shape(heat, photo.shape[:2], fit)))]
-        return card | {"answer": answer, "known": answer.predicted_class == most_likely, "bars": bars[:MOST_BARS],
-                       "num_others": len(bars[MOST_BARS:]), "images": images, "speaks": heat.any()}  # fmt: skip
+        return card | {
+            "answer": answer,
+            "known": answer.predicted_class == most_likely,
+            "bars": bars[:MOST_BARS],
+            "num_others": len(bars[MOST_BARS:]),
+            "images": images,
+            "speaks": heat.any(),
+        }
 
     def run_line(self):
         """The HTML of the line about the run."""
@@ -168,12 +174,26 @@ def launch(page, host, port, folder, auth):
     gradio.processing_utils.async_ssrf_protected_download = gradio.processing_utils.save_url_to_cache = refuse_path
     hosts = None if auth else {f"{name}:{port}" for name in ("127.0.0.1", "localhost")}
     page.launch(
-        server_name=host, server_port=port, auth=auth, share=False, allowed_paths=[], max_file_size=MAX_FILE_SIZE,
+        server_name=host,
+        server_port=port,
+        auth=auth,
+        share=False,
+        allowed_paths=[],
+        max_file_size=MAX_FILE_SIZE,
         app_kwargs={"middleware": [Middleware(Guard, hosts=hosts, folder=folder)]},
         theme=gradio.themes.Default(font=["system-ui", "sans-serif"], font_mono=["monospace"]),  # no fonts from elsewhere
-        css_paths=PAGES / "demo.css", head=PASTE, footer_links=["api"], inbrowser=False, quiet=True,
-        run_history=False, enable_monitoring=False, ssr_mode=False, mcp_server=False, pwa=False, prevent_thread_lock=True,
-    )  # fmt: skip
+        css_paths=PAGES / "demo.css",
+        head=PASTE,
+        footer_links=["api"],
+        inbrowser=False,
+        quiet=True,
+        run_history=False,
+        enable_monitoring=False,
+        ssr_mode=False,
+        mcp_server=False,
+        pwa=False,
+        prevent_thread_lock=True,
+    )
 
 
 def refuse_path(*_, **__):

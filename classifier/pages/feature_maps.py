@@ -149,7 +149,10 @@ def draw_kernels(figure, grey):
     figure.suptitle(
         "A convolution slides a kernel over the image. Each number is multiplied by the pixel under it; the sum is the new "
         "pixel.\nClassic kernels, and what they make of this image (for the last three, grey is 0):",
-        x=0.01, ha="left", fontsize=10)  # fmt: skip
+        x=0.01,
+        ha="left",
+        fontsize=10,
+    )
     grid = figure.subplots(2, len(KERNELS) + 1, height_ratios=(2, 1.2))
     for axes in grid.flat:
         axes.set_axis_off()

@@ -54,10 +54,15 @@ def write_report(path, title, sections):
     shown = [image for section in sections for image, _ in section.images[: section.most]]
     script = (folder / "report.js").read_text()
     page = environment.get_template("report.html").render(
-        title=title, sections=sections, thumbnails=prefetch(_thumbnail, shown, 3 * THUMBNAIL**2),
-        number_columns=number_columns, next=next, most_rows=MOST_ROWS, script=Markup(script),
+        title=title,
+        sections=sections,
+        thumbnails=prefetch(_thumbnail, shown, 3 * THUMBNAIL**2),
+        number_columns=number_columns,
+        next=next,
+        most_rows=MOST_ROWS,
+        script=Markup(script),
         script_digest=b64encode(hashlib.sha256(script.encode()).digest()).decode(),
-    )  # fmt: skip
+    )
     write_text(path, page)
 
 

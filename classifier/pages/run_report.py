@@ -54,27 +54,39 @@ def _training_of(run, metadata):
         ["network", f"{metadata['network']}{of_weights}{layers}"],
         ["images", settings.get("data_dir", "–")],
         ["training and validation images", f"{sums['training']:,} + {sums['validation']:,}"],
-        ["classes", f"{len(metadata['classes'])}: {', '.join(metadata['classes'][:MOST_COLUMNS])}"
-                    f"{', …' if len(metadata['classes']) > MOST_COLUMNS else ''}"],
+        [
+            "classes",
+            f"{len(metadata['classes'])}: {', '.join(metadata['classes'][:MOST_COLUMNS])}"
+            f"{', …' if len(metadata['classes']) > MOST_COLUMNS else ''}",
+        ],
         ["split", ", ".join(f"{name} {value}" for name, value in metadata.get("split", {}).items())],
         ["image size", f"{metadata['image_size']} px, {metadata.get('fit', 'squash')}"],
         ["epochs", metadata.get("epochs", "–")],
-        ["selected epoch", f"{best['epoch']}: validation accuracy {best['val_accuracy']:.2%}, loss {best['val_loss']:.4f}"
-                           if best else "–"],
-        ["settings", ", ".join(f"{name} {settings[name]}" for name in
-                               ("batch_size", "lr", "weight_decay", "label_smoothing", "dropout", "ema", "seed")
-                               if name in settings)],
+        [
+            "selected epoch",
+            f"{best['epoch']}: validation accuracy {best['val_accuracy']:.2%}, loss {best['val_loss']:.4f}" if best else "–",
+        ],
+        [
+            "settings",
+            ", ".join(
+                f"{name} {settings[name]}"
+                for name in ("batch_size", "lr", "weight_decay", "label_smoothing", "dropout", "ema", "seed")
+                if name in settings
+            ),
+        ],
         ["temperature", f"{metadata.get('temperature', 1.0):.3f}"],
         ["device", ", ".join(f"{name} {value}" for name, value in metadata.get("device", {}).items() if value != [])],
         ["versions", ", ".join(f"{name} {version}" for name, version in metadata.get("versions", {}).items())],
-    ]  # fmt: skip
+    ]
     return [row for row in rows if row[1] != ""]
 
 
 def _accuracy(result):
     low, high = result["accuracy_interval"]
-    text = (f"{result['accuracy']:.2%} of {result['scored']:,} images are predicted correctly (95 % confidence interval: "
-            f"{low:.1%} to {high:.1%}).")  # fmt: skip
+    text = (
+        f"{result['accuracy']:.2%} of {result['scored']:,} images are predicted correctly (95 % confidence interval: "
+        f"{low:.1%} to {high:.1%})."
+    )
     figures = [
         ["always predicting the largest class", f"{result['majority']:.2%}"],
         ["balanced accuracy, the mean recall of the classes", f"{result['balanced_accuracy']:.2%}"],
@@ -114,8 +126,10 @@ def _classes(result):
         rows.append([name, scores["pictures"], *ratios])
     if len(rows) - 1 > MOST_COLUMNS:
         rows = [["number", *rows[0]], *([number, *row] for number, row in enumerate(rows[1:], start=1))]
-    text = ("Recall: how many images of the class are predicted as it. "
-            "Precision: how many images predicted as the class are of it.")  # fmt: skip
+    text = (
+        "Recall: how many images of the class are predicted as it. "
+        "Precision: how many images predicted as the class are of it."
+    )
     return Section("Precision and recall of each class", text, rows)
 
 
@@ -131,28 +145,39 @@ def _thresholds(scored, classes):
     some = np.unique(np.linspace(0, len(recalls) - 1, MOST_POINTS).astype(int))
     name, share = classes[1], positive.mean()
     roc = draw_steps(
-        np.append(0, false_positives[some]), np.append(0, recalls[some]), f"false positive rate of {name}",
-        f"recall of {name}", ([0, 1], [0, 1]),
-    )  # fmt: skip
+        np.append(0, false_positives[some]),
+        np.append(0, recalls[some]),
+        f"false positive rate of {name}",
+        f"recall of {name}",
+        ([0, 1], [0, 1]),
+    )
     tradeoff = draw_steps(
         recalls[some], precisions[some], f"recall of {name}", f"precision of {name}", ([0, 1], [share, share])
     )
-    text = (f"For every threshold on the probability of {name}: area under the ROC curve {area:.4f}, average precision "
-            f"{average_precision:.4f}.")  # fmt: skip
-    figures = [(svg_of(roc), f"ROC curve, area {area:.4f}"),
-               (svg_of(tradeoff), f"Precision-recall curve, average precision {average_precision:.4f}")]  # fmt: skip
+    text = (
+        f"For every threshold on the probability of {name}: area under the ROC curve {area:.4f}, average precision "
+        f"{average_precision:.4f}."
+    )
+    figures = [
+        (svg_of(roc), f"ROC curve, area {area:.4f}"),
+        (svg_of(tradeoff), f"Precision-recall curve, average precision {average_precision:.4f}"),
+    ]
     yield Section("ROC and precision-recall curve", text, figures=figures)
 
 
 def _calibration(scored, result, temperature):
     """The reliability diagram, and if there is a temperature also the one without it."""
-    text = (f"Of the images predicted with 90 % confidence, 90 % should be correct. Calibration error "
-            f"{result['calibration_error']:.2%}, from chance alone {result['chance_error']:.2%}")  # fmt: skip
+    text = (
+        f"Of the images predicted with 90 % confidence, 90 % should be correct. Calibration error "
+        f"{result['calibration_error']:.2%}, from chance alone {result['chance_error']:.2%}"
+    )
     bins_of = {"as predicted": reliability(scored.confidences, scored.correct)}
     if temperature != 1:
         plain = scored.plain_confidences
-        bins_of = {f"with temperature {temperature:.2f}": bins_of["as predicted"],
-                   "without": reliability(plain, scored.correct)}  # fmt: skip
+        bins_of = {
+            f"with temperature {temperature:.2f}": bins_of["as predicted"],
+            "without": reliability(plain, scored.correct),
+        }
         text += f"; without the temperature {calibration_error(plain, scored.correct):.2%}"
     figure = (svg_of(draw_reliability(bins_of)), "Reliability diagram: accuracy over confidence")
     return Section("Calibration", f"{text}.", figures=[figure])
@@ -179,8 +204,10 @@ def _images_to_look_at(scored, classes, run, metadata):
         yield Section(heading, text if images else "None.", images=images, most=most)
     some = [i for members in (mistakes, surest[::-1], unknown, correct) for i in members[:EXPLAINED]]
     heading = "What the network looks at"
-    text = ("Where the image is bright in the heat map on the right, it speaks for the predicted class. Some of the surest "
-            "mistakes, of the least certain images, of those called unknown, and of the surest correct ones.")  # fmt: skip
+    text = (
+        "Where the image is bright in the heat map on the right, it speaks for the predicted class. Some of the surest "
+        "mistakes, of the least certain images, of those called unknown, and of the surest correct ones."
+    )
     try:
         images = _explained(dict.fromkeys(some), scored, run, metadata)
     except UserError as error:

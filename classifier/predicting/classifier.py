@@ -45,8 +45,13 @@ class Answer(NamedTuple):
         """As a dictionary for JSON."""
         if self.reason:
             return {"path": self.path, "error": self.reason}
-        return {"path": self.path, "class": self.predicted_class, "probability": self.probability,
-                "probabilities": self.probabilities, "novelty": round(self.ood_score, 4)}  # fmt: skip
+        return {
+            "path": self.path,
+            "class": self.predicted_class,
+            "probability": self.probability,
+            "probabilities": self.probabilities,
+            "novelty": round(self.ood_score, 4),
+        }
 
 
 class Classifier:

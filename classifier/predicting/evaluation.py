@@ -36,8 +36,18 @@ class Scored:
             scores = prediction.scores
             plain = log_softmax(scores * temperature) if temperature != 1 else scores
             self.paths.append(prediction.path)
-            rows.append((label, scores.argmax(), (scores > scores[label]).sum(), scores.max(), plain.max(), scores[label],
-                         scores[-1], prediction.ood_score))  # fmt: skip
+            rows.append(
+                (
+                    label,
+                    scores.argmax(),
+                    (scores > scores[label]).sum(),
+                    scores.max(),
+                    plain.max(),
+                    scores[label],
+                    scores[-1],
+                    prediction.ood_score,
+                )
+            )
         if not rows:
             raise UserError(f"none of the {len(self.skipped)} images in {found.folder} can be read", NO_DATA)
         self.labels, self.predicted, self.ranks, *columns = np.array(rows).T
@@ -87,18 +97,25 @@ def per_class_metrics(predicted, labels, classes):
     correct, as_predicted, as_true = confusion.diagonal(), confusion.sum(axis=0), confusion.sum(axis=1)
     ratio = lambda part, whole: float(part / whole) if whole else None  # noqa: E731
     per_class = {
-        name: {"precision": ratio(correct[i], as_predicted[i]), "recall": ratio(correct[i], as_true[i]),
-               "pictures": int(as_true[i])}
+        name: {
+            "precision": ratio(correct[i], as_predicted[i]),
+            "recall": ratio(correct[i], as_true[i]),
+            "pictures": int(as_true[i]),
+        }
         for i, name in enumerate(classes)
-    }  # fmt: skip
+    }
     return {"per_class": per_class, "confusion_matrix": confusion.tolist()}
 
 
 def confusions(result):
     """[(count, true class, predicted class)] of the incorrect predictions of an evaluate() result, most frequent first."""
     classes = result["classes"]
-    confused = [(count, classes[true], classes[predicted]) for true, row in enumerate(result["confusion_matrix"])
-                for predicted, count in enumerate(row) if count and true != predicted]  # fmt: skip
+    confused = [
+        (count, classes[true], classes[predicted])
+        for true, row in enumerate(result["confusion_matrix"])
+        for predicted, count in enumerate(row)
+        if count and true != predicted
+    ]
     return sorted(confused, key=lambda confusion: -confusion[0])
 
 
@@ -107,8 +124,16 @@ def prediction_table(scored, found):
 
     Then come the correct ones, those with the lowest confidence first, and those that could not be read, with the reason.
     """
-    header = ["path", "true_class", "predicted_class", "probability", "true_class_probability", "ood_score", "correct",
-              "reason"]  # fmt: skip
+    header = [
+        "path",
+        "true_class",
+        "predicted_class",
+        "probability",
+        "true_class_probability",
+        "ood_score",
+        "correct",
+        "reason",
+    ]
     rows = []
     for i in np.lexsort([np.where(scored.correct, scored.scores, -scored.scores), scored.correct]):
         names = [found.classes[label] for label in (scored.labels[i], scored.predicted[i])]

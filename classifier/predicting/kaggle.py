@@ -25,8 +25,10 @@ class Submission:
         rows = sorted((number, answer.probabilities[self._dog]) for number, answer in readable)
         clipped = ([number, f"{min(max(dog, self._lowest), 1 - self._lowest):.6f}"] for number, dog in rows)
         write_text(self._path, csv_text(["id", "label"], clipped))
-        say(f"{len(rows)} rows in {self._path}, labels from {self._lowest:.6f} to {1 - self._lowest:.6f}: "
-            "log loss punishes certainty")  # fmt: skip
+        say(
+            f"{len(rows)} rows in {self._path}, labels from {self._lowest:.6f} to {1 - self._lowest:.6f}: "
+            "log loss punishes certainty"
+        )
 
 
 def dog_class(classes):

@@ -25,8 +25,11 @@ PARTIAL = ".partial"  # the file that is being copied, in OUT
 def outside(paths, out):
     """The paths that are not in the folder `out`, which holds copies. Raises UserError if there are none."""
     folder = Path(os.path.realpath(out))
-    others = [path for path in paths if folder not in Path(os.path.abspath(path)).parents
-              and folder not in Path(os.path.realpath(path)).parents]  # fmt: skip
+    others = [
+        path
+        for path in paths
+        if folder not in Path(os.path.abspath(path)).parents and folder not in Path(os.path.realpath(path)).parents
+    ]
     if not others:
         raise UserError(f"--copy-to: all images are in {out} already: choose another folder", USAGE)
     if len(others) < len(paths):

@@ -22,8 +22,10 @@ def say_header(run, metadata, sets):
     say("versions   " + ", ".join(f"{name} {version}" for name, version in versions().items()))
     say("device     " + ", ".join(filter(None, [*computing["gpus"], *cpu, *on_or_off])))
     if unused := unused_gpus():
-        say(f"device     {', '.join(unused)} not used: libraries for it are missing, or do not fit its driver: "
-            "pip install 'tensorflow[and-cuda]'")  # fmt: skip
+        say(
+            f"device     {', '.join(unused)} not used: libraries for it are missing, or do not fit its driver: "
+            "pip install 'tensorflow[and-cuda]'"
+        )
     if len(names := devices()) > 1:
         say(f"devices    {len(names)} in this machine, each takes its share of every batch: {', '.join(names)}")
     say(f"images     {_counts(count_images(sets))} (training + validation)")
@@ -46,8 +48,10 @@ def _counts(counts):
         return ", ".join(f"{name} {n['training']} + {n['validation']}" for name, n in counts.items())
     training, validation = (sum(n[side] for n in counts.values()) for side in ("training", "validation"))
     name, least = min(counts.items(), key=lambda item: sum(item[1].values()))
-    return (f"{training:,} + {validation:,} of {len(counts):,} classes, the fewest of {name}:"
-            f" {least['training']} + {least['validation']}")  # fmt: skip
+    return (
+        f"{training:,} + {validation:,} of {len(counts):,} classes, the fewest of {name}:"
+        f" {least['training']} + {least['validation']}"
+    )
 
 
 def say_phase(metadata, training):
@@ -74,11 +78,15 @@ def print_closing(run, metadata, training, sets, confusion):
     row = training.history.selected()
     predicted = confusion.sum(axis=0)
     if (predicted > 0).sum() == 1:
-        say(f"warning: the network predicts {sets.classes[predicted.argmax()]!r} for every validation image: try more"
-            " --epochs, another --lr, or --class-weights balanced if some classes are smaller than others")  # fmt: skip
+        say(
+            f"warning: the network predicts {sets.classes[predicted.argmax()]!r} for every validation image: try more"
+            " --epochs, another --lr, or --class-weights balanced if some classes are smaller than others"
+        )
     elif row and _may_be_chance(confusion):
-        say("warning: it may be no better than always predicting the largest class: the images may show too little of the"
-            " classes, or many labels be wrong")  # fmt: skip
+        say(
+            "warning: it may be no better than always predicting the largest class: the images may show too little of the"
+            " classes, or many labels be wrong"
+        )
     if not (training.is_over or training.phase.until_best):
         show(f"stopped early: no better one in {training.settings['patience']} epochs (to continue: --resume --patience 0)")
     if row:
@@ -86,8 +94,10 @@ def print_closing(run, metadata, training, sets, confusion):
             show("fine-tuning made it no better: the head on frozen features predicts")
         largest = max(n["validation"] for n in count_images(sets).values()) / len(sets.valid)
         majority = 1 / len(sets.classes) if training.settings["class_weights"] == "balanced" else largest
-        show(f"selected: epoch {row['epoch']}, validation accuracy {row['val_accuracy']:.1%}, loss {row['val_loss']:.4f}"
-              f" (always predicting the largest class: {majority:.1%})")  # fmt: skip
+        show(
+            f"selected: epoch {row['epoch']}, validation accuracy {row['val_accuracy']:.1%}, loss {row['val_loss']:.4f}"
+            f" (always predicting the largest class: {majority:.1%})"
+        )
         say(f"likely to help next: {'; '.join(_likely_to_help(run, training, row, confusion, sets.classes))}")
     show(_how_far_to_trust_unknown(training.phase, metadata["novelty"]["left_out_area_under_roc"]))
     show(f"saved in {shell_path(run)}; now run:")
@@ -108,8 +118,10 @@ def _likely_to_help(run, training, row, confusion, classes):
         counts = confusion.sum(axis=1)
         recalls = confusion.diagonal() / np.maximum(counts, 1)
         worst = int(np.argmin(recalls))
-        advice.append(f"more images of {classes[worst]!r}: {recalls[worst]:.0%} of {counts[worst]} validation images are "
-                      "predicted correctly")  # fmt: skip
+        advice.append(
+            f"more images of {classes[worst]!r}: {recalls[worst]:.0%} of {counts[worst]} validation images are "
+            "predicted correctly"
+        )
     else:
         advice.append(f"more --epochs than {settings['epochs']}: the training images are not learnt yet")
     if settings["image_size"] < 224 and settings["network"] in PRETRAINED_NETWORKS:

@@ -35,10 +35,17 @@ class AdamW(keras.optimizers.AdamW):
         index = self._get_variable_index(variable)
         step = tf.cast(self.iterations + 1, tf.float32)
         tf.raw_ops.ResourceApplyAdam(
-            var=_handle(variable), m=_handle(self._momentums[index]), v=_handle(self._velocities[index]), grad=gradient,
-            lr=learning_rate, beta1=self.beta_1, beta2=self.beta_2, epsilon=self.epsilon,
-            beta1_power=self.beta_1**step, beta2_power=self.beta_2**step,
-        )  # fmt: skip
+            var=_handle(variable),
+            m=_handle(self._momentums[index]),
+            v=_handle(self._velocities[index]),
+            grad=gradient,
+            lr=learning_rate,
+            beta1=self.beta_1,
+            beta2=self.beta_2,
+            epsilon=self.epsilon,
+            beta1_power=self.beta_1**step,
+            beta2_power=self.beta_2**step,
+        )
 
 
 def _handle(variable):

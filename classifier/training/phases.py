@@ -67,9 +67,15 @@ def phase_to_fit(metadata, num_images):
             create_network(settings["network"], settings["image_size"], num_classes=2), num_images
         )
         phase = dataclasses.replace(
-            phase, name="fine-tuning", last=chosen["fine_tune_epochs"], on_features=False, until_best=False,
-            lr=chosen["fine_tune_lr"], **FINE_TUNING, unfrozen=chosen["fine_tune"],
-        )  # fmt: skip
+            phase,
+            name="fine-tuning",
+            last=chosen["fine_tune_epochs"],
+            on_features=False,
+            until_best=False,
+            lr=chosen["fine_tune_lr"],
+            **FINE_TUNING,
+            unfrozen=chosen["fine_tune"],
+        )
     return phase
 
 

@@ -52,9 +52,12 @@ class Networks:
         self.strategy = create_strategy()
         with self.strategy.scope():
             create = functools.partial(
-                create_network, metadata["network"], settings["image_size"], num_classes,
+                create_network,
+                metadata["network"],
+                settings["image_size"],
+                num_classes,
                 feature_scales=metadata["feature_scales"],
-            )  # fmt: skip
+            )
             with bfloat16_layers(in_bfloat16) as self.has_bfloat16_layers:
                 self.whole = create(phase.dropout)
             self.whole_average = create() if settings["ema"] or self.has_bfloat16_layers else self.whole
@@ -101,10 +104,16 @@ class Training:
         self.step = tf.Variable(0, dtype=tf.int64)  # steps done in this epoch
         self.sums = tf.Variable([0.0, 0.0], dtype=tf.float64)  # of losses and of correct predictions in this epoch
         self._saver = Saver(
-            run, phase.name, trained=self.networks.whole, network=self.networks.whole_average,
-            optimizer=self.networks.optimizer, epoch=self._epoch, step=self.step, sums=self.sums,
+            run,
+            phase.name,
+            trained=self.networks.whole,
+            network=self.networks.whole_average,
+            optimizer=self.networks.optimizer,
+            epoch=self._epoch,
+            step=self.step,
+            sums=self.sums,
             seeds=[state.value for state in self.networks.whole.variables if "seed" in state.path],  # of dropout
-        )  # fmt: skip
+        )
         self._stop, self._last_save = StopRequest(), time.monotonic()
         self.class_weights = class_weights(self.settings["class_weights"], sets.train.labels, len(sets.classes))
         self.valid_weights = np.ones(len(sets.classes), np.float32)

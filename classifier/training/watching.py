@@ -107,8 +107,10 @@ class Board:
 
     def add(self, row):
         """Write a row of the history."""
-        figures = {"training": {name: row[name] for name in ("loss", "accuracy", "learning_rate")},
-                   "validation": {name: row[f"val_{name}"] for name in ("loss", "accuracy")}}  # fmt: skip
+        figures = {
+            "training": {name: row[name] for name in ("loss", "accuracy", "learning_rate")},
+            "validation": {name: row[f"val_{name}"] for name in ("loss", "accuracy")},
+        }
         for side, writer in self._writers.items():
             with writer.as_default(step=row["epoch"]):
                 for name, figure in figures[side].items():

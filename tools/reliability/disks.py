@@ -70,9 +70,17 @@ def fail_in_other_scripts(folder, trainings, short, rng):
     scripts = {
         "exporting to LiteRT": ("export", "--model", output / "001"),
         "exporting a SavedModel": ("export", "--model", output / "001", "--format", "savedmodel"),
-        "writing a report": ("evaluate", trainings.images, "--model", output / "001", "--report", output / "r.html",
-                             "--predictions", output / "p.csv"),
-    }  # fmt: skip
+        "writing a report": (
+            "evaluate",
+            trainings.images,
+            "--model",
+            output / "001",
+            "--report",
+            output / "r.html",
+            "--predictions",
+            output / "p.csv",
+        ),
+    }
     for what, script in some_of(scripts, 1, short, rng):
         shutil.copytree(whole, output)
         sound(finish(start(*script, env=faults.environment(output, log=folder / "log"))))

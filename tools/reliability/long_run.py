@@ -35,8 +35,10 @@ def check(folder, short, seed):
     done = read_metadata(output / "001")["epochs"]
     if wrong or done != epochs:
         say(f"after {done} epochs, growing: {', '.join(wrong) or 'nothing'}")
-    means = [f"{name} {before:.1f} and {after:.1f}{WHAT[name]}"
-             for name, before, after in zip(WHAT, early / UNITS, late / UNITS, strict=True)]  # fmt: skip
+    means = [
+        f"{name} {before:.1f} and {after:.1f}{WHAT[name]}"
+        for name, before, after in zip(WHAT, early / UNITS, late / UNITS, strict=True)
+    ]
     what = f"{done:,} epochs with a checkpoint each: early and late, {', '.join(means)} ({len(samples):,} looks)"
     yield Result(what, 1, int(bool(wrong) or done != epochs))
 

@@ -150,8 +150,10 @@ class Distance(NamedTuple):
     history: float  # of the figure in the history that differs most
 
     def __str__(self):
-        return (f"all weights {self.all_weights:.0e}, a tensor of them {self.weights:.0e}, of the optimizer's moments"
-                f" {self.optimizer:.0e}, history {self.history:.0e}")  # fmt: skip
+        return (
+            f"all weights {self.all_weights:.0e}, a tensor of them {self.weights:.0e}, of the optimizer's moments"
+            f" {self.optimizer:.0e}, history {self.history:.0e}"
+        )
 
 
 def distance(run, expected):
@@ -169,8 +171,9 @@ def distance(run, expected):
     rows = [[[row[name] for name in RESULTS] for row in read_history(one)] for one in (run, expected)]
     history = np.abs(np.subtract(*rows)) / np.maximum(np.abs(rows[1]), 1e-30)
     all_weights = np.sqrt((weights**2).sum(axis=0))
-    return Distance(all_weights[0] / all_weights[1], *((one / other).max() for one, other in (weights.T, moments.T)),
-                    history.max())  # fmt: skip
+    return Distance(
+        all_weights[0] / all_weights[1], *((one / other).max() for one, other in (weights.T, moments.T)), history.max()
+    )
 
 
 def lasting(data):

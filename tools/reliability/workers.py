@@ -177,8 +177,10 @@ def kill_workers(trainings, output, kills, rng):
                 failed += 1
             return Result(
                 f"SIGKILL of one of 2 or 4 workers, all resumed: in the end, {found}; "
-                f"at most {slowest:.0f} s until all have stopped", done, failed,
-            )  # fmt: skip
+                f"at most {slowest:.0f} s until all have stopped",
+                done,
+                failed,
+            )
     return Result("SIGKILL of one of 2 or 4 workers, all resumed", done, failed)
 
 
