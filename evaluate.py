@@ -159,7 +159,7 @@ def load(arguments):
 
     run = find_run(arguments.model)
     metadata = read_metadata(run)
-    if arguments.ood_dir and "novelty" not in metadata:
+    if arguments.ood_dir and "ood" not in metadata:
         raise UserError(f"--ood-dir: {run} has no out-of-distribution scores", USAGE)
     found = find_images(arguments.folder, metadata["classes"], classes_from=arguments.classes_from)
     return run, load_predictor(run, metadata), metadata["image_size"], metadata["fit"], found
@@ -169,7 +169,7 @@ def table_of(result):
     """The result for people: recall and precision of each class, which classes are confused, then the totals."""
     from classifier.predicting.evaluation import MOST_COLUMNS
 
-    classes, counts = result["classes"], [figures["pictures"] for figures in result["per_class"].values()]
+    classes, counts = result["classes"], [figures["images"] for figures in result["per_class"].values()]
     lines = [confusion_matrix(result)] if len(classes) <= MOST_COLUMNS else [class_table(result), most_confused(result)]
     low, high = result["accuracy_interval"]
     lines.append(
@@ -204,7 +204,7 @@ def class_table(result):
     """Each class's number of images, recall and precision, for classes that are too many for a confusion matrix."""
     rows = [["true class", "images", "recall", "precision"]]
     for name in result["classes"]:
-        rows.append([name, result["per_class"][name]["pictures"], *recall_and_precision(result, name)])
+        rows.append([name, result["per_class"][name]["images"], *recall_and_precision(result, name)])
     return console.aligned(rows, ">")
 
 

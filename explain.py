@@ -1,7 +1,7 @@
 """Show which parts of a photo speak for its class: python explain.py photo.jpg
 
-Read here which pictures are made; heat maps are computed in classifier/pages/explanations.py, and the pictures of --filters in
-classifier/pages/feature_maps.py.
+Read here which pictures are made; heat maps are computed in classifier/pages/explanations.py, and the pictures of --filters
+in classifier/pages/feature_maps.py.
 """
 
 import argparse

@@ -44,7 +44,7 @@ def create_cnn(image_size, num_classes, dropout=0.0):
 
     (n, image_size, image_size, 3) uint8 RGB → (n, num_classes) logits.
     """
-    images = keras.Input((image_size, image_size, 3), dtype="uint8", name="pictures")
+    images = keras.Input((image_size, image_size, 3), dtype="uint8", name="images")
     maps = layers.Rescaling(1 / 127.5, offset=-1, name="scale")(images)  # -1 … 1: centred on 0, training starts faster
     maps = create_convolutional_layer(maps, 32, "conv1")
     maps = create_convolutional_layer(maps, 32, "conv2")
@@ -165,7 +165,7 @@ def create_resnet(image_size, num_classes, dropout=0.0):
 
     (n, side, side, 3) uint8 RGB → (n, num_classes) logits.
     """
-    images = keras.Input((None, None, 3), dtype="uint8", name="pictures")
+    images = keras.Input((None, None, 3), dtype="uint8", name="images")
     maps = layers.Rescaling(1 / 127.5, offset=-1, name="scale")(images)
     maps = create_normalized_convolution(maps, 32, "stem", stride=2)
     for stage, num_filters in enumerate((64, 128, 256), start=1):

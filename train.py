@@ -13,7 +13,7 @@ from classifier.base import console
 from classifier.base.console import PROJECT, UserError, show
 from classifier.base.files import locked, remove
 from classifier.cluster import workers
-from classifier.runs.folder import checkpoints_in, find_run, new_run, read_metadata, selected_digest, write_metadata
+from classifier.runs.folder import find_run, has_checkpoints, new_run, read_metadata, selected_digest, write_metadata
 from classifier.training.settings import (
     DEFAULTS,
     add_flags,
@@ -96,11 +96,11 @@ def train(settings, output, run=None):
         settings["epochs"] = settings["epochs"] or epochs_for(len(sets.train))
         metadata = workers.of_chief(lambda: begin_run(run, settings, sets, resuming))
         try:
-            if settings["minutes"] and not checkpoints_in(run / "checkpoints" / "newest"):
+            if settings["minutes"] and not has_checkpoints(run):
                 choose_epochs(run, metadata, sets, started + 60 * settings["minutes"])
             return train_in(run, metadata, sets)
         except UserError:
-            if not resuming and not checkpoints_in(run / "checkpoints" / "newest"):  # else --resume would choose it
+            if not resuming and not has_checkpoints(run):  # else --resume would choose it
                 remove(run)
             raise
 
@@ -149,7 +149,7 @@ def train_in(run, metadata, sets):
     say_header(run, metadata, sets)
     say_what_differs(metadata)
     metadata = metadata | {"finished": False}
-    for fitted in ("temperature", "novelty"):  # to earlier weights
+    for fitted in ("temperature", "ood"):  # to earlier weights
         metadata.pop(fitted, None)
     watcher = Watcher(run, metadata["settings"], sets)
     for phase in phases_to_do(run, metadata):  # one; two if pretrained layers are fine-tuned after the head
@@ -197,7 +197,7 @@ def train_epoch(training, train_step):
         "epoch": training.epoch + 1,
         "loss": loss,
         "accuracy": accuracy,
-        "pictures_per_second": speed,
+        "images_per_second": speed,
         "learning_rate": rate,
     }
 

@@ -32,20 +32,20 @@ def damage(path):
     path.write_bytes(data)
 
 
-def newest_checkpoint(run_folder, phase="newest"):
+def newest_checkpoint(run_folder, phase="training"):
     """The path of a phase's newest checkpoint, without the suffixes of its files."""
     indexes = Path(run_folder, "checkpoints", phase).glob("ckpt-*.index")
     return max(indexes, key=lambda path: int(path.stem.split("-")[1])).with_suffix("")
 
 
-def newest_tensors(run_folder, phase="newest"):
+def newest_tensors(run_folder, phase="training"):
     """Every tensor of the newest checkpoint of a phase, weights and optimizer, by name."""
     reader = tf.train.load_checkpoint(str(newest_checkpoint(run_folder, phase)))
     names = [name for name in reader.get_variable_to_shape_map() if name.endswith("VARIABLE_VALUE")]
     return {name: reader.get_tensor(name) for name in names}
 
 
-def assert_same_run(one, other, phases=("newest",)):
+def assert_same_run(one, other, phases=("training",)):
     """Both runs ended with the same weights, bit for bit, and tell the same story."""
     for phase in phases:
         tensors, expected = newest_tensors(one, phase), newest_tensors(other, phase)

@@ -184,11 +184,11 @@ def test_an_older_run_keeps_its_ood_score(run_folder, images, kind):
     features, _ = with_features(network, kind)(np.stack([load_image(path, 32) for path in paths]), training=False)
     ood_score = OutOfDistributionScore(2)
     ood_score.fit(features.numpy()[::2], np.repeat([0, 1], 6))  # of half of them: or all would be as far away
-    save_ood(run_folder, ood_score, metadata_of(run_folder)["best"]["epoch"])
-    change_metadata(run_folder, novelty={"limit": 2.0, "features": kind})
+    save_ood(run_folder, ood_score, metadata_of(run_folder)["selected"]["epoch"])
+    change_metadata(run_folder, ood={"threshold": 2.0, "features": kind})
     predicted = predictions(run_folder, *paths)
     for path, expected in zip(paths, ood_score(features).numpy(), strict=True):
-        assert predicted[str(path)]["novelty"] == pytest.approx(expected / 2, rel=1e-3)
+        assert predicted[str(path)]["ood_score"] == pytest.approx(expected / 2, rel=1e-3)
     assert np.ptp(ood_score(features)) > 0.01
 
 
@@ -203,7 +203,7 @@ def test_every_class_is_among_the_images_that_the_ood_score_is_fitted_to():
 def test_the_drawn_samples_are_learnt_and_an_image_unlike_them_is_unknown(tmp_path):
     """At 64 px; .ci/run holds the README's promise for a fresh clone: the defaults, on the committed drawings, over 90 %."""
     finished = run("train", "--output", "runs", "--image-size", 64, "--epochs", 20)
-    left_out = metadata_of("runs/001")["novelty"]["left_out_area_under_roc"]
+    left_out = metadata_of("runs/001")["ood"]["left_out_area_under_roc"]
     assert "unknown: do not rely on it: a network from scratch" in finished.stdout
     assert f"(area under the ROC curve {left_out:.2f} if a class is left out" in finished.stdout
     assert "160 images scored" in run("evaluate", "--model", "runs", "--min-accuracy", "0.9").stdout
@@ -213,7 +213,7 @@ def test_the_drawn_samples_are_learnt_and_an_image_unlike_them_is_unknown(tmp_pa
     for runtime in ("litert", "tensorflow"):
         of_noise, of_smooth, of_drawing = predictions("runs", noise, smooth, drawing, "--runtime", runtime).values()
         assert of_noise["class"] == of_smooth["class"] == "unknown"
-        assert min(of_noise["novelty"], of_smooth["novelty"]) > 1 > of_drawing["novelty"]
+        assert min(of_noise["ood_score"], of_smooth["ood_score"]) > 1 > of_drawing["ood_score"]
         assert sum(of_noise["probabilities"].values()) == pytest.approx(1)
         assert of_drawing["class"] in ("cats", "dogs")
     assert f"{noise}: unknown (" in run("predict", "--model", "runs", noise).stdout
@@ -221,7 +221,7 @@ def test_the_drawn_samples_are_learnt_and_an_image_unlike_them_is_unknown(tmp_pa
     unsure = predictions("runs", drawing, "--min-confidence", 1)
     assert unsure[str(drawing)]["class"] == "unknown"
 
-    shutil.rmtree("runs/001/checkpoints/novelty")  # without it every image has a class
+    shutil.rmtree("runs/001/checkpoints/ood")  # without it every image has a class
     finished = run("predict", "--model", "runs", noise)
     assert "unknown" not in finished.stdout
     assert "no image will be unknown" in finished.stderr

@@ -140,7 +140,7 @@ def test_classes_below_others_are_asked_for(tmp_path):
     assert "green 2 + 1, pear 2 + 1, red 2 + 1, sour 2 + 1" in train(food, "--classes-from", "leaf", "--epochs", 1).stderr
     result = json.loads(run("evaluate", "--model", "runs", "--format", "json", food).stdout)  # the network knows its classes
     assert result["scored"] == 12
-    assert [row["pictures"] for row in result["per_class"].values()] == [3, 3, 3, 3]
+    assert [row["images"] for row in result["per_class"].values()] == [3, 3, 3, 3]
     assert run("export", "--model", "runs").stderr.startswith("litert: probabilities of 4 images")
 
     assert "fold1" in refusal(nested("folds", "fold1/cats", "fold1/dogs", "fold2/cats", "fold2/dogs"))

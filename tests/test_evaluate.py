@@ -45,7 +45,7 @@ def test_the_table_of_predictions_has_the_surest_mistakes_first(trained, images)
         assert (row["true_class"], row["predicted_class"]) == (true_class, likeliest)
         assert float(row["probability"]) == pytest.approx(prediction["probability"], rel=1e-3)
         assert float(row["true_class_probability"]) == pytest.approx(prediction["probabilities"][true_class], rel=1e-3)
-        assert float(row["ood_score"]) == pytest.approx(prediction["novelty"], abs=1e-3)
+        assert float(row["ood_score"]) == pytest.approx(prediction["ood_score"], abs=1e-3)
         correct = row["correct"] == "yes"
         assert correct == (likeliest == true_class)
         ranked.append((correct, float(row["probability"]) if correct else -float(row["probability"])))

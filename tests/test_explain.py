@@ -117,12 +117,12 @@ def test_a_picture_of_the_photo_and_the_heat_map(run_folder):
     target = Path("größe $x_explained.png")
     command = ("explain", photo, "--model", run_folder)
     name, probability = next(iter(predictions(run_folder, photo)[str(photo)]["probabilities"].items()))
-    ood = metadata_of(run_folder)["novelty"]
+    ood = metadata_of(run_folder)["ood"]
     for limit, prediction in (
         (1e-3, f"unknown, unlike the training images ({name} {probability:.1%})"),
         (1e3, f"{name} {probability:.1%}"),
     ):
-        change_metadata(run_folder, novelty=ood | {"limit": limit})
+        change_metadata(run_folder, ood=ood | {"threshold": limit})
         assert run(*command).stdout == f"{photo}: {prediction}, see '{target}'\n"
     height, width = cv2.imread(str(target)).shape[:2]
     assert width > 2 * 480 > 2 * height  # two photos of 480 × 120 pixels, side by side

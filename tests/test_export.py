@@ -95,7 +95,7 @@ def test_every_format_is_checked_and_kept(run_folder, images, name, monkeypatch)
         import onnxruntime
 
         session = onnxruntime.InferenceSession(str(run_folder / "model.onnx"))
-        got = session.run(None, {"pictures": pixels})[0]
+        got = session.run(None, {"images": pixels})[0]
         assert_described(session.get_modelmeta().custom_metadata_map, run_folder)
     else:
         file = run_folder / ("model.tflite" if name == "litert" else "model_int8.tflite")
@@ -113,7 +113,7 @@ def assert_described(description, run_folder):
     value = lambda name: json.loads(description[name]) if isinstance(description[name], str) else description[name]  # noqa: E731
     for name in ("classes", "image_size", "temperature"):
         assert value(name) == metadata[name]
-    assert value("ood_threshold") == metadata["novelty"]["limit"]
+    assert value("ood_threshold") == metadata["ood"]["threshold"]
     assert "RGB" in description["input"]
 
 
@@ -150,12 +150,12 @@ def assert_served_like_predictions(signatures, run_folder, images):
         assert [each.decode() for each in answers["classes"][row]] == list(expected["probabilities"])
         assert answers["probabilities"][row] == pytest.approx(list(expected["probabilities"].values()), abs=1e-5)
         assert answers["probability"][row] == pytest.approx(expected["probability"], abs=1e-5)
-        assert answers["novelty"][row] == pytest.approx(expected["novelty"], abs=2e-4)
+        assert answers["ood_score"][row] == pytest.approx(expected["ood_score"], abs=2e-4)
     assert b"unknown" in answers["class"]
     assert {b"cats", b"dogs"} & set(answers["class"])
-    decoded = signatures["predict_images"](pictures=np.stack([load_image(path, 32) for path in paths]))
+    decoded = signatures["predict_images"](images=np.stack([load_image(path, 32) for path in paths]))
     np.testing.assert_allclose(decoded["probabilities"], answers["probabilities"], atol=1e-5)
-    assert signatures["serving_default"].structured_input_signature[1].keys() == {"pictures"}
+    assert signatures["serving_default"].structured_input_signature[1].keys() == {"images"}
 
 
 def test_a_converter_that_fails_costs_nothing_but_its_file(images, photo, monkeypatch):

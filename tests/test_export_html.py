@@ -79,7 +79,7 @@ def test_the_page_answers_as_predict_does(browser, packages, run_folder, images,
         change_metadata(run_folder, classes=classes)
     else:  # without OOD scores, and on a phone
         classes, width, height = ["cats", "dogs"], 360, 740
-        change_metadata(run_folder, novelty=None, fit="pad")
+        change_metadata(run_folder, ood=None, fit="pad")
         (run_folder / "model.tflite").unlink()  # it gives OOD scores
     finished = run(*PAGE, images, "--output", "page.html")
     assert "differ by at most" in finished.stderr

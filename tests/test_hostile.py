@@ -77,7 +77,7 @@ def test_classes_with_paths_for_names_are_sorted_into_the_folder_that_was_named(
     assert len(list(Path("sorted").rglob("*.jpg"))) == 1
 
 
-@pytest.mark.parametrize("name", ["history.csv", ".lock", "model.tflite", "checkpoints/newest"])
+@pytest.mark.parametrize("name", ["history.csv", ".lock", "model.tflite", "checkpoints/training"])
 def test_links_out_of_a_run_folder_and_what_is_no_file_are_refused(run_folder, photo, name):
     """Else resuming would write to where they lead, and a pipe would be read for ever."""
     outside = Path("outside")
@@ -105,11 +105,11 @@ def test_links_out_of_a_run_folder_and_what_is_no_file_are_refused(run_folder, p
 
 
 def test_tensors_that_are_other_missing_too_many_not_numbers_or_claim_too_much(run_folder, photo):
-    prefix = str(newest_checkpoint(run_folder, "best"))
+    prefix = str(newest_checkpoint(run_folder, "selected"))
     reader = tf.train.load_checkpoint(prefix)
     tensors = {name: reader.get_tensor(name) for name in reader.get_variable_to_shape_map()}
     kernel = next(name for name in tensors if tensors[name].shape[1:] == (128,))
-    shutil.rmtree(run_folder / "checkpoints/newest")
+    shutil.rmtree(run_folder / "checkpoints/training")
     (run_folder / "model.tflite").unlink()
 
     def write(**changes):

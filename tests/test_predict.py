@@ -37,9 +37,9 @@ def test_csv_and_json_tell_the_same(trained, images):
     assert len(rows) == 24
     for row in rows:
         prediction = predicted[row["path"]]
-        assert set(prediction) == {"path", "class", "probability", "probabilities", "novelty"}
+        assert set(prediction) == {"path", "class", "probability", "probabilities", "ood_score"}
         likeliest = max(prediction["probabilities"], key=prediction["probabilities"].get)
-        assert row["class"] == prediction["class"] == ("unknown" if prediction["novelty"] > 1 else likeliest)
+        assert row["class"] == prediction["class"] == ("unknown" if prediction["ood_score"] > 1 else likeliest)
         assert sum(prediction["probabilities"].values()) == pytest.approx(1)
         assert float(row["probability"]) == pytest.approx(prediction["probability"], rel=1e-5)
         assert float(row["dogs"]) == pytest.approx(prediction["probabilities"]["dogs"], rel=1e-5)
@@ -104,7 +104,7 @@ def test_damaged_run_folders(trained, photo):
     assert damaged in broken(lambda: file.write_text("[" * 100_000))
     assert damaged in broken(classes="ab")
     assert damaged in broken(image_size=10**9)
-    assert damaged in broken(novelty={"limit": math.nan, "features": "last"})
+    assert damaged in broken(ood={"threshold": math.nan, "features": "last"})
     assert "does not fit" in broken(classes=["a", "b", "c"])
     assert "no network 'transformer'" in broken(network="transformer", litert=None)
     assert "no checkpoint" in broken(lambda: shutil.rmtree("copy/checkpoints"))
@@ -114,14 +114,14 @@ def test_damaged_run_folders(trained, photo):
 
 
 def test_a_damaged_selected_checkpoint_falls_back_to_the_newest_and_says_so(run_folder, photo):
-    (data,), (index,) = ((run_folder / "checkpoints/best").glob(f"ckpt-*.{suffix}") for suffix in ("data*", "index"))
+    (data,), (index,) = ((run_folder / "checkpoints/selected").glob(f"ckpt-*.{suffix}") for suffix in ("data*", "index"))
     whole = data.read_bytes()
     for harm in (lambda: damage(data), lambda: data.write_bytes(whole[:1000]), lambda: damage(index)):
         data.write_bytes(whole)
         harm()
         finished = run("predict", "--model", run_folder, "--runtime", "tensorflow", photo)
         assert "is damaged" in finished.stderr
-        assert "newest" in finished.stderr
+        assert "training" in finished.stderr
 
 
 def test_submission_for_kaggle(trained, run_folder, images):
@@ -249,7 +249,7 @@ def test_evaluation_of_the_validation_images_is_the_validation_accuracy(trained,
         shutil.copy(path, copy)
     change_metadata(run_folder, temperature=1.0)  # there is none in training
     result = json.loads(run("evaluate", "--model", run_folder, "--format", "json", "valid").stdout)
-    selected = metadata_of(trained)["best"]
+    selected = metadata_of(trained)["selected"]
     assert result["accuracy"] == pytest.approx(selected["val_accuracy"], abs=1e-6)
     assert result["log_loss"] == pytest.approx(selected["val_loss"], abs=1e-5)
 
@@ -274,8 +274,8 @@ def test_images_of_other_things_are_told_from_those_of_the_classes(trained, imag
     (tmp_path / "noise/bad.jpg").write_bytes(b"")
     arguments = ("--model", trained, images, "--ood-dir", "noise", images)
     result = json.loads(run("evaluate", *arguments, "--format", "json").stdout)["out_of_distribution"]
-    ordinary = [prediction["novelty"] for prediction in predictions(trained, images).values()]
-    odd = [prediction["novelty"] for prediction in predictions(trained, "noise", code=1).values() if "class" in prediction]
+    ordinary = [prediction["ood_score"] for prediction in predictions(trained, images).values()]
+    odd = [prediction["ood_score"] for prediction in predictions(trained, "noise", code=1).values() if "class" in prediction]
     pairs = [other > one for one in ordinary for other in odd]
     assert result["noise"]["area_under_roc"] == pytest.approx(np.mean(pairs), abs=0.01)
     assert (result["noise"]["scored"], result["noise"]["skipped"]) == (6, 1)

@@ -21,7 +21,7 @@ from dataset import read_train_sets
 
 SETTINGS = (*QUICK, "--network", "mobilenet", "--epochs", 3, "--output", "runs")
 FINE_TUNING = ("--fine-tune", "conv_pw_11", "--fine-tune-epochs", 2)
-PHASES = ("newest", "fine-tuning")
+PHASES = ("head", "fine_tuning")
 
 
 @pytest.fixture(scope="module")
@@ -66,7 +66,7 @@ def test_both_phases_in_one_command_are_the_same_as_one_after_the_other(images, 
     run(*resume, *FINE_TUNING)
     assert_same_run("runs/001", fine_tuned, PHASES)
     assert "began with fine-tune conv_pw_11" in error_of(run(*resume, "--fine-tune", "9", code=2))
-    shutil.rmtree("runs/001/checkpoints/fine-tuning")  # a phase that lost its checkpoints is not trained again
+    shutil.rmtree("runs/001/checkpoints/fine_tuning")  # a phase that lost its checkpoints is not trained again
     assert "are gone" in error_of(run(*resume, code=3))
 
 
@@ -81,8 +81,8 @@ def test_a_head_stops_early_and_fine_tuning_that_explodes_costs_nothing_before_w
     assert "likely to help next: " in finished.stderr
 
     before, by_tensorflow = assert_runtimes_agree("runs", photo)
-    assert before[str(photo)]["novelty"] == pytest.approx(by_tensorflow[str(photo)]["novelty"], abs=2e-4)
-    assert metadata_of("runs/001")["novelty"]["features"] == "log_last"
+    assert before[str(photo)]["ood_score"] == pytest.approx(by_tensorflow[str(photo)]["ood_score"], abs=2e-4)
+    assert metadata_of("runs/001")["ood"]["features"] == "last"
 
     resume = ("train", "--resume", "--output", "runs")
     failed = run(*resume, "--fine-tune", "9", "--fine-tune-lr", 1e30, code=1)
@@ -98,8 +98,8 @@ def test_a_head_stops_early_and_fine_tuning_that_explodes_costs_nothing_before_w
 
 def test_a_fine_tuned_network_predicts_without_tensorflow_as_with_it(photo, fine_tuned):
     by_litert, by_tensorflow = assert_runtimes_agree(fine_tuned, photo)
-    assert by_litert[str(photo)]["novelty"] == pytest.approx(by_tensorflow[str(photo)]["novelty"], abs=2e-4)
-    assert metadata_of(fine_tuned)["novelty"]["features"] == "log_maps"  # its last features know little but the classes now
+    assert by_litert[str(photo)]["ood_score"] == pytest.approx(by_tensorflow[str(photo)]["ood_score"], abs=2e-4)
+    assert metadata_of(fine_tuned)["ood"]["features"] == "maps"  # its last features know little but the classes now
 
 
 def test_weights_that_cannot_be_had_are_one_clear_line(images, tmp_path, weights):
@@ -183,7 +183,7 @@ def test_every_kind_of_pretrained_network_has_its_own_preprocessing(name):
     logits = network(pixels, training=False)
     assert np.ptp(logits) > 0
     np.testing.assert_allclose(head(features), logits, rtol=1e-3, atol=1e-4 * np.abs(logits).max())
-    for kind in ("maps", "log_maps"):
+    for kind in ("maps",):
         means, same = with_features(network, kind)(pixels, training=False)
         np.testing.assert_allclose(same, logits, rtol=1e-3, atol=1e-4 * np.abs(logits).max())
         assert np.isfinite(means).all()

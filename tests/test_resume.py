@@ -34,7 +34,7 @@ def undisturbed(tmp_path_factory):
 def test_stopped_in_the_middle_of_an_epoch_and_resumed_it_is_the_same_run(tmp_path, undisturbed):
     """For SIGKILL, power cuts and failing disks see tools/reliability."""
     process = start("train", *LONGER, "--output", "runs", "--save-minutes", 5)
-    newest = tmp_path / "runs/001/checkpoints/newest"
+    newest = tmp_path / "runs/001/checkpoints/training"
     saved = lambda: [int(path.stem.split("-")[1]) for path in newest.glob("ckpt-*.index")]  # noqa: E731
     wait_until(process, lambda: any(number >= PER_EPOCH for number in saved()))
     process.send_signal(signal.SIGINT)
@@ -154,7 +154,7 @@ def test_resume_refuses_other_settings_other_images_and_a_run_that_has_lost_a_pa
     resume = ("train", "--resume", "--output", "runs")
     for setting, *flags in (("lr 0.001", "--lr", 0.1), ("augment True", "--no-augment")):
         assert f"began with {setting}: that cannot change" in error_of(run(*resume, *flags, code=2))
-    lost = {"history.csv": "does not have a row for each of 2 epochs", "checkpoints/newest": "checkpoints of"}
+    lost = {"history.csv": "does not have a row for each of 2 epochs", "checkpoints/training": "checkpoints of"}
     for name, problem in lost.items():
         (run_folder / name).rename("aside")
         assert problem in error_of(run(*resume, "--epochs", 3, code=3))
@@ -180,7 +180,7 @@ def test_files_of_another_run_or_with_other_figures_are_noticed(run_folder, phot
     for script in (predict, resume[:3]):
         assert "are not of the same training" in error_of(run(*script, code=3))
     write_metadata(run_folder, metadata)
-    index = newest_checkpoint(run_folder, "best").with_suffix(".index")
+    index = newest_checkpoint(run_folder, "selected").with_suffix(".index")
     index.rename("aside")
     for script in (predict, resume[:3]):
         assert "no sound checkpoint of the selected weights: using" in run(*script).stderr
@@ -235,7 +235,7 @@ def test_a_run_of_before_pooling_came_last_predicts(run_folder, photo):
     network = create_network("cnn", 32, 2)
     load_selected(run_folder, network)
     older.set_weights(network.get_weights())
-    tf.train.Checkpoint(network=older).write(str(newest_checkpoint(run_folder, "best")))
+    tf.train.Checkpoint(network=older).write(str(newest_checkpoint(run_folder, "selected")))
     change_metadata(run_folder, selected_digest=None, history_digest=None)  # as it was then
     got = predictions(run_folder, photo, "--runtime", "tensorflow")[str(photo)]["probabilities"]
     assert got == pytest.approx(expected, abs=1e-5)

@@ -20,7 +20,7 @@ SURE = ("--min-confidence", 0.5)  # of two classes, one always is
 @pytest.fixture
 def known(run_folder):
     """A run to which no image is unlike those of training."""
-    change_metadata(run_folder, novelty=metadata_of(run_folder)["novelty"] | {"limit": 1e9})
+    change_metadata(run_folder, ood=metadata_of(run_folder)["ood"] | {"threshold": 1e9})
     return run_folder
 
 
@@ -111,11 +111,11 @@ def test_images_that_are_not_sure_or_unknown_have_folders_of_their_own(known, im
         run("predict", "--model", known, photo, "--copy-to", "out", *flags)
         return [path.name for path in Path("out").iterdir() if path.is_dir()]
 
-    novelty = metadata_of(known)["novelty"]
+    ood = metadata_of(known)["ood"]
     assert folders("--min-confidence", 1) == ["not_sure"]
-    assert folders(novelty=novelty | {"limit": 1e-9}) == ["unknown"]
+    assert folders(ood=ood | {"threshold": 1e-9}) == ["unknown"]
     assert folders(classes=["unknown", "not_sure"]) == ["(unknown)"]
-    assert folders("--min-confidence", 1, novelty=novelty) == ["(not_sure)"]
+    assert folders("--min-confidence", 1, ood=ood) == ["(not_sure)"]
     assert folders(*SURE, classes=["..", "a/b"]) in (["__"], ["a_b"])
     assert folders(temperature=1e4) == ["not_sure"]  # the classes are about equally likely
     names = folder_names(["a/b", "a:b", "A_B", "..", "", "nul.txt", "dots...", "Über", ".git"])
@@ -136,7 +136,7 @@ def test_python_code_gets_the_same_answers_for_paths_and_arrays(trained, photo):
         for answer in (of_path, of_array):
             assert answer.predicted_class == expected["class"]
             assert answer.probabilities == pytest.approx(expected["probabilities"], abs=1e-6)
-            assert answer.ood_score == pytest.approx(expected["novelty"], abs=1e-4)
+            assert answer.ood_score == pytest.approx(expected["ood_score"], abs=1e-4)
         assert (bad.predicted_class, bad.reason) == (None, "empty file")
     (unsure,) = classifier.predict([array], min_confidence=1)
     assert unsure.predicted_class == "unknown"

@@ -157,7 +157,7 @@ def test_how_well_unknown_works_is_measured(trained, images, scripts_in_this_pro
     assert (noise["other images"], noise["AUROC"], noise["unknown at 2 % lost"], noise["unknown"]) == ("1", *["1.0000"] * 3)
     assert (same["other images"], same["AUROC"], same["lost"]) == ("24", "0.5000", same["unknown"])
     shutil.copytree(trained, "runs/001")
-    shutil.rmtree("runs/001/checkpoints/novelty")
+    shutil.rmtree("runs/001/checkpoints/ood")
     assert "no out-of-distribution scores" in error_of(run("tools.ood_table", "quick", "runs", *arguments[2:], code=1))
 
 

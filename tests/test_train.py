@@ -37,7 +37,7 @@ def test_a_run_from_beginning_to_end(images, tmp_path):
 
     metadata = metadata_of("runs/001")
     assert metadata["classes"] == ["cats", "dogs"]
-    selected = list((tmp_path / "runs/001/checkpoints/best").glob("*.index"))
+    selected = list((tmp_path / "runs/001/checkpoints/selected").glob("*.index"))
     assert [path.stem for path in selected] == [f"ckpt-{metadata['best']['epoch']}"]
     assert metadata["finished"] is True
     assert metadata["settings"]["seed"] == 3
@@ -198,7 +198,7 @@ def test_a_loss_that_explodes_names_the_step_its_images_and_the_last_good_checkp
     command = ("train", "--resume", "runs/001", "--epochs", 20)
     exploded = run(*command, "--lr", 1e30, code=1)
     number, step = re.search(
-        r"in epoch (\d+), step (\d) of 3: --resume, from runs/001/checkpoints/newest/ckpt-\d+, with a "
+        r"in epoch (\d+), step (\d) of 3: --resume, from runs/001/checkpoints/training/ckpt-\d+, with a "
         r"lower --lr than 1e\+30",
         error_of(exploded),
     ).groups()

@@ -190,9 +190,9 @@ def together(arguments):
                 command = ["train.py", *flags, "--epochs", epochs, "--output", output]
                 run_workers([command] * count, cwd=PROJECT)
                 sent.append(_bytes_of_loopback() - before)
-                sides = read_metadata(output / "001")["pictures"].values()
+                sides = read_metadata(output / "001")["images"].values()
                 steps.append(epochs * math.ceil(sum(side["training"] for side in sides) / BATCH))
-                seconds += [BATCH / row["pictures_per_second"] for row in read_history(output / "001")[1:]]
+                seconds += [BATCH / row["images_per_second"] for row in read_history(output / "001")[1:]]
             decoded = [path.stat().st_size // (3 * size**2) for path in Path(output, ".cache").glob("*.pixels")]
             parameters = _trained_parameters(name, size)
             measured = (sent[1] - sent[0]) / (steps[1] - steps[0])

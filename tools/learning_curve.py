@@ -18,10 +18,10 @@ from tools.scripts import read_table, run_script
 
 COLUMNS = {  # name: type
     "network": str,
-    "pictures per class": int,
+    "images per class": int,
     "seed": int,
     "image size": int,
-    "pictures": str,
+    "images": str,
     "accuracy": float,
     "log loss": float,
     "minutes": float,

@@ -30,7 +30,7 @@ def main(argv=None):
     rows = [["run", "head, validation", "head, test", "C", "regression, validation", "regression, test"]]
     for run in map(find_run, arguments.runs):
         strength, validation, test = regression(run, arguments.test_dir)
-        head = read_metadata(run)["best"]["val_accuracy"], test_accuracy_of(run, arguments.test_dir)
+        head = read_metadata(run)["selected"]["val_accuracy"], test_accuracy_of(run, arguments.test_dir)
         shown = [f"{accuracy:.2%}" for accuracy in (*head, validation, test)]
         rows.append([run.name, *shown[:2], strength, *shown[2:]])
     print(aligned(rows))

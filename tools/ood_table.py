@@ -68,7 +68,7 @@ def main(argv=None):
 def ood_scores(run, folder):
     """The OOD scores of the images in a folder, a list of them relative to the threshold of the run."""
     output = run_script("predict.py", "--model", run, "--format", "json", folder, codes=(DONE, FAILED))
-    scores = [image["novelty"] for image in json.loads(output) if "novelty" in image]
+    scores = [image["ood_score"] for image in json.loads(output) if "ood_score" in image]
     if not any(scores):
         raise UserError(f"{run} has no out-of-distribution scores for {folder}")
     return scores

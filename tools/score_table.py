@@ -55,7 +55,7 @@ def main(argv=None):
 def score(run, arguments):
     """The figures of one run as text, in the order of COLUMNS from the validation accuracy on."""
     metadata = read_metadata(run)
-    if not metadata.get("best"):
+    if not metadata.get("selected"):
         raise UserError(f"{run} has no epoch yet")
     flags = (arguments.test_dir, "--model", run, "--format", "json")
     ood = ["--ood-dir", *arguments.ood_dir] if arguments.ood_dir else []

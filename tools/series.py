@@ -32,7 +32,7 @@ def main(argv=None):
         for number_of_run, (name, *more) in enumerate((("on any side", "--no-group-near-copies"), ("kept together",)), 1):
             run_script("train.py", *flags, *more)
             run = runs / f"{number_of_run:03d}"
-            validation = read_metadata(run)["best"]["val_accuracy"]
+            validation = read_metadata(run)["selected"]["val_accuracy"]
             rows.append([name, f"{validation:.1%}", f"{test_accuracy_of(run, test):.1%}"])
     print(aligned(rows))
     return DONE

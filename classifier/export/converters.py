@@ -121,7 +121,7 @@ def compare_files(saved, batches):
             except tf.errors.OpError:  # its decoders are not quite those of OpenCV
                 refused += 1
                 continue
-            expected = saved.signatures["predict_images"](pictures=tf.constant(image[None]))
+            expected = saved.signatures["predict_images"](images=tf.constant(image[None]))
             largest = max(largest, float(np.abs(got["probabilities"] - expected["probabilities"]).max()))
             scored += 1
     return largest, scored, refused
@@ -158,13 +158,13 @@ def convert_onnx(network, metadata, sample, path):
     import onnxruntime
     import tf2onnx
 
-    signature = [tf.TensorSpec((None, *network.input_shape[1:]), tf.uint8, name="pictures")]
+    signature = [tf.TensorSpec((None, *network.input_shape[1:]), tf.uint8, name="images")]
     graph = tf.function(lambda images: network(images, training=False), input_signature=signature)
     model, _ = tf2onnx.convert.from_function(graph, input_signature=signature, opset=17)
     describe_onnx(model, metadata)
     path.write_bytes(model.SerializeToString())
     session = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
-    return lambda images: session.run(None, {"pictures": images})[0]
+    return lambda images: session.run(None, {"images": images})[0]
 
 
 def convert_savedmodel(network, metadata, sample, path):

@@ -32,7 +32,7 @@ def description_of(metadata):
         "output": OUTPUT,
         "temperature": metadata.get("temperature", 1.0),
     }
-    return described | ({"ood_threshold": metadata["novelty"]["limit"]} if "novelty" in metadata else {})
+    return described | ({"ood_threshold": metadata["ood"]["threshold"]} if "ood" in metadata else {})
 
 
 def describe_onnx(model, metadata):
@@ -78,11 +78,11 @@ def _model_metadata(metadata, ranks):
         3: content(FEATURE_PROPERTIES, {}),
         6: [file(LABELS, "the classes, in the order of the logits", TENSOR_AXIS_LABELS)],
     }
-    novelty = {0: "novelty", 1: OOD_OUTPUT, 3: content(FEATURE_PROPERTIES, {})}
+    ood_scores = {0: "ood_score", 1: OOD_OUTPUT, 3: content(FEATURE_PROPERTIES, {})}
     described = {
         0: metadata["network"],
         1: f"image classifier; temperature {metadata.get('temperature', 1.0):.6g}; see {DESCRIPTION}",
-        3: [{2: [image], 3: [logits if rank == 2 else novelty for rank in ranks]}],
+        3: [{2: [image], 3: [logits if rank == 2 else ood_scores for rank in ranks]}],
         6: [file(DESCRIPTION, "classes, input, output and temperature as JSON", DESCRIPTIONS)],
         7: "1.0.0",
     }

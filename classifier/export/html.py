@@ -88,7 +88,7 @@ def settings_of(metadata):
         "unknown": name_for_unknown(metadata["classes"]),
         "image_size": metadata["image_size"],
         "fit": metadata["fit"],
-        "threshold": metadata.get("novelty", {}).get("limit"),  # of the OOD score; None for a run without
+        "threshold": metadata.get("ood", {}).get("threshold"),  # of the OOD score; None for a run without
         "max_pixels": MAX_PIXELS,
         "max_file_bytes": MAX_FILE_BYTES,
     }

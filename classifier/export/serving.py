@@ -1,7 +1,7 @@
 """Serving: the signatures of a SavedModel, from images or from the bytes of files to classes, all inside its graph.
 
-    serving_default  pictures (n, size, size, 3) uint8 RGB → logits (n, classes); `serve` is the same
-    predict_images   pictures, the same → what predict.py says of each: see answers_of()
+    serving_default  images (n, size, size, 3) uint8 RGB → logits (n, classes); `serve` is the same
+    predict_images   images, the same → what predict.py says of each: see answers_of()
     predict_files    image_bytes (n,), the bytes of JPEG or PNG files → the same; one that is damaged fails the request
 
 decode() makes the pixels that images.load_image() makes, with TensorFlow's operations instead of OpenCV's: a JPEG is reduced
@@ -24,15 +24,15 @@ SERVED = (b"\xff\xd8\xff", PNG_SIGNATURE)  # how the files begin that decode() t
 def write_saved_model(network, metadata, path):
     """Write a network, whose outputs are logits or (logits, OOD scores), as a SavedModel with the signatures above."""
     size, fit = metadata["image_size"], metadata["fit"]
-    pictures = [tf.TensorSpec((None, size, size, 3), tf.uint8, name="pictures")]
+    images = [tf.TensorSpec((None, size, size, 3), tf.uint8, name="images")]
     files = [tf.TensorSpec((None,), tf.string, name="image_bytes")]
 
     def outputs(images):
         result = network(images, training=False)
         return result if isinstance(result, tuple | list) else (result, tf.zeros(tf.shape(images)[:1]))
 
-    def predict_images(pictures):
-        return answers_of(*outputs(pictures), metadata)
+    def predict_images(images):
+        return answers_of(*outputs(images), metadata)
 
     def predict_files(image_bytes):
         square = tf.TensorSpec((size, size, 3), tf.uint8)
@@ -40,8 +40,8 @@ def write_saved_model(network, metadata, path):
 
     archive = keras.export.ExportArchive()
     archive.track(network)
-    archive.add_endpoint("serve", lambda pictures: outputs(pictures)[0], pictures)  # the first one is the default
-    archive.add_endpoint("predict_images", predict_images, pictures)
+    archive.add_endpoint("serve", lambda images: outputs(images)[0], images)  # the first one is the default
+    archive.add_endpoint("predict_images", predict_images, images)
     archive.add_endpoint("predict_files", predict_files, files)
     archive.write_out(str(path), verbose=False)
 
@@ -50,19 +50,19 @@ def answers_of(logits, ood_scores, metadata):
     """What predict.py says of images, as tensors with a row for each one.
 
     class: the most likely one, or unknown; probability: of the most likely one; classes and probabilities: of all, the most
-    likely first; novelty: the OOD score, above 1 for an image unlike all training images.
+    likely first; ood_score: above 1 for an image unlike all training images.
     """
     names = [name.encode(errors="surrogateescape") for name in metadata["classes"]]
     unknown = name_for_unknown(metadata["classes"]).encode()
-    novelty = ood_scores / metadata["novelty"]["limit"] if "novelty" in metadata else tf.zeros_like(ood_scores)
+    ood_scores = ood_scores / metadata["ood"]["threshold"] if "ood" in metadata else tf.zeros_like(ood_scores)
     probabilities, order = tf.math.top_k(tf.nn.softmax(logits), len(names))
     classes = tf.gather(tf.constant(names), order)
     return {
-        "class": tf.where(novelty > 1, unknown, classes[:, 0]),
+        "class": tf.where(ood_scores > 1, unknown, classes[:, 0]),
         "probability": probabilities[:, 0],
         "classes": classes,
         "probabilities": probabilities,
-        "novelty": novelty,
+        "ood_score": ood_scores,
     }
 
 

@@ -70,20 +70,23 @@ def enough_memory():
 def with_features(network, kind):
     """A network with two outputs: features, (n, features), for out-of-distribution scores, and its logits.
 
-    Features of kind "log_last" are logarithms of those that the head takes: best for a frozen pretrained network, which
+    Features of kind "last" are logarithms of those that the head takes: best for a frozen pretrained network, which
     knows a thousand classes. Layers that were trained on the user's classes tell little else apart. So features of kind
-    "log_maps" are the LogMeans of the feature maps in FEATURE_MAPS, or of those in the middle of a pretrained network.
-    Older runs have the kinds "last", without logarithms, and "maps", the means of the maps.
+    "maps" are the LogMeans of the feature maps in FEATURE_MAPS, or of those in the middle of a pretrained network.
     """
-    if kind in ("last", "log_last"):
-        features = features_of(network) if network.name in PRETRAINED_NETWORKS else network.layers[-1].input
-        return keras.Model(network.input, (SignedLogarithms()(features) if kind == "log_last" else features, network.output))
+    if kind == "last":
+        return keras.Model(network.input, (SignedLogarithms()(last_features(network)), network.output))
     if network.name in PRETRAINED_NETWORKS:
         *maps, logits = middle_maps(network)
     else:
         maps, logits = [layer.output for layer in network.layers if layer.name in FEATURE_MAPS], network.output
-    means = LogMeans() if kind == "log_maps" else keras.layers.GlobalAveragePooling2D()
+    means = LogMeans()
     return keras.Model(network.input, (keras.ops.concatenate([means(each) for each in maps], axis=1), logits))
+
+
+def last_features(network):
+    """The tensor of features that the last layers of a network take, (n, features)."""
+    return features_of(network) if network.name in PRETRAINED_NETWORKS else network.layers[-1].input
 
 
 def extract_features(images, feature_extractor, cache_dir, fit="squash"):

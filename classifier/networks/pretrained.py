@@ -26,7 +26,7 @@ def create_pretrained_network(name, image_size, num_classes, dropout=0.0, scales
     """
     try:
         backbone = _application(name, weights=None, input_shape=(image_size, image_size, 3))
-        images = keras.Input((image_size, image_size, 3), dtype="uint8", name="pictures")
+        images = keras.Input((image_size, image_size, 3), dtype="uint8", name="images")
         if scales > 1:
             means = [
                 keras.layers.GlobalAveragePooling2D(name=f"mean_{i}")(maps)

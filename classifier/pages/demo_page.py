@@ -1,7 +1,7 @@
 """The page of demo.py: photos in, predicted classes with bars and heat maps out.
 
-What visitors send is decoded by classifier/data/images.py alone, as everywhere: of Gradio's components those are used that pass
-on the path of an uploaded file as it is.
+What visitors send is decoded by classifier/data/images.py alone, as everywhere: of Gradio's components those are used that
+pass on the path of an uploaded file as it is.
 """
 
 import os
@@ -66,7 +66,7 @@ class Demo:
 
     def predict(self, photos):
         """The predictions for image files, in order, as `predict.py --format json` prints them: for each an object with
-        `file`, its name, and `class`, `probability`, `probabilities` and `novelty`, or `error`: why it cannot be used."""
+        `file`, its name, and `class`, `probability`, `probabilities` and `ood_score`, or `error`: why it cannot be used."""
         objects = [answer.as_object() for answer in self._answers(photos)]
         return [{"file": Path(one.pop("path")).name} | one for one in objects]  # Gradio's client takes a path for a file
 

@@ -45,7 +45,7 @@ def write_run_report(path, run, metadata, result, scored, found, temperature, su
 
 def _training_of(run, metadata):
     """Rows of what was trained on what; of earlier runs, what they recorded."""
-    settings, counts, best = metadata["settings"], metadata.get("pictures", {}), metadata.get("best") or {}
+    settings, counts, best = metadata["settings"], metadata.get("images", {}), metadata.get("selected") or {}
     sums = {side: sum(of_class.get(side, 0) for of_class in counts.values()) for side in ("training", "validation")}
     layers = f", fine-tuned from {settings['fine_tune']} on" if is_fine_tuned(metadata, settings) else ""
     of_weights = f", weights {settings['weights']}" if metadata.get("feature_scales", 1) > 1 else ""
@@ -123,7 +123,7 @@ def _classes(result):
     rows = [["class", "images", "recall", "precision"]]
     for name, scores in result["per_class"].items():
         ratios = ("–" if scores[key] is None else f"{scores[key]:.1%}" for key in ("recall", "precision"))
-        rows.append([name, scores["pictures"], *ratios])
+        rows.append([name, scores["images"], *ratios])
     if len(rows) - 1 > MOST_COLUMNS:
         rows = [["number", *rows[0]], *([number, *row] for number, row in enumerate(rows[1:], start=1))]
     text = (
@@ -233,7 +233,7 @@ def _explained(members, scored, run, metadata):
 def _curves(run, metadata):
     rows, settings = read_history(run), metadata["settings"]
     if rows:
-        selected = (metadata.get("best") or {}).get("epoch")
+        selected = (metadata.get("selected") or {}).get("epoch")
         phases = {"head": 0, "fine-tuning": head_epochs(metadata, settings)} if is_fine_tuned(metadata, settings) else None
         figure = svg_of(draw_curves(rows, selected, phases, width=5.6, height=7))
         yield Section("Training curves", figures=[(figure, "Loss, accuracy and learning rate of each epoch")])

@@ -50,7 +50,7 @@ class Answer(NamedTuple):
             "class": self.predicted_class,
             "probability": self.probability,
             "probabilities": self.probabilities,
-            "novelty": round(self.ood_score, 4),
+            "ood_score": round(self.ood_score, 4),
         }
 
 
@@ -179,7 +179,7 @@ def load_predictor(run, metadata, runtime="auto"):
 
 
 def _with_threshold(outputs, metadata):
-    threshold = metadata["novelty"]["limit"] if "novelty" in metadata else None
+    threshold = metadata["ood"]["threshold"] if "ood" in metadata else None
 
     def predictor(images):
         result = outputs(images)

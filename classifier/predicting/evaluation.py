@@ -69,7 +69,7 @@ def evaluate(scored, classes):
     """
     count, correct = len(scored.labels), scored.correct
     per_class = per_class_metrics(scored.predicted, scored.labels, classes)
-    recalls = [figures["recall"] for figures in per_class["per_class"].values() if figures["pictures"]]
+    recalls = [figures["recall"] for figures in per_class["per_class"].values() if figures["images"]]
     top5 = float((scored.ranks < 5).mean())
     return {
         "accuracy": float(correct.mean()),
@@ -89,7 +89,7 @@ def evaluate(scored, classes):
 
 
 def per_class_metrics(predicted, labels, classes):
-    """{per_class: {class: {precision, recall, pictures}}, confusion_matrix: [true][predicted], in the order of classes}.
+    """{per_class: {class: {precision, recall, images}}, confusion_matrix: [true][predicted], in the order of classes}.
 
     Precision is None where the class was never predicted, recall where it has no images.
     """
@@ -100,7 +100,7 @@ def per_class_metrics(predicted, labels, classes):
         name: {
             "precision": ratio(correct[i], as_predicted[i]),
             "recall": ratio(correct[i], as_true[i]),
-            "pictures": int(as_true[i]),
+            "images": int(as_true[i]),
         }
         for i, name in enumerate(classes)
     }

@@ -59,6 +59,6 @@ def lowest_probability(metadata):
     predictions, the next is incorrect with this probability (Laplace's rule of succession).
     """
     try:
-        return 1 / (2 + sum(max(counts["validation"], 1) for counts in metadata["pictures"].values()))
+        return 1 / (2 + sum(max(counts["validation"], 1) for counts in metadata["images"].values()))
     except (KeyError, TypeError, AttributeError):
         raise UserError("--submission: the run's metadata lacks the number of validation images", NO_DATA) from None

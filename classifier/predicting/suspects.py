@@ -177,11 +177,11 @@ def _features(images, run, metadata):
     """The features of a DataSet, (n, features) float32. The cache serves after labels were corrected, too."""
     import keras
 
-    from classifier.networks.by_name import create_network, extract_features, with_features
+    from classifier.networks.by_name import create_network, extract_features, last_features
     from classifier.runs.checkpoints import load_selected
 
     size, fit, scales = (metadata[name] for name in ("image_size", "fit", "feature_scales"))
     network = create_network(metadata["network"], size, len(metadata["classes"]), feature_scales=scales)
     load_selected(run, network)
-    extractor = keras.Model(network.input, with_features(network, "last").outputs[0])
+    extractor = keras.Model(network.input, last_features(network))
     return extract_features(images, extractor, run.parent / ".cache", fit).load(np.arange(len(images)))

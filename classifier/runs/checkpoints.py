@@ -28,7 +28,7 @@ class Saver:
         self._all = tf.train.Checkpoint(**tracked)
         self._weights = tf.train.Checkpoint(network=tracked["network"])
         self._newest = run / "checkpoints" / name
-        self._selected = run / "checkpoints" / "best"
+        self._selected = run / "checkpoints" / "selected"
 
     def save(self, number):
         """Save everything as the newest checkpoint, `number`; the one before it stays. Raises UserError if it fails."""
@@ -136,12 +136,12 @@ def load_selected(run, network, recorded=None):
     Raises UserError with exit code 3 for a folder that has no sound checkpoint, or one whose selected weights are not those
     of the selected_digest() that the metadata `recorded`, if it did.
     """
-    folders = [run / "checkpoints" / name for name in ("best", "fine-tuning", "newest")]
+    folders = [run / "checkpoints" / name for name in ("selected", "fine_tuning", "head", "training")]
     prefixes = [prefix for folder in folders for prefix in checkpoints_in(folder)]
     if not prefixes:
         raise UserError(f"{run} has no checkpoint yet", NO_DATA)
     used = _restore_first_sound(tf.train.Checkpoint(network=network), prefixes)
-    if used.parent.name != "best":
+    if used.parent.name != "selected":
         say(f"no sound checkpoint of the selected weights: using {used} instead")
     elif recorded and recorded != selected_digest(run):
         problem = f"{used} and {run / METADATA} are not of the same training"
@@ -150,7 +150,7 @@ def load_selected(run, network, recorded=None):
 
 def save_ood(run, ood, number):
     """Save the OutOfDistributionScore that belongs to the selected weights, of epoch `number`."""
-    _write(tf.train.Checkpoint(novelty=ood), run / "checkpoints" / "novelty", number, keep=1)
+    _write(tf.train.Checkpoint(ood=ood), run / "checkpoints" / "ood", number, keep=1)
 
 
 def _refuse_too_small(run, metadata):
@@ -180,15 +180,15 @@ def load_network(run, metadata, with_ood=False):
     """
     size, num_classes = metadata["image_size"], len(metadata["classes"])
     network = load_trained_network(run, metadata)
-    images = keras.Input((size, size, 3), dtype="uint8", name="pictures")
-    kind = metadata.get("novelty", {}).get("features", "last")
+    images = keras.Input((size, size, 3), dtype="uint8", name="images")
+    kind = metadata.get("ood", {}).get("features", "last")
     features, logits = with_features(network, kind)(images, training=False)
     outputs = logits / metadata.get("temperature", 1.0)
-    if with_ood and "novelty" in metadata:
-        ood = OutOfDistributionScore(num_classes, name="novelty")
+    if with_ood and "ood" in metadata:
+        ood = OutOfDistributionScore(num_classes, name="ood")
         both = (outputs, ood(features))
         try:
-            _restore_first_sound(tf.train.Checkpoint(novelty=ood), checkpoints_in(run / "checkpoints" / "novelty"))
+            _restore_first_sound(tf.train.Checkpoint(ood=ood), checkpoints_in(run / "checkpoints" / "ood"))
             outputs = both
         except UserError as error:
             say(f"warning: no image will be unknown: {error}")

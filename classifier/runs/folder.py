@@ -1,18 +1,16 @@
 """Run folders: all that a training leaves, and all that prediction needs.
 
-    runs/001/model.json                  run metadata: network, classes, settings, counts, results
-    runs/001/history.csv                 a row for each epoch
-    runs/001/curves.png, first_batch.png loss, accuracy and learning rate; the first batch, augmented
-    runs/001/tensorboard/                the same for TensorBoard, if asked for
-    runs/001/skipped.csv                 the files that could not be used, and why
-    runs/001/checkpoints/newest/ckpt-*   weights, optimizer and position, to resume from
-    runs/001/checkpoints/fine-tuning/…   the same, of fine-tuning
-    runs/001/checkpoints/best/ckpt-*     the selected weights, which predict
-    runs/001/checkpoints/novelty/ckpt-*  the statistics for out-of-distribution scores
-    runs/001/.lock                       keeps other trainings and exports out
-    runs/001/model.tflite                the selected weights for LiteRT, which predicts without TensorFlow
-
-The names `best`, `novelty` and `pictures` are older than the words of this code. They stay, so that older runs can be read.
+runs/001/model.json                  run metadata: network, classes, settings, counts, results
+runs/001/history.csv                 a row for each epoch
+runs/001/curves.png, first_batch.png loss, accuracy and learning rate; the first batch, augmented
+runs/001/tensorboard/                the same for TensorBoard, if asked for
+runs/001/skipped.csv                 the files that could not be used, and why
+runs/001/checkpoints/training/ckpt-* weights, optimizer and position, to resume from
+runs/001/checkpoints/head/…          the same, of a head on a frozen network; fine_tuning/…: of fine-tuning
+runs/001/checkpoints/selected/ckpt-* the selected weights, which predict
+runs/001/checkpoints/ood/ckpt-*      the statistics of the out-of-distribution score
+runs/001/.lock                       keeps other trainings and exports out
+runs/001/model.tflite                the selected weights for LiteRT, which predicts without TensorFlow
 """
 
 import contextlib
@@ -118,6 +116,11 @@ def checkpoints_in(folder):
     return [folder / f"ckpt-{n}" for n in sorted((int(match[1]) for match in numbers if match), reverse=True)]
 
 
+def has_checkpoints(run):
+    """True if a run can be resumed."""
+    return any((run / "checkpoints").glob("*/ckpt-*.index"))
+
+
 def write_metadata(run, metadata):
     """Write the metadata, whole or not at all, with a digest that shows any change."""
     metadata = json.loads(json.dumps(metadata))  # as it will be read
@@ -149,8 +152,8 @@ def read_metadata(run):
             and all(isinstance(metadata.get(name, {}), dict) for name in ("versions", "device"))
             and all(type(metadata.get(name, 1)) is int for name in ("epochs", "head_epochs", "feature_scales"))
             and _is_positive(metadata.get("temperature", 1.0))
-            and _is_positive(metadata.get("novelty", {"limit": 1.0})["limit"])
-            and metadata.get("novelty", {}).get("features", "last") in ("last", "maps", "log_last", "log_maps")
+            and _is_positive(metadata.get("ood", {"threshold": 1.0})["threshold"])
+            and metadata.get("ood", {}).get("features", "last") in ("last", "maps")
         )
     except OSError as error:
         raise UserError(f"{run} is not a run folder of this project: {describe(error)}", NO_DATA) from None
@@ -167,7 +170,7 @@ def _is_positive(number):
 
 def selected_digest(run):
     """Identifies the selected weights of a run: a checkpoint's index has a checksum of every tensor. None without any."""
-    prefixes = checkpoints_in(run / "checkpoints" / "best")
+    prefixes = checkpoints_in(run / "checkpoints" / "selected")
     return digest_of(Path(f"{prefixes[0]}.index").read_bytes()) if prefixes else None
 
 
@@ -176,7 +179,7 @@ def network_digest(run, metadata):
 
     A checkpoint's index has a checksum of every tensor, so the index is enough.
     """
-    folders = (run / "checkpoints" / name for name in ("best", "novelty"))
+    folders = (run / "checkpoints" / name for name in ("selected", "ood"))
     indexes = [f"{prefix}.index" for folder in folders for prefix in checkpoints_in(folder)[:1]]
     return digest_of(str(metadata.get("temperature")).encode(), *(Path(path).read_bytes() for path in indexes))
 

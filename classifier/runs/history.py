@@ -7,7 +7,7 @@ from classifier.base.console import NO_DATA, UserError
 from classifier.base.files import csv_text, digest_of, write_text
 from classifier.runs.folder import METADATA
 
-FIGURES = ["loss", "accuracy", "val_loss", "val_accuracy", "seconds", "pictures_per_second"]
+FIGURES = ["loss", "accuracy", "val_loss", "val_accuracy", "seconds", "images_per_second"]
 RESULTS = ["epoch", "loss", "accuracy", "val_loss", "val_accuracy"]
 COLUMNS = ["epoch", *FIGURES, "learning_rate"]  # at the end of the epoch; None where earlier runs did not record it
 

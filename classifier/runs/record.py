@@ -31,7 +31,7 @@ def begin_run(run, settings, sets, resuming):
     other_head = any(before.get(name) != settings[name] for name in ("epochs", "patience"))
     other_fine_tuning = other_head or any(before.get(name) != settings[name] for name in FINE_TUNING)
     if other_fine_tuning and not is_fine_tuned(metadata, before):  # no epoch of the earlier one was finished
-        shutil.rmtree(run / "checkpoints" / "fine-tuning", ignore_errors=True)
+        shutil.rmtree(run / "checkpoints" / "fine_tuning", ignore_errors=True)
         if other_head:  # it may not be over
             metadata.pop("head_epochs", None)
     write_metadata(run, metadata)
@@ -62,7 +62,7 @@ def make_metadata(settings, sets):
         "image_size": settings["image_size"],
         "feature_scales": FEATURE_SCALES if trains_head(settings) else 1,
         "fit": settings["fit"],
-        "pictures": count_images(sets),
+        "images": count_images(sets),
         "skipped": len(sets.skipped),
         "split": sets.split,
         "fingerprint": sets.fingerprint,

@@ -22,15 +22,15 @@ MOST_IMAGES = 3000  # of training and of validation each
 def calibrate(network, sets, image_size, on_features):
     """Fit to the predictions of a trained network: returns (fitted, ood, confusion).
 
-    `fitted` is what the metadata records: the temperature; of the OOD scores, under "novelty", the threshold that most
+    `fitted` is what the metadata records: the temperature; of the OOD scores, under "ood", the threshold that most
     images of the classes are below, the kind of features, see with_features(), and left_out_area_under_roc(). `ood` is an
     OutOfDistributionScore. `confusion`, (classes, classes), is how often validation images of each class are predicted as
     each class. With `on_features`, sets and network are those of extract_features() and of the head alone.
     """
     if on_features:
-        both, kind = keras.Model(network.input, (SignedLogarithms()(network.input), network.output)), "log_last"
+        both, kind = keras.Model(network.input, (SignedLogarithms()(network.input), network.output)), "last"
     else:
-        both, kind = with_features(network, "log_maps"), "log_maps"
+        both, kind = with_features(network, "maps"), "maps"
     outputs = compile_outputs(both)
 
     def collect(data_set, positions):
@@ -50,9 +50,9 @@ def calibrate(network, sets, image_size, on_features):
     parts = np.array_split(features, math.ceil(len(features) / 8))  # it computes images × classes × features numbers
     distances = np.concatenate([ood.distances(part) for part in parts])  # (n, classes)
     left_out = left_out_area_under_roc(distances, labels)
-    novelty = {"limit": usual_threshold(distances.min(axis=1)), "features": kind, "left_out_area_under_roc": left_out}
+    recorded = {"threshold": usual_threshold(distances.min(axis=1)), "features": kind, "left_out_area_under_roc": left_out}
     confusion = confusion_matrix(logits.argmax(axis=1), labels, len(sets.classes))
-    return {"temperature": temperature, "novelty": novelty}, ood, confusion
+    return {"temperature": temperature, "ood": recorded}, ood, confusion
 
 
 def some_of_each(labels, most, rng):

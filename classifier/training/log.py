@@ -69,7 +69,7 @@ def epoch_line(row, epochs, selected):
         f"epoch {row['epoch']:{len(str(epochs))}}/{epochs}"
         f"  loss {row['loss']:.4f}  accuracy {row['accuracy']:6.1%}"
         f"  validation loss {row['val_loss']:.4f}  accuracy {row['val_accuracy']:6.1%}"
-        f"  {row['seconds']:.1f} s  {row['pictures_per_second']:.0f} images/s{'  selected' if selected else ''}"
+        f"  {row['seconds']:.1f} s  {row['images_per_second']:.0f} images/s{'  selected' if selected else ''}"
     )
 
 
@@ -99,7 +99,7 @@ def print_closing(run, metadata, training, sets, confusion):
             f" (always predicting the largest class: {majority:.1%})"
         )
         say(f"likely to help next: {'; '.join(_likely_to_help(run, training, row, confusion, sets.classes))}")
-    show(_how_far_to_trust_unknown(training.phase, metadata["novelty"]["left_out_area_under_roc"]))
+    show(_how_far_to_trust_unknown(training.phase, metadata["ood"]["left_out_area_under_roc"]))
     show(f"saved in {shell_path(run)}; now run:")
     show(f"  {command('predict.py', '--model', run, sets.valid.paths[0])}")
 

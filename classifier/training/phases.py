@@ -33,13 +33,13 @@ def phases_of(metadata):
     settings = metadata["settings"]
     options = {name: settings[name] for name in ("lr", "weight_decay", "dropout")}
     if not trains_head(settings):
-        return [Phase("newest", 0, settings["epochs"], **options)]
+        return [Phase("training", 0, settings["epochs"], **options)]
     first, more = head_epochs(metadata, settings), settings["fine_tune_epochs"]
-    phases = [Phase("newest", 0, first, **options, on_features=True, until_best=metadata["feature_scales"] > 1)]
+    phases = [Phase("head", 0, first, **options, on_features=True, until_best=metadata["feature_scales"] > 1)]
     if _fine_tuning_asked_for(settings):
         options |= {"lr": settings["fine_tune_lr"], "unfrozen": settings["fine_tune"]}
         options |= FINE_TUNING if phases[0].until_best else {}
-        phases.append(Phase("fine-tuning", first, first + more, **options))
+        phases.append(Phase("fine_tuning", first, first + more, **options))
     return phases
 
 
@@ -68,7 +68,7 @@ def phase_to_fit(metadata, num_images):
         )
         phase = dataclasses.replace(
             phase,
-            name="fine-tuning",
+            name="fine_tuning",
             last=chosen["fine_tune_epochs"],
             on_features=False,
             until_best=False,

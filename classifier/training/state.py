@@ -257,7 +257,7 @@ class Training:
 
     def results(self):
         """What the metadata records of the training so far."""
-        results = {"epochs": self.epoch, "best": self.history.selected(), "history_digest": self.history.digest()}
+        results = {"epochs": self.epoch, "selected": self.history.selected(), "history_digest": self.history.digest()}
         if self.phase.until_best and self.has_ended():
             results["head_epochs"] = self.epoch
         if self.phase.on_features and self.settings["fine_tune"] == AUTO and self.has_ended():

@@ -109,7 +109,7 @@ train, disk, seconds, *flags = sys.argv[1:]
 subprocess.run(["mount", "-t", "tmpfs", "tmpfs", disk], check=True)
 process = subprocess.Popen([sys.executable, train, *flags, "--output", f"{disk}/runs"], stdout=subprocess.DEVNULL,
                            stderr=subprocess.PIPE, text=True)
-while process.poll() is None and not list(pathlib.Path(disk).glob("runs/001/checkpoints/newest/*.index")):
+while process.poll() is None and not list(pathlib.Path(disk).glob("runs/001/checkpoints/training/*.index")):
     time.sleep(0.01)
 time.sleep(float(seconds))
 while process.poll() is None and subprocess.run(["mount", "-o", "remount,ro", disk], capture_output=True).returncode:
@@ -167,7 +167,7 @@ def problem_after(flags, output, expected, faulty):
         return problem
     if finished.returncode or not (output / "001" / LITERT).exists():  # it went on without an export, and said so
         resumed = finish(start("train", "--resume", "--output", output))
-        if resumed.returncode == NO_DATA and not any(output.glob("*/checkpoints/newest/ckpt-*.index")):
+        if resumed.returncode == NO_DATA and not any(output.glob("*/checkpoints/*/ckpt-*.index")):
             resumed = finish(start(*flags))
         if resumed.returncode:
             return f"resumed: exit code {resumed.returncode}: {resumed.stderr.strip()[-500:]}"

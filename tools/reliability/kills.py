@@ -108,7 +108,7 @@ def kill_again_and_again(trainings, kind, output, most, aims, seconds, rng):
         finished = finish(process)
         if finished.returncode == -signal.SIGKILL:
             kills, resuming = kills + 1, True
-        elif finished.returncode == NO_DATA and resuming and not any(output.glob("*/checkpoints/newest/ckpt-*.index")):
+        elif finished.returncode == NO_DATA and resuming and not any(output.glob("*/checkpoints/*/ckpt-*.index")):
             resuming = False  # nothing was saved yet: begin again
         elif finished.returncode:
             return kills, f"exit code {finished.returncode}: {finished.stderr.strip()[-500:]}"
@@ -143,7 +143,7 @@ def stop(trainings, kind, output, signum, code, seconds):
     if used > SECONDS_TO_SAVE:
         return f"after {seconds:.1f} s: it went on for {used:.1f} s", used
     resumed = finish(start("train", "--resume", "--output", output))
-    if resumed.returncode == NO_DATA and not any(output.glob("*/checkpoints/newest/ckpt-*.index")):
+    if resumed.returncode == NO_DATA and not any(output.glob("*/checkpoints/*/ckpt-*.index")):
         resumed = finish(start("train", *trainings.flags(kind), "--output", output))
     if resumed.returncode:
         return f"after {seconds:.1f} s, resumed: exit code {resumed.returncode}: {resumed.stderr.strip()[-500:]}", used

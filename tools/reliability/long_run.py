@@ -24,7 +24,7 @@ def check(folder, short, seed):
     process = start("train", *flags, "--output", output, stdout=(folder / "log").open("w"))
     samples = []  # (memory, open files, threads, bytes on the disk)
     while process.poll() is None:
-        if checkpoints_in(output / "001/checkpoints/newest"):
+        if checkpoints_in(output / "001/checkpoints/training"):
             samples += filter(None, [look_at(process.pid, output)])
         time.sleep(0.02 if short else 0.5)
     sound(finish(process))

@@ -12,7 +12,7 @@ from tests.disk import Disk
 from tools.reliability import Result
 from tools.reliability.trainings import Trainings, call, difference, finish, sound, start
 
-SAVE = re.compile(r"/checkpoints/newest/ckpt-\d+\.index$")
+SAVE = re.compile(r"/checkpoints/training/ckpt-\d+\.index$")
 SUBSETS = 4  # random ones at each change, beside all, none, all but one, and one alone
 
 

@@ -26,7 +26,7 @@ KINDS = {
     "head": (*SMALL, "--network", "mobilenet", "--epochs", 3),
     "fine-tuning": (*SMALL, "--network", "mobilenet", "--epochs", 2, "--fine-tune", "conv_pw_11", "--fine-tune-epochs", 2),
 }
-OF_NO_EFFECT = ("seconds", "pictures_per_second", "save_minutes", "digest")  # all else in a run is the same each time
+OF_NO_EFFECT = ("seconds", "images_per_second", "save_minutes", "digest")  # all else in a run is the same each time
 
 
 class Trainings:
@@ -160,7 +160,7 @@ def distance(run, expected):
     """The Distance of a run, its newest checkpoint and its history, from another one."""
     import tensorflow as tf
 
-    readers = [tf.train.load_checkpoint(str(checkpoints_in(one / "checkpoints" / "newest")[0])) for one in (run, expected)]
+    readers = [tf.train.load_checkpoint(str(checkpoints_in(one / "checkpoints" / "training")[0])) for one in (run, expected)]
     weights, moments = [], []
     for name in readers[1].get_variable_to_shape_map():
         if name.endswith("VARIABLE_VALUE"):

@@ -110,7 +110,7 @@ def compare_with_one(trainings, kind, count):
         flags, expected = flags_of(trainings, kind, seed), alone(trainings, kind, seed)
         run = train(["-c", COUNTING, counts, *flags], output, count)
         scored = sum(np.loadtxt(f"{counts} {index}", ndmin=1) for index in range(count))
-        if (scored != sum(side["validation"] for side in read_metadata(run)["pictures"].values())).any():
+        if (scored != sum(side["validation"] for side in read_metadata(run)["images"].values())).any():
             problem = f"{scored} images were scored"
         found.append(distance(run, expected))
         if kind == "resnet":
@@ -161,7 +161,7 @@ def kill_workers(trainings, output, kills, rng):
             done, slowest = done + 1, max(slowest, time.monotonic() - killed)
             others = finished[:victim] + finished[victim + 1 :]
             failed += report_survivors(others, time.monotonic() - killed)
-            resuming = any(output.glob("*/checkpoints/newest/ckpt-*.index"))
+            resuming = any(output.glob("*/checkpoints/*/ckpt-*.index"))
             if not resuming or read_metadata(output / "001")["finished"]:
                 shutil.rmtree(output)
                 resuming = False
@@ -197,7 +197,7 @@ def hang(trainings, output):
     """A worker that hangs: the other one must stop. Returns a Result."""
     command = ["train.py", *flags_of(trainings, "cnn"), "--epochs", 200, "--output", output]
     first, other = start_workers([command] * 2, cwd=PROJECT)
-    while not any(output.glob("*/checkpoints/newest/ckpt-*.index")) and first.poll() is None:
+    while not any(output.glob("*/checkpoints/*/ckpt-*.index")) and first.poll() is None:
         time.sleep(0.05)
     other.send_signal(signal.SIGSTOP)
     stopped = time.monotonic()
