@@ -47,7 +47,7 @@ def parse_arguments(argv):
     add("paths", nargs="+", metavar="PATH", help="images, folders of images, or - for paths on standard input")
     add("--model", type=Path, default=PROJECT / "runs", metavar="RUN_FOLDER", help="default: the newest finished run")
     add("--class", dest="class_name", metavar="NAME", help="what speaks for this class (default: for the predicted one)")
-        add(
+    add(
         "--filters",
         action="store_true",
         help="show instead what convolutions do: classic kernels, filters and feature maps of the network",
@@ -133,7 +133,7 @@ def heat_map(classifier, method, class_index):
         photo = load_in_shape(answer.path, SIDE)
         heat = in_shape(heat, photo.shape[:2], record.fit)
         what = "what speaks" if heat.any() else "nothing speaks"
-        title = f"{what} for {classifier.classes[shown_class]} ({HEAT_MAP_METHODS[method]})"
+        title = f"{what} for {classifier.classes[shown_class]}"
         return draw_side_by_side(photo, overlay(photo, heat), f"predicted: {prediction(answer)}", title)
 
     return draw
