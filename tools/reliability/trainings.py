@@ -13,7 +13,7 @@ import numpy as np
 
 from classifier.base import console
 from classifier.base.console import PROJECT, UserError
-from classifier.runs.folder import LITERT, METADATA, checkpoints_in
+from classifier.runs.folder import LITERT, RECORD, checkpoints_in
 from classifier.runs.history import RESULTS, read_history
 from tests import faults
 from tools.draw_samples import draw
@@ -117,8 +117,8 @@ def difference(run, expected):
 
     if lasting(read_history(run)) != lasting(read_history(expected)):
         return "another history"
-    if lasting(json.loads((run / METADATA).read_text())) != lasting(json.loads((expected / METADATA).read_text())):
-        return f"another {METADATA}"
+    if lasting(json.loads((run / RECORD).read_text())) != lasting(json.loads((expected / RECORD).read_text())):
+        return f"another {RECORD}"
     for folder in sorted(path.name for path in (expected / "checkpoints").iterdir()):
         readers = []
         for one in (run, expected):
