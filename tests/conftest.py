@@ -29,7 +29,6 @@ import cv2  # noqa: E402
 import numpy as np  # noqa: E402
 
 from tools.draw_samples import draw  # noqa: E402
-from tools.reliability.trainings import write_random_weights  # noqa: E402
 
 PACKAGES = {"sklearn": "scikit-learn", "PIL": "pillow"}  # {module: package}, where the names differ
 QUICK = ("--image-size", 32, "--epochs", 2, "--batch-size", 8)
@@ -218,9 +217,18 @@ def trained(train_once):
 @pytest.fixture(scope="session")
 def weights(made_once):
     """A file of random weights for mobilenet, as Keras writes them."""
-    return (
-        made_once("weights", lambda folder: write_random_weights(folder / "mobilenet.weights.h5")) / "mobilenet.weights.h5"
-    )
+
+    def make(folder):
+        import keras
+
+        keras.utils.set_random_seed(0)
+        network = keras.applications.MobileNet(include_top=False, weights=None, input_shape=(32, 32, 3), pooling="avg")
+        for layer in network.layers:
+            if isinstance(layer, keras.layers.BatchNormalization):
+                layer.gamma.assign(np.full(layer.gamma.shape, 6.0))  # or features would be 0 but for rounding
+        network.save_weights(folder / "mobilenet.weights.h5")
+
+    return made_once("weights", make) / "mobilenet.weights.h5"
 
 
 @pytest.fixture(scope="session")

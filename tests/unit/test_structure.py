@@ -11,9 +11,8 @@ LEVEL_OF = {folder: number for number, folders in enumerate(LEVELS) for folder i
 LESSON = {"train.py": 240, "model.py": 100, "dataset.py": 220, "predict.py": 130}  # lines that each may have
 OUTSIDE = ("experiments", "tests")  # nothing else imports them
 TEST_MODULES = {path.stem: path for path in PROJECT.glob("tests/*.py")}  # on pytest's path: imported without "tests."
-FILES = [
-    path for place in ("*.py", "classifier/**/*.py", "experiments/**/*.py", "tests/**/*.py") for path in PROJECT.glob(place)
-]
+PLACES = ("*.py", "classifier/**/*.py", "experiments/**/*.py", "tests/**/*.py")
+FILES = [path for place in PLACES for path in PROJECT.glob(place)]
 MODULES = {".".join(path.relative_to(PROJECT).with_suffix("").parts).removesuffix(".__init__"): path for path in FILES}
 
 
@@ -73,7 +72,8 @@ def test_imports_point_one_way(graph):
     between = {(room_of(one), room_of(other)): f"{one} imports {other}" for one, other in pairs}
     if both := [between[pair] for pair in (("networks", "data"), ("data", "networks")) if pair in between]:
         problems += [" and ".join(both)] if len(both) == 2 else []
-    assert not problems, "\n".join(problems)
+    if problems:
+        pytest.fail("\n".join(problems), pytrace=False)
 
 
 def test_no_imports_run_in_a_circle(graph):
@@ -82,7 +82,7 @@ def test_no_imports_run_in_a_circle(graph):
     try:
         graphlib.TopologicalSorter(graph).prepare()
     except graphlib.CycleError as error:
-        pytest.fail(f"in a circle, each is imported by the next: {', '.join(error.args[1])}")
+        pytest.fail(f"in a circle, each is imported by the next: {', '.join(error.args[1])}", pytrace=False)
 
 
 def test_the_package_holds_packages_of_at_most_ten_modules():
@@ -94,4 +94,5 @@ def test_the_package_holds_packages_of_at_most_ten_modules():
 
 @pytest.mark.parametrize("name", LESSON)
 def test_the_lesson_is_short(name):
-    assert len((PROJECT / name).read_text().splitlines()) <= LESSON[name]
+    count = len((PROJECT / name).read_text(encoding="utf-8").splitlines())
+    assert count <= LESSON[name]
