@@ -154,6 +154,20 @@ def test_groups_stay_on_one_side_whatever_is_added():
     assert (training, validation, groups) == (plain[0][0] + plain[1][0], plain[0][1] + plain[1][1], 40)
 
 
+def test_near_copies_stay_on_one_side_and_with_the_groups_of_their_paths(images):
+    sets = read_sets(images)
+    digests = sorted([*sets.train.digests, *sets.valid.digests])
+    near_copies = {digest: f"group {k // 2}" for k, digest in enumerate(digests[:8])}
+    for flags in ({}, {"group_by": r"_(\d+)\."}):  # number 1 of the cats, and number 1 of the dogs
+        sets = read_sets(images, near_copies=near_copies, **flags)
+        assert sets.split["together"] is True
+        names = [{near_copies.get(digest, digest) for digest in side.digests} for side in (sets.train, sets.valid)]
+        assert not set.intersection(*names)
+        if flags:
+            numbers = [{path.stem.split("_")[1] for path in side.paths} for side in (sets.train, sets.valid)]
+            assert not set.intersection(*numbers)
+
+
 def test_files_that_are_skipped_need_no_group(images):
     for path in list(images.rglob("*.jpg")):
         path.rename(path.with_name(f"owner{int(path.stem.split('_')[1]) // 3} {path.name}"))

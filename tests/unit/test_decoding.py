@@ -1,7 +1,6 @@
 """What becomes of every kind of image and every kind of bad file: the one function that decodes them."""
 
 import io
-import os
 import struct
 import subprocess
 import sys
@@ -11,7 +10,7 @@ from pathlib import Path
 import cv2
 import numpy as np
 import pytest
-from conftest import DRAWING, PROJECT, encoded, exif, save
+from conftest import DRAWING, PROJECT, REAL_DATA, encoded, exif, needs_real_data, save
 from image_files import bomb_png, png
 
 import classifier.data.images as decoding
@@ -23,12 +22,17 @@ from dataset import read_images, split_images
 FITS = ("squash", "crop", "pad")
 
 
+def python(script, *arguments):
+    """Run a script in a process of its own, in the project's folder."""
+    command = [sys.executable, "-c", script, *map(str, arguments)]
+    return subprocess.run(command, cwd=PROJECT, capture_output=True, text=True)
+
+
 @pytest.mark.parametrize("module", ["classifier.data.augmentation", "dataset"])
 def test_opencv_knows_our_limit_whichever_module_imports_it(module, tmp_path):
     (tmp_path / "bomb.png").write_bytes(bomb_png(side=20_000))  # OpenCV's own limit is a billion pixels
     script = f"import {module}, cv2, numpy; cv2.imdecode(numpy.fromfile('{tmp_path}/bomb.png', 'u1'), 1)"
-    finished = subprocess.run([sys.executable, "-c", script], cwd=PROJECT, capture_output=True, text=True)
-    assert "CV_IO_MAX_IMAGE_PIXELS" in finished.stderr
+    assert "CV_IO_MAX_IMAGE_PIXELS" in python(script).stderr
 
 
 MEMORY_FOR = """
@@ -38,7 +42,7 @@ used = lambda: resource.getrusage(resource.RUSAGE_SELF).ru_maxrss >> 10
 before = used()
 for path in sys.argv[1:]:
     try:
-        print(load_image(path, 32).shape)
+        load_image(path, 32)
     except BadImageError as error:
         print(error.reason)
 print(used() - before)
@@ -54,9 +58,7 @@ def test_small_files_that_claim_much_are_refused_before_their_decoder_makes_room
     (tmp_path / "frame.jpg").write_bytes(jpeg)
     end = 4 + int.from_bytes(jpeg[4:6], "big")  # of the first segment; the decoder skips what belongs to none
     (tmp_path / "garbage.jpg").write_bytes(jpeg[:end] + bytes(5) + jpeg[end:])
-    command = [sys.executable, "-c", MEMORY_FOR, *sorted(tmp_path.glob("*.*g"))]
-    finished = subprocess.run(command, capture_output=True, text=True, env=os.environ | {"PYTHONPATH": str(PROJECT)})
-    *reasons, megabytes = finished.stdout.splitlines()
+    *reasons, megabytes = python(MEMORY_FOR, *sorted(tmp_path.glob("*.*g"))).stdout.splitlines()
     assert [reason.split(",")[0] for reason in reasons] == ["damaged"] * 4
     assert int(megabytes) < 50
 
@@ -121,23 +123,17 @@ def test_cmyk():
     np.testing.assert_allclose(quarters, [[255, 0, 0], [0, 255, 0], [0, 0, 255], [255, 255, 255]], atol=6)
 
 
+TURNS = [(0, 1), (0, -1), (2, 1), (2, -1), (3, -1), (1, 1), (1, -1), (3, 1)]  # quarters to the left; -1: then mirrored
+
+
 @pytest.mark.parametrize("orientation", range(1, 9))
 def test_exif_orientation_is_applied(tmp_path, orientation):
-    flips = {
-        1: lambda p: p,
-        2: np.fliplr,
-        3: lambda p: np.rot90(p, 2),
-        4: np.flipud,
-        5: lambda p: p.transpose(1, 0, 2),
-        6: lambda p: np.rot90(p, 1),
-        7: lambda p: np.rot90(p, 2).transpose(1, 0, 2),
-        8: lambda p: np.rot90(p, 3),
-    }
-    jpeg = encoded(".jpg", np.ascontiguousarray(flips[orientation](DRAWING)), cv2.IMWRITE_JPEG_QUALITY, 100)
+    turns, step = TURNS[orientation - 1]
+    turned = np.ascontiguousarray(np.rot90(DRAWING, turns)[:, ::step])
+    jpeg = encoded(".jpg", turned, cv2.IMWRITE_JPEG_QUALITY, 100)
     (tmp_path / "turned.jpg").write_bytes(jpeg[:2] + exif(orientation) + jpeg[2:])
     upright = cv2.resize(DRAWING, (32, 32), interpolation=cv2.INTER_AREA)
-    difference = np.abs(load_image(tmp_path / "turned.jpg", 32).astype(int) - upright)
-    assert difference.mean() < 3
+    assert np.abs(load_image(tmp_path / "turned.jpg", 32).astype(int) - upright).mean() < 3
 
 
 @pytest.mark.parametrize("size", [(64, 90), (300, 128), (513, 700), (1100, 1030)])
@@ -265,3 +261,10 @@ def test_training_sees_what_prediction_sees(tmp_path, fit):
         pixels = np.concatenate([pixels for pixels, _ in data_set.batches(4)])
         for path, seen in zip(data_set.paths, pixels, strict=True):
             np.testing.assert_array_equal(seen, load_image(path, 32, fit))
+
+
+@needs_real_data
+def test_of_the_pngsuite_only_the_corrupt_files_are_refused():
+    paths = sorted((REAL_DATA / "pngsuite").rglob("*.png"))
+    assert len(paths) > 100
+    assert {path for path in paths if reason_of(path)} == {path for path in paths if path.name.startswith("x")}
