@@ -1,10 +1,12 @@
-"""What all tests share: drawn images, and the scripts, run as a user runs them."""
+"""What all tests share: drawn images, trained runs, and the scripts, run as a user runs them."""
 
 import csv
+import fcntl
 import importlib
 import io
 import json
 import os
+import re
 import shutil
 import struct
 import subprocess
@@ -18,7 +20,6 @@ from browser import browser as browser  # a fixture for all tests
 PROJECT = Path(__file__).resolve().parent.parent
 REAL_DATA = PROJECT.parent / "shared" / "data"
 HANGING = 1800  # seconds after which a process is taken to hang: far more than the slowest takes on the slowest machine
-sys.path.insert(0, str(PROJECT))
 pytest.register_assert_rewrite("run_folders")
 
 from classifier.base import console  # noqa: E402
@@ -30,6 +31,7 @@ import numpy as np  # noqa: E402
 from tools.draw_samples import draw  # noqa: E402
 from tools.reliability.trainings import write_random_weights  # noqa: E402
 
+PACKAGES = {"sklearn": "scikit-learn", "PIL": "pillow"}  # {module: package}, where the names differ
 QUICK = ("--image-size", 32, "--epochs", 2, "--batch-size", 8)
 DRAWING = cv2.resize(draw("dog", np.random.default_rng(5)), (90, 70), interpolation=cv2.INTER_AREA)
 needs_real_data = pytest.mark.skipif(not REAL_DATA.is_dir(), reason=f"no real images in {REAL_DATA}")
@@ -170,20 +172,61 @@ def photo(images):
 
 
 @pytest.fixture(scope="session")
-def trained(tmp_path_factory):
-    """The folder of a run that nothing disturbed, made once, on what the fixture `images` draws. Not to be changed."""
-    folder = tmp_path_factory.mktemp("trained")
-    finished = train(draw_images(folder / "images"), "--output", folder / "runs")
-    (folder / "runs/stderr.txt").write_text(finished.stderr)
-    return folder / "runs" / "001"
+def made_once(tmp_path_factory, worker_id):
+    """Call made_once(name, make) for a folder that all processes share; the first one that asks fills it: make(folder)."""
+    here = tmp_path_factory.getbasetemp()
+    shared = here if worker_id == "master" else here.parent
+
+    def folder_of(name, make):
+        folder = shared / name
+        with open(shared / f"{name}.lock", "w") as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX)
+            if not folder.exists():
+                partial = shared / f"{name}.{worker_id}"
+                partial.mkdir()
+                make(partial)
+                partial.rename(folder)
+        return folder
+
+    return folder_of
 
 
 @pytest.fixture(scope="session")
-def weights(tmp_path_factory):
-    """A file of weights as Keras writes them."""
-    path = tmp_path_factory.mktemp("weights") / "mobilenet.weights.h5"
-    write_random_weights(path)
-    return path
+def train_once(made_once):
+    """Call train_once(name, *flags) for the folder of a run on what the fixture `images` draws, which is not to be changed.
+
+    What it printed is beside it, in stdout.txt and stderr.txt; the images are in ../images.
+    """
+
+    def run_of(name, *flags):
+        def make(folder):
+            finished = train(draw_images(folder / "images"), *flags, "--output", folder / "runs")
+            (folder / "runs/stdout.txt").write_text(finished.stdout)
+            (folder / "runs/stderr.txt").write_text(finished.stderr)
+
+        return made_once(name, make) / "runs" / "001"
+
+    return run_of
+
+
+@pytest.fixture(scope="session")
+def trained(train_once):
+    """The folder of a run of the default network that nothing disturbed. Not to be changed."""
+    return train_once("trained")
+
+
+@pytest.fixture(scope="session")
+def weights(made_once):
+    """A file of random weights for mobilenet, as Keras writes them."""
+    return (
+        made_once("weights", lambda folder: write_random_weights(folder / "mobilenet.weights.h5")) / "mobilenet.weights.h5"
+    )
+
+
+@pytest.fixture(scope="session")
+def pretrained(train_once, weights):
+    """The folder of a run of three epochs of a head on pretrained features. Not to be changed."""
+    return train_once("pretrained", "--network", "mobilenet", "--weights", weights, "--epochs", 3)
 
 
 @pytest.fixture
@@ -197,3 +240,16 @@ def in_tmp_path(tmp_path, monkeypatch):
     """Every test works in a folder of its own, not in the project's."""
     monkeypatch.chdir(tmp_path)
     assert not os.path.exists("runs")
+
+
+def pytest_terminal_summary(terminalreporter):
+    """Say in one line what was skipped, and how to have it."""
+    reasons = [report.longrepr[2].removeprefix("Skipped: ") for report in terminalreporter.stats.get("skipped", [])]
+    missing = [re.match(r"could not import '(\w+)", reason) for reason in reasons]
+    packages = sorted({PACKAGES.get(match[1], match[1].replace("_", "-")) for match in missing if match})
+    others = sorted({reason for reason, match in zip(reasons, missing, strict=True) if not match})
+    if packages:
+        install = f"pip install -r requirements.txt -c requirements-optional.txt {' '.join(packages)}"
+        others.insert(0, f"optional packages are missing: {install}")
+    if others:
+        terminalreporter.write_line(f"skipped {len(reasons)} tests: {'; '.join(others)}")
