@@ -225,8 +225,8 @@ def weights(made_once):
 
 @pytest.fixture(scope="session")
 def pretrained(train_once, weights):
-    """The folder of a run of three epochs of a head on pretrained features. Not to be changed."""
-    return train_once("pretrained", "--network", "mobilenet", "--weights", weights, "--epochs", 3)
+    """The folder of a run of a head on pretrained features, which stops early. Not to be changed."""
+    return train_once("pretrained", "--network", "mobilenet", "--weights", weights, "--epochs", 60, "--patience", 1)
 
 
 @pytest.fixture

@@ -93,17 +93,6 @@ def test_a_full_disk_is_one_line_and_what_was_copied_is_whole(known, images, mon
     assert "cannot sort into file" in error_of(run(*arguments[:-1], "file", code=1))
 
 
-def test_links_instead_of_copies(known, images):
-    arguments = ("predict", "--model", known, images / "cats", *SURE, "--copy-to", "out")
-    for _ in range(2):
-        run(*arguments, "--link")
-        links = [path for path in Path("out").rglob("*.jpg") if path.is_symlink()]
-        assert sorted(os.path.realpath(link) for link in links) == sorted(map(str, (images / "cats").iterdir()))
-    assert "(12 were there already)" in run(*arguments).stderr
-    assert len(files_in("out")) == 12
-    assert "--link needs --copy-to" in error_of(run("predict", images, "--link", code=2))
-
-
 def test_images_that_are_not_sure_or_unknown_have_folders_of_their_own(known, images, photo):
     def folders(*flags, **metadata):
         shutil.rmtree("out", ignore_errors=True)
