@@ -2,6 +2,7 @@
 
 import csv
 import fcntl
+import functools
 import importlib
 import io
 import json
@@ -11,7 +12,6 @@ import shutil
 import struct
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
@@ -29,7 +29,6 @@ import cv2  # noqa: E402
 import numpy as np  # noqa: E402
 
 from tools.draw_samples import draw  # noqa: E402
-from tools.reliability.trainings import write_random_weights  # noqa: E402
 
 PACKAGES = {"sklearn": "scikit-learn", "PIL": "pillow"}  # {module: package}, where the names differ
 QUICK = ("--image-size", 32, "--epochs", 2, "--batch-size", 8)
@@ -39,7 +38,7 @@ needs_real_data = pytest.mark.skipif(not REAL_DATA.is_dir(), reason=f"no real im
 
 def start(script, *arguments, **options):
     """Start a script as a user does; returns the process."""
-    what = ["-m", script] if script.startswith("tools.") else [str(PROJECT / f"{script}.py")]
+    what = ["-m", script] if "." in script else [str(PROJECT / f"{script}.py")]
     command = [sys.executable, *what, *map(str, arguments)]
     if what[0] == "-m":
         options["env"] = options.get("env", os.environ) | {"PYTHONPATH": str(PROJECT)}
@@ -119,15 +118,6 @@ def rows_of(table):
         return list(csv.DictReader(file))
 
 
-def wait_until(process, condition):
-    """Wait until the condition holds, while the process is running."""
-    end = time.monotonic() + HANGING
-    while not condition():
-        assert process.poll() is None, process.communicate()
-        assert time.monotonic() < end
-        time.sleep(0.002)
-
-
 def encoded(suffix, image=DRAWING, *parameters):
     """The bytes of a file of an RGB (or grey) array; the suffix says in which format."""
     return cv2.imencode(suffix, image[:, :, ::-1] if image.ndim == 3 else image, parameters)[1].tobytes()
@@ -145,17 +135,24 @@ def save(path, image=DRAWING):
     return path
 
 
+@functools.cache
+def drawn(name, seed, size):
+    """The bytes of a JPEG file of a small drawing; of a class that is neither cats nor dogs, of stripes."""
+    rng = np.random.default_rng(seed)
+    if name in ("cats", "dogs"):
+        image = cv2.resize(draw(name[:-1], rng), (size, size), interpolation=cv2.INTER_AREA)
+    else:
+        stripes = np.arange(size)[:, None, None] // rng.integers(2, 6) % 2
+        image = np.broadcast_to(stripes * rng.integers(60, 256, 3), (size, size, 3)).astype(np.uint8)
+    return encoded(".jpg", image)
+
+
 def draw_images(folder, per_class=12, classes=("cats", "dogs"), size=48):
-    """Class folders with small drawings in them; a class that is neither cats nor dogs is stripes."""
-    for name in classes:
+    """Class folders with small drawings in them."""
+    for position, name in enumerate(classes):
+        Path(folder, name).mkdir(parents=True, exist_ok=True)
         for k in range(per_class):
-            rng = np.random.default_rng([classes.index(name), k])
-            if name in ("cats", "dogs"):
-                image = cv2.resize(draw(name[:-1], rng), (size, size), interpolation=cv2.INTER_AREA)
-            else:
-                stripes = np.arange(size)[:, None, None] // rng.integers(2, 6) % 2
-                image = np.broadcast_to(stripes * rng.integers(60, 256, 3), (size, size, 3)).astype(np.uint8)
-            save(Path(folder, name, f"{name}_{k}.jpg"), image)
+            Path(folder, name, f"{name}_{k}.jpg").write_bytes(drawn(name, (position, k), size))
     return Path(folder)
 
 
@@ -178,14 +175,14 @@ def made_once(tmp_path_factory, worker_id):
     shared = here if worker_id == "master" else here.parent
 
     def folder_of(name, make):
-        folder = shared / name
+        folder, done = shared / name, shared / f"{name}.done"
         with open(shared / f"{name}.lock", "w") as lock:
             fcntl.flock(lock, fcntl.LOCK_EX)
-            if not folder.exists():
-                partial = shared / f"{name}.{worker_id}"
-                partial.mkdir()
-                make(partial)
-                partial.rename(folder)
+            if not done.exists():
+                shutil.rmtree(folder, ignore_errors=True)  # what another process failed to make
+                folder.mkdir()
+                make(folder)
+                done.touch()
         return folder
 
     return folder_of
@@ -218,9 +215,18 @@ def trained(train_once):
 @pytest.fixture(scope="session")
 def weights(made_once):
     """A file of random weights for mobilenet, as Keras writes them."""
-    return (
-        made_once("weights", lambda folder: write_random_weights(folder / "mobilenet.weights.h5")) / "mobilenet.weights.h5"
-    )
+
+    def make(folder):
+        import keras
+
+        keras.utils.set_random_seed(0)
+        network = keras.applications.MobileNet(include_top=False, weights=None, input_shape=(32, 32, 3), pooling="avg")
+        for layer in network.layers:
+            if isinstance(layer, keras.layers.BatchNormalization):
+                layer.gamma.assign(np.full(layer.gamma.shape, 6.0))  # or features would be 0 but for rounding
+        network.save_weights(folder / "mobilenet.weights.h5")
+
+    return made_once("weights", make) / "mobilenet.weights.h5"
 
 
 @pytest.fixture(scope="session")

@@ -6,11 +6,8 @@ import os
 import cv2
 import numpy as np
 import pytest
-from conftest import DRAWING, REAL_DATA, draw_images, encoded, error_of, needs_real_data, run, save
+from conftest import DRAWING, draw_images, encoded, error_of, exif, run, save
 
-from classifier.data import duplicates
-from classifier.data.duplicates import grey_images, group_near_copies
-from classifier.data.images import load_image
 from tools.draw_samples import draw
 
 ODD = ("blank", "very_dark", "very_bright", "tiny", "extreme_shape")
@@ -55,46 +52,6 @@ def test_planted_copies_are_found_and_nothing_else(drawings):
     assert findings["exact_copies"] == findings["two_classes"] == []
 
 
-def test_views_are_found_by_features_and_groups_depend_on_copies_alone():
-    def view(image, k):
-        rotation = cv2.getRotationMatrix2D((60, 60), 5 - 2 * k, 1)
-        turned = cv2.warpAffine(image, rotation, (120, 120), borderMode=cv2.BORDER_REFLECT)
-        part = np.clip(turned[10 : 105 - k, 5 : 95 + k] * 0.8, 0, 255).astype(np.uint8)
-        return cv2.resize(part[:, ::-1] if k % 2 else part, (120, 120))
-
-    rng = np.random.default_rng(3)
-    drawings = [cv2.resize(draw(kind, rng), (120, 120), interpolation=cv2.INTER_AREA) for kind in ("cat", "dog") * 6]
-    images = drawings + [view(drawings[k], k) for k in range(4)]
-    greys = grey_images(images.__getitem__, len(images))
-    features = np.eye(12, dtype=np.float32)[[*range(12), *range(4)]]
-    groups = group_near_copies(greys, features)
-    assert groups.tolist() == [*range(12), *range(4)]
-    assert group_near_copies(greys).tolist() == list(range(16)), "without features, only near-copies are found"
-    assert group_near_copies(greys[2:], features[2:]).tolist() == [*range(10), 10, 11, 0, 1]
-    assert group_near_copies(greys[:0]).tolist() == []
-
-
-def test_among_too_many_images_only_exact_copies_are_found(drawings, monkeypatch):
-    """Nothing is kept of each image that would fill the memory: see tools/scaling.py."""
-    monkeypatch.setattr(duplicates, "MOST_IMAGES", 20)
-    (drawings / "dogs/copy.jpg").write_bytes((drawings / "dogs/dogs_3.jpg").read_bytes())
-    save(drawings / "dogs/near.jpg", cv2.imread(str(drawings / "cats/cats_5.jpg"))[:, ::-1])
-    looked = run("dataset", drawings, "--format", "json")
-    assert "near-copies are not looked for" in looked.stderr
-    findings = json.loads(looked.stdout)
-    assert [len(findings[finding]) for finding in COPIES] == [0, 0, 1, 0]
-
-
-@needs_real_data
-def test_other_photographs_are_not_joined():
-    paths = [REAL_DATA / f"kaggle/train/{kind}.{k}.jpg" for kind in ("cat", "dog") for k in range(150)]
-    tiles = sorted((REAL_DATA / "tiles/train/Free").glob("exp1_*"))  # of exposure 1: each of another tile
-    for images in (paths, tiles[:100]):
-        groups = group_near_copies(grey_images(lambda i, images=images: load_image(images[i], 128), len(images)))
-        joined = [(images[i].name, images[group].name) for i, group in enumerate(groups) if i != group]
-        assert joined == []
-
-
 def test_copies_in_two_classes_and_in_two_folders(drawings, tmp_path):
     dog, cat = drawings / "dogs/dogs_3.jpg", drawings / "cats/cats_5.jpg"
     (drawings / "cats/wrong.jpg").write_bytes(dog.read_bytes())
@@ -134,8 +91,7 @@ def test_odd_images_and_sizes(drawings):
         save(drawings / f"cats/{name}.png", image)
     big = cv2.resize(DRAWING, (1200, 900))  # decoded at a fraction of its size, and upright
     turned = encoded(".jpg", big)
-    exif = b"\xff\xe1\x00\x22Exif\0\0MM\0*\0\0\0\x08\0\x01\x01\x12\0\x03\0\0\0\x01\0\x06\0\0\0\0\0\0"
-    (drawings / "cats/turned.jpg").write_bytes(turned[:2] + exif + turned[2:])
+    (drawings / "cats/turned.jpg").write_bytes(turned[:2] + exif(6) + turned[2:])
     (drawings / "cats/empty.jpg").write_bytes(b"")
     findings = look(drawings)
     for name in planted:

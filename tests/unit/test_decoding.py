@@ -1,8 +1,6 @@
-"""What becomes of every kind of image and every kind of bad file, in training and in prediction."""
+"""What becomes of every kind of image and every kind of bad file: the one function that decodes them."""
 
 import io
-import json
-import os
 import struct
 import subprocess
 import sys
@@ -12,95 +10,29 @@ from pathlib import Path
 import cv2
 import numpy as np
 import pytest
-from conftest import (
-    DRAWING,
-    PROJECT,
-    REAL_DATA,
-    encoded,
-    error_of,
-    exif,
-    needs_real_data,
-    predictions,
-    rows_of,
-    run,
-    save,
-    train,
-)
-from run_folders import change_metadata
+from conftest import DRAWING, PROJECT, REAL_DATA, encoded, exif, needs_real_data, save
+from image_files import bomb_png, png
 
 import classifier.data.images as decoding
 from classifier.base.console import UserError
 from classifier.data.images import load_image
-from dataset import read_train_sets
+from classifier.runs.settings import Settings
+from dataset import read_images, split_images
+
+FITS = ("squash", "crop", "pad")
 
 
-def png(width, height, colour_type, *chunks):
-    """A PNG file of 8 bits a sample with these chunks, (name, data)."""
-    header = struct.pack(">IIBBBBB", width, height, 8, colour_type, 0, 0, 0)
-    file = b"\x89PNG\r\n\x1a\n"
-    for name, data in ((b"IHDR", header), *chunks, (b"IEND", b"")):
-        file += struct.pack(">I", len(data)) + name + data + struct.pack(">I", zlib.crc32(name + data))
-    return file
+def python(script, *arguments):
+    """Run a script in a process of its own, in the project's folder."""
+    command = [sys.executable, "-c", script, *map(str, arguments)]
+    return subprocess.run(command, cwd=PROJECT, capture_output=True, text=True)
 
 
-def bomb_png(side=60_000):
-    """A file of a few hundred bytes that says it holds 3.6 billion pixels."""
-    return png(side, side, 2, (b"IDAT", zlib.compress(bytes(1000))))
-
-
-BAD_FILES = {
-    "empty.jpg": (b"", "empty file"),
-    "text.jpg": (b"this is not an image", "not an image of a known kind"),
-    "renamed.jpg": (encoded(".gif"), "GIF data in a .jpg file"),
-    "bomb.png": (bomb_png(), "too large"),
-    "end_missing.jpg": (encoded(".jpg")[:-2], "damaged, truncated or unsupported JPEG"),
-}
-for kind in ("JPEG", "PNG", "BMP", "GIF", "WebP", "TIFF"):
-    whole = encoded(f".{kind.lower()}")
-    BAD_FILES[f"half.{kind.lower()}"] = whole[: len(whole) // 2], f"damaged, truncated or unsupported {kind}"
-REASONS = {name: reason for name, (_, reason) in BAD_FILES.items()} | {"pipe.jpg": "not a file", "gone.jpg": "No such file"}
-
-
-@pytest.mark.parametrize("module", ["classifier.data.augmentation", "tools.draw_samples", "dataset"])
+@pytest.mark.parametrize("module", ["classifier.data.augmentation", "dataset"])
 def test_opencv_knows_our_limit_whichever_module_imports_it(module, tmp_path):
     (tmp_path / "bomb.png").write_bytes(bomb_png(side=20_000))  # OpenCV's own limit is a billion pixels
     script = f"import {module}, cv2, numpy; cv2.imdecode(numpy.fromfile('{tmp_path}/bomb.png', 'u1'), 1)"
-    finished = subprocess.run([sys.executable, "-c", script], cwd=PROJECT, capture_output=True, text=True)
-    assert "CV_IO_MAX_IMAGE_PIXELS" in finished.stderr
-
-
-def add_bad_files(folder):
-    """Put a file of every bad kind into a folder."""
-    for name, (data, _) in BAD_FILES.items():
-        (folder / name).write_bytes(data)
-    os.mkfifo(folder / "pipe.jpg")  # reading it would never end
-    (folder / "gone.jpg").symlink_to("nowhere")
-
-
-def test_training_skips_bad_files_and_names_each_with_its_reason(images):
-    add_bad_files(images / "cats")
-    before = {path: path.lstat().st_mtime_ns for path in images.rglob("*")}
-    finished = train(images)
-    assert f"skipped    {len(REASONS)}: " in finished.stderr
-    assert "6 damaged, truncated or unsupported" not in finished.stderr  # each kind is counted by itself
-    assert "2 damaged, truncated or unsupported JPEG" in finished.stderr
-    assert "cats 10 + 2" in finished.stderr
-    rows = {os.path.basename(row["path"]): row["reason"] for row in rows_of("runs/001/skipped.csv")}
-    assert rows.keys() == REASONS.keys()
-    assert all(rows[name].startswith(reason) for name, reason in REASONS.items())
-    assert {path: path.lstat().st_mtime_ns for path in images.rglob("*")} == before  # nothing of the user's is touched
-
-
-def test_prediction_and_evaluation_name_bad_files_and_score_the_others(trained, images):
-    good = save(images / "dogs/good.jpg")
-    add_bad_files(images / "dogs")
-    predicted = predictions(trained, images, code=1)
-    assert predicted[str(good)]["class"] in ("cats", "dogs")
-    errors = {os.path.basename(path): prediction["error"] for path, prediction in predicted.items() if "error" in prediction}
-    assert errors.keys() == REASONS.keys()
-    assert all(errors[name].startswith(reason) for name, reason in REASONS.items())
-    result = json.loads(run("evaluate", "--model", trained, "--format", "json", images).stdout)
-    assert (result["scored"], result["skipped"]) == (25, len(REASONS))
+    assert "CV_IO_MAX_IMAGE_PIXELS" in python(script).stderr
 
 
 MEMORY_FOR = """
@@ -110,7 +42,7 @@ used = lambda: resource.getrusage(resource.RUSAGE_SELF).ru_maxrss >> 10
 before = used()
 for path in sys.argv[1:]:
     try:
-        print(load_image(path, 32).shape)
+        load_image(path, 32)
     except BadImageError as error:
         print(error.reason)
 print(used() - before)
@@ -126,22 +58,9 @@ def test_small_files_that_claim_much_are_refused_before_their_decoder_makes_room
     (tmp_path / "frame.jpg").write_bytes(jpeg)
     end = 4 + int.from_bytes(jpeg[4:6], "big")  # of the first segment; the decoder skips what belongs to none
     (tmp_path / "garbage.jpg").write_bytes(jpeg[:end] + bytes(5) + jpeg[end:])
-    command = [sys.executable, "-c", MEMORY_FOR, *sorted(tmp_path.glob("*.*g"))]
-    finished = subprocess.run(command, capture_output=True, text=True, env=os.environ | {"PYTHONPATH": str(PROJECT)})
-    *reasons, megabytes = finished.stdout.splitlines()
+    *reasons, megabytes = python(MEMORY_FOR, *sorted(tmp_path.glob("*.*g"))).stdout.splitlines()
     assert [reason.split(",")[0] for reason in reasons] == ["damaged"] * 4
     assert int(megabytes) < 50
-
-
-def test_native_libraries_keep_quiet(trained, tmp_path):
-    """libjpeg and libpng write warnings straight to file descriptor 2; the user sees our line and nothing else."""
-    damaged = bytearray(encoded(".png"))
-    damaged[1000] ^= 255
-    (tmp_path / "damaged.png").write_bytes(damaged)
-    stray = encoded(".jpg")
-    (tmp_path / "stray.jpg").write_bytes(stray[:-2] + bytes(50) + stray[-2:])
-    finished = run("predict", "--model", trained, "damaged.png", "stray.jpg", code=1, process=True)
-    assert finished.stderr.splitlines() == ["error: damaged.png: damaged, truncated or unsupported PNG"]
 
 
 def test_a_damaged_image_shows_nothing_of_the_one_before(tmp_path):
@@ -204,23 +123,17 @@ def test_cmyk():
     np.testing.assert_allclose(quarters, [[255, 0, 0], [0, 255, 0], [0, 0, 255], [255, 255, 255]], atol=6)
 
 
+TURNS = [(0, 1), (0, -1), (2, 1), (2, -1), (3, -1), (1, 1), (1, -1), (3, 1)]  # quarters to the left; -1: then mirrored
+
+
 @pytest.mark.parametrize("orientation", range(1, 9))
 def test_exif_orientation_is_applied(tmp_path, orientation):
-    flips = {
-        1: lambda p: p,
-        2: np.fliplr,
-        3: lambda p: np.rot90(p, 2),
-        4: np.flipud,
-        5: lambda p: p.transpose(1, 0, 2),
-        6: lambda p: np.rot90(p, 1),
-        7: lambda p: np.rot90(p, 2).transpose(1, 0, 2),
-        8: lambda p: np.rot90(p, 3),
-    }
-    jpeg = encoded(".jpg", np.ascontiguousarray(flips[orientation](DRAWING)), cv2.IMWRITE_JPEG_QUALITY, 100)
+    turns, step = TURNS[orientation - 1]
+    turned = np.ascontiguousarray(np.rot90(DRAWING, turns)[:, ::step])
+    jpeg = encoded(".jpg", turned, cv2.IMWRITE_JPEG_QUALITY, 100)
     (tmp_path / "turned.jpg").write_bytes(jpeg[:2] + exif(orientation) + jpeg[2:])
     upright = cv2.resize(DRAWING, (32, 32), interpolation=cv2.INTER_AREA)
-    difference = np.abs(load_image(tmp_path / "turned.jpg", 32).astype(int) - upright)
-    assert difference.mean() < 3
+    assert np.abs(load_image(tmp_path / "turned.jpg", 32).astype(int) - upright).mean() < 3
 
 
 @pytest.mark.parametrize("size", [(64, 90), (300, 128), (513, 700), (1100, 1030)])
@@ -273,7 +186,15 @@ def test_heic_and_avif_are_upright_rgb(tmp_path, pillow, monkeypatch, suffix):
         check(pillow.Image.fromarray(GREY.astype(np.uint16) * 257), GREY_AS_RGB)
 
 
-def test_bad_heic_and_avif_files_are_refused_and_missing_packages_named(trained, tmp_path, pillow, monkeypatch):
+def reason_of(path):
+    """Why a file is refused; None if it is not."""
+    try:
+        load_image(path, 32)
+    except decoding.BadImageError as error:
+        return error.reason
+
+
+def test_bad_heic_and_avif_files_are_refused_and_missing_packages_named(tmp_path, pillow, monkeypatch):
     heic, avif = (written(pillow.Image.fromarray(DRAWING), suffix) for suffix in (".heic", ".avif"))
     files = {
         "half.heic": (heic[: len(heic) // 2], "damaged, truncated or unsupported HEIC"),
@@ -285,18 +206,16 @@ def test_bad_heic_and_avif_files_are_refused_and_missing_packages_named(trained,
         "good.heic": (heic, None),
         "good.avif": (avif, None),
     }
-    for name, (data, _) in files.items():
+    for name, (data, reason) in files.items():
         (tmp_path / name).write_bytes(data)
-    predicted = predictions(trained, *files, code=1)
-    assert {name: predicted[name].get("error") for name in files} == {name: reason for name, (_, reason) in files.items()}
+        assert reason_of(Path(name)) == reason
     with monkeypatch.context() as patch:
         patch.setattr(pillow.Image, "MAX_IMAGE_PIXELS", 1000)
-        assert "too large: more than" in predictions(trained, "good.heic", code=1)["good.heic"]["error"]
+        assert "too large: more than" in reason_of(Path("good.heic"))
     for name, package, module in (("good.heic", "pillow-heif", "pillow_heif"), ("good.avif", "pillow", "PIL.features")):
         monkeypatch.setitem(sys.modules, module, None)
         decoding._pillow_for.cache_clear()
-        needed = f"needs {package}: pip install -c requirements-optional.txt {package}"
-        assert needed in predictions(trained, name, code=1)[name]["error"]
+        assert f"needs {package}: pip install -c requirements-optional.txt {package}" in reason_of(Path(name))
     decoding._pillow_for.cache_clear()
 
 
@@ -312,7 +231,7 @@ def by_hand(image, fit):
     return square
 
 
-@pytest.mark.parametrize("fit", ["squash", "crop", "pad"])
+@pytest.mark.parametrize("fit", FITS)
 def test_every_fit_makes_a_square_and_a_reduced_jpeg_the_same(tmp_path, fit):
     expected = by_hand(DRAWING, fit)
     for turn, name in enumerate(("wide.png", "high.png")):
@@ -328,24 +247,7 @@ def test_every_fit_makes_a_square_and_a_reduced_jpeg_the_same(tmp_path, fit):
         np.testing.assert_array_equal(load_image(tmp_path / "line.png", 16, fit), np.full((16, 16, 3), 99))
 
 
-def test_a_run_keeps_its_fit_and_every_script_takes_it_from_there(images, tmp_path, monkeypatch):
-    wide = save(images / "dogs/wide.png")
-    fitted = save(tmp_path / "fitted.png", cv2.resize(by_hand(DRAWING, "crop"), (32, 32), interpolation=cv2.INTER_AREA))
-    train(images, "--fit", "crop", "--epochs", 1)
-    predicted = predictions("runs/001", wide, fitted)
-    assert predicted[str(wide)]["probabilities"] == predicted[str(fitted)]["probabilities"]
-    assert json.loads(Path("runs/001/model.json").read_text())["fit"] == "crop"
-    assert "cannot change on --resume" in error_of(run("train", "--resume", "runs/001", "--fit", "pad", code=2))
-    seen, square = [], decoding.fit_square
-    monkeypatch.setattr(decoding, "fit_square", lambda *given: seen.append(given[2]) or square(*given))
-    run("evaluate", "--model", "runs/001", images, "--ood-dir", images)
-    run("export", "--model", "runs/001", "--data-dir", images)
-    assert set(seen) == {"crop"}
-    change_metadata("runs/001", fit="stretch")
-    assert "damaged" in error_of(run("predict", "--model", "runs/001", wide, code=3))
-
-
-@pytest.mark.parametrize("fit", ["squash", "crop", "pad"])
+@pytest.mark.parametrize("fit", FITS)
 def test_training_sees_what_prediction_sees(tmp_path, fit):
     """The same pixels on both ways, for every kind of image."""
     for name, (data, _) in ORDINARY_IMAGES.items():
@@ -353,7 +255,8 @@ def test_training_sees_what_prediction_sees(tmp_path, fit):
             path = tmp_path / "images" / kind / name
             path.parent.mkdir(parents=True, exist_ok=True)
             path.write_bytes(data)
-    sets = read_train_sets(tmp_path / "images", 32, cache_dir=tmp_path / "cache", fit=fit)
+    settings = Settings(data_dir=tmp_path / "images", image_size=32, fit=fit)
+    sets = split_images(read_images(settings, tmp_path / "cache"), settings, {})
     for data_set in (sets.train, sets.valid):
         pixels = np.concatenate([pixels for pixels, _ in data_set.batches(4)])
         for path, seen in zip(data_set.paths, pixels, strict=True):
@@ -361,23 +264,7 @@ def test_training_sees_what_prediction_sees(tmp_path, fit):
 
 
 @needs_real_data
-@pytest.mark.parametrize("folder", ["bad_images", "pngsuite"])
-def test_real_bad_files_are_skipped_and_the_others_predicted(trained, folder):
-    paths = sorted(str(path) for path in (REAL_DATA / folder).rglob("*") if path.is_file())
-    predicted = predictions(trained, "-", code=1, text="\n".join(paths))
-    assert predicted.keys() == set(paths)
-    good = [path for path, prediction in predicted.items() if "class" in prediction]
-    assert 0 < len(good) < len(paths)
-    if folder == "pngsuite":  # by its own rule: x… are corrupt, all others are sound
-        bad = {os.path.basename(path) for path in set(paths) - set(good) if path.endswith(".png")}
-        assert bad == {os.path.basename(path) for path in paths if os.path.basename(path).startswith("x")}
-
-
-@needs_real_data
-@pytest.mark.parametrize("scene", ["Landscape", "Portrait"])
-def test_real_exif_variants_give_the_same_prediction(trained, scene):
-    first, *others = predictions(trained, *sorted((REAL_DATA / "exif_orientation").glob(f"{scene}_*.jpg"))).values()
-    assert len(others) == 8
-    for prediction in others:
-        assert prediction["class"] == first["class"]
-        assert prediction["probabilities"] == pytest.approx(first["probabilities"], abs=0.02)
+def test_of_the_pngsuite_only_the_corrupt_files_are_refused():
+    paths = sorted((REAL_DATA / "pngsuite").rglob("*.png"))
+    assert len(paths) > 100
+    assert {path for path in paths if reason_of(path)} == {path for path in paths if path.name.startswith("x")}

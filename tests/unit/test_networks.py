@@ -61,8 +61,9 @@ def test_batch_normalization_is_that_of_keras():
 def test_adamw_is_keras_adamw():
     gradients = np.random.default_rng(0).normal(size=(20, 50, 3)).astype(np.float32)
     ends = []
-    for optimizer in (AdamW(1e-2, 0.1), keras.optimizers.AdamW(1e-2, 0.1)):
+    for create in (lambda variables: AdamW(lambda step: 1e-2, 0.1, variables), lambda _: keras.optimizers.AdamW(1e-2, 0.1)):
         weights, bias = (keras.Variable(np.ones((50, 3), np.float32), name=name) for name in ("kernel", "bias"))
+        optimizer = create([weights, bias])
         for gradient in gradients:
             optimizer.apply([tf.constant(gradient)] * 2, [weights, bias])
         ends.append((weights.numpy(), bias.numpy()))
@@ -74,18 +75,8 @@ def test_adamw_is_keras_adamw():
 
 def test_the_network_is_the_documented_one():
     network = create_cnn(128, 2)
-    assert [weights.shape for weights in network.get_weights()] == [
-        (3, 3, 3, 32),
-        (32,),
-        (3, 3, 32, 32),
-        (32,),
-        (3, 3, 32, 64),
-        (64,),
-        (16 * 16 * 64, 128),
-        (128,),
-        (128, 2),
-        (2,),
-    ]
+    shapes = [(3, 3, 3, 32), (3, 3, 32, 32), (3, 3, 32, 64), (16 * 16 * 64, 128), (128, 2)]
+    assert [weights.shape for weights in network.get_weights()] == [x for shape in shapes for x in (shape, shape[-1:])]
     for weights in network.get_weights():
         if weights.ndim == 1:
             np.testing.assert_array_equal(weights, np.float32(0.05))
