@@ -6,16 +6,15 @@ import os
 import shutil
 import signal
 import socket
-import struct
 import urllib.error
 import urllib.request
-import zlib
 from pathlib import Path
 
 import numpy as np
 import pytest
 from browser import open_page, screenshot
 from conftest import DRAWING, HANGING, PROJECT, encoded, error_of, predictions, run, start
+from image_files import bomb_png
 
 SECRET = "/etc/passwd"
 UPLOADED = {"_type": "gradio.FileData"}
@@ -186,14 +185,12 @@ def test_an_upload_stays_in_its_folder(server, name):
 
 
 def test_bad_files_get_a_sentence_and_the_others_an_answer(server):
-    png = encoded(".png")
-    bomb = struct.pack(">II", 60_000, 60_000) + png[24:29]
     files = {
         "good.jpg": encoded(".jpg"),
         "empty.jpg": b"",
         "page.html": b"<script>alert(1)</script>",
         "renamed.jpg": encoded(".png"),
-        "claims.png": png[:16] + bomb + struct.pack(">I", zlib.crc32(png[12:16] + bomb)) + png[33:],
+        "claims.png": bomb_png(),
         "after.png": encoded(".png"),
     }
     errors = {name: answer.get("error") for name, answer in server.answers(*files.items()).items()}

@@ -17,7 +17,8 @@ from classifier.data.finding import Found, Paths
 from classifier.predicting.classifier import Prediction
 from classifier.predicting.evaluation import Scored
 from classifier.predicting.suspects import fit_heads, folds_of, out_of_fold
-from dataset import read_train_sets
+from classifier.runs.settings import Settings
+from dataset import read_images, split_images
 
 
 def evaluation(model, folder, *flags):
@@ -49,7 +50,8 @@ def test_the_figures_agree_with_the_predictions(trained, images):
 
 def test_the_accuracy_on_the_validation_images_is_the_validation_accuracy(trained, run_folder, tmp_path):
     """The way of training and the way of prediction come to the same figures."""
-    sets = read_train_sets(trained.parent.parent / "images", 32)
+    settings = Settings(data_dir=trained.parent.parent / "images", image_size=32)
+    sets = split_images(read_images(settings, tmp_path / "cache"), settings, {})
     for path, label in zip(sets.valid.paths, sets.valid.labels, strict=True):
         copy = tmp_path / "valid" / sets.classes[label] / path.name
         copy.parent.mkdir(parents=True, exist_ok=True)

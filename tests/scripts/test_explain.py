@@ -7,7 +7,7 @@ import keras
 import numpy as np
 import pytest
 from conftest import DRAWING, encoded, error_of, predictions, run, save, train
-from run_folders import change_metadata, metadata_of
+from run_folders import change_metadata
 
 from classifier.data.images import fit_square
 from classifier.networks.by_name import create_network
@@ -48,7 +48,7 @@ def squares(made_once):
 def test_blanking_what_is_marked_changes_the_prediction_and_blanking_as_much_elsewhere_does_not(squares):
     """As Petsiuk, Das and Saenko measure it, "RISE: Randomized Input Sampling for Explanation", 2018."""
     classifier = Classifier(squares)
-    explainer = Explainer(squares, metadata_of(squares))
+    explainer = Explainer(classifier.run)
     drops, on_square = [], []
     for k in range(20):
         image, red = draw_squares(True, np.random.default_rng([2, k]))
@@ -86,7 +86,7 @@ def test_the_parts_add_up_to_the_score(name):
     image = fit_square(DRAWING, size, "squash")
     logits = network(image[None]).numpy()[0]
     scores = logits - constants
-    explainer = Explainer(None, {}, network)
+    explainer = Explainer(None, network)
     for class_index in range(3):
         chosen, parts = explainer.contributions(image, class_index)
         assert chosen == class_index
@@ -116,12 +116,11 @@ def test_a_picture_of_the_photo_and_the_heat_map(run_folder):
     target = Path("größe $x_explained.png")
     command = ("explain", photo, "--model", run_folder)
     name, probability = next(iter(predictions(run_folder, photo)[str(photo)]["probabilities"].items()))
-    ood = metadata_of(run_folder)["ood"]
     for limit, prediction in (
         (1e-3, f"unknown, unlike the training images ({name} {probability:.1%})"),
         (1e3, f"{name} {probability:.1%}"),
     ):
-        change_metadata(run_folder, ood=ood | {"threshold": limit})
+        change_metadata(run_folder, ood={"threshold": limit})
         assert run(*command).stdout == f"{photo}: {prediction}, see '{target}'\n"
     height, width = cv2.imread(str(target)).shape[:2]
     assert width > 2 * 480 > 2 * height  # two photos of 480 × 120 pixels, side by side

@@ -75,7 +75,7 @@ def answers_of(page, files):
     ("classes", "fit", "width", "height"), [([HOSTILE, "dogs"], "squash", 1200, 800), (["cats", "dogs"], "pad", 360, 740)]
 )
 def test_the_page_answers_as_predict_does(browser, packages, run_folder, images, classes, fit, width, height):
-    change_metadata(run_folder, classes=classes, fit=fit)
+    change_metadata(run_folder, classes=classes, settings={"fit": fit})
     (images / "labels.csv").write_text(f'path,label\ndogs/dogs_1.jpg,dogs\ndogs/dogs_2.jpg,"{classes[0]}"\n')
     finished = run(*PAGE, images / "labels.csv", "--output", "page.html")
     assert "differ by at most" in finished.stderr

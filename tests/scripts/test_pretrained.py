@@ -50,8 +50,8 @@ def test_a_head_stops_early_and_says_what_it_found(pretrained):
 
 def test_fine_tuning_later_is_the_same_as_in_one_command(pretrained, fine_tuned, images, photo):
     shutil.copytree(pretrained, "runs/001")
-    settings, head = metadata_of("runs/001")["settings"], metadata_of("runs/001")["head_epochs"]
-    change_metadata("runs/001", settings=settings | {"weights": "gone.h5"})  # all that is needed from now on is in the run
+    head = metadata_of("runs/001")["head_epochs"]
+    change_metadata("runs/001", settings={"weights": "gone.h5"})  # all that is needed from now on is in the run
     resume = (*RESUME, "--data-dir", images)
     assert "has no layer" in error_of(run(*resume, "--fine-tune", "conv_99", code=2))  # a typing error costs nothing
     too_few = run(*resume, "--fine-tune", "conv_pw_11", "--epochs", 1, code=2)

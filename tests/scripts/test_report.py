@@ -14,7 +14,8 @@ from run_folders import change_metadata, metadata_of
 
 from classifier.base.metrics import reliability, threshold_curves
 from classifier.data.augmentation import augment
-from dataset import read_train_sets
+from classifier.runs.settings import Settings
+from dataset import read_images, split_images
 
 HOSTILE = "$x_$ \\frac </script><img src=x onerror=alert(1)>\x07"
 
@@ -23,7 +24,9 @@ def test_curves_and_the_first_augmented_batch_are_drawn(trained, images):
     assert cv2.imread(str(trained / "curves.png")).shape == (900, 800, 3)
     sheet = cv2.imread(str(trained / "first_batch.png"), cv2.IMREAD_COLOR_RGB)
     view = lambda image, rng: augment(image, 32, rng)  # noqa: E731
-    batch, _ = next(read_train_sets(images, 32).train.batches(8, seed=0, augment=view))
+    settings = Settings(data_dir=images, image_size=32)
+    sets = split_images(read_images(settings, Path("cache")), settings, {})
+    batch, _ = next(sets.train.batches(8, seed=0, augment=view))
     assert sheet.shape == (152, 8 * 136, 3)
     for k, image in enumerate(batch):
         enlarged = sheet[:128, 136 * k + 4 : 136 * k + 132]

@@ -9,7 +9,7 @@ import cv2
 import numpy as np
 import pytest
 from conftest import DRAWING, error_of, predictions, run, save
-from run_folders import change_metadata, metadata_of
+from run_folders import change_metadata
 
 from classifier.predicting.classifier import Classifier
 from classifier.predicting.sorting import folder_names
@@ -20,7 +20,7 @@ SURE = ("--min-confidence", 0.5)  # of two classes, one always is
 @pytest.fixture
 def known(run_folder):
     """A run to which no image is unlike those of training."""
-    change_metadata(run_folder, ood=metadata_of(run_folder)["ood"] | {"threshold": 1e9})
+    change_metadata(run_folder, ood={"threshold": 1e9})
     return run_folder
 
 
@@ -100,11 +100,10 @@ def test_images_that_are_not_sure_or_unknown_have_folders_of_their_own(known, im
         run("predict", "--model", known, photo, "--copy-to", "out", *flags)
         return [path.name for path in Path("out").iterdir() if path.is_dir()]
 
-    ood = metadata_of(known)["ood"]
     assert folders("--min-confidence", 1) == ["not_sure"]
-    assert folders(ood=ood | {"threshold": 1e-9}) == ["unknown"]
+    assert folders(ood={"threshold": 1e-9}) == ["unknown"]
     assert folders(classes=["unknown", "not_sure"]) == ["(unknown)"]
-    assert folders("--min-confidence", 1, ood=ood) == ["(not_sure)"]
+    assert folders("--min-confidence", 1, ood={"threshold": 1e9}) == ["(not_sure)"]
     assert folders(*SURE, classes=["..", "a/b"]) in (["__"], ["a_b"])
     assert folders(temperature=1e4) == ["not_sure"]  # the classes are about equally likely
     names = folder_names(["a/b", "a:b", "A_B", "..", "", "nul.txt", "dots...", "Über", ".git"])

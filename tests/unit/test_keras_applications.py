@@ -4,9 +4,9 @@ import keras
 import numpy as np
 import pytest
 
+from classifier.networks import PRETRAINED_NETWORKS
 from classifier.networks.by_name import create_network, with_features
 from classifier.networks.pretrained import load_weights, split_at_features
-from classifier.training.settings import PRETRAINED_NETWORKS
 
 
 def test_the_first_efficientnets_normalize_as_with_imagenets_weights(tmp_path, monkeypatch):
