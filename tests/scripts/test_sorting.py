@@ -9,7 +9,7 @@ import cv2
 import numpy as np
 import pytest
 from conftest import DRAWING, error_of, predictions, run, save
-from run_folders import change_metadata, metadata_of
+from run_folders import change_metadata
 
 from classifier.predicting.classifier import Classifier
 from classifier.predicting.sorting import folder_names
@@ -20,7 +20,7 @@ SURE = ("--min-confidence", 0.5)  # of two classes, one always is
 @pytest.fixture
 def known(run_folder):
     """A run to which no image is unlike those of training."""
-    change_metadata(run_folder, ood=metadata_of(run_folder)["ood"] | {"threshold": 1e9})
+    change_metadata(run_folder, ood={"threshold": 1e9})
     return run_folder
 
 
@@ -93,17 +93,6 @@ def test_a_full_disk_is_one_line_and_what_was_copied_is_whole(known, images, mon
     assert "cannot sort into file" in error_of(run(*arguments[:-1], "file", code=1))
 
 
-def test_links_instead_of_copies(known, images):
-    arguments = ("predict", "--model", known, images / "cats", *SURE, "--copy-to", "out")
-    for _ in range(2):
-        run(*arguments, "--link")
-        links = [path for path in Path("out").rglob("*.jpg") if path.is_symlink()]
-        assert sorted(os.path.realpath(link) for link in links) == sorted(map(str, (images / "cats").iterdir()))
-    assert "(12 were there already)" in run(*arguments).stderr
-    assert len(files_in("out")) == 12
-    assert "--link needs --copy-to" in error_of(run("predict", images, "--link", code=2))
-
-
 def test_images_that_are_not_sure_or_unknown_have_folders_of_their_own(known, images, photo):
     def folders(*flags, **metadata):
         shutil.rmtree("out", ignore_errors=True)
@@ -111,11 +100,10 @@ def test_images_that_are_not_sure_or_unknown_have_folders_of_their_own(known, im
         run("predict", "--model", known, photo, "--copy-to", "out", *flags)
         return [path.name for path in Path("out").iterdir() if path.is_dir()]
 
-    ood = metadata_of(known)["ood"]
     assert folders("--min-confidence", 1) == ["not_sure"]
-    assert folders(ood=ood | {"threshold": 1e-9}) == ["unknown"]
+    assert folders(ood={"threshold": 1e-9}) == ["unknown"]
     assert folders(classes=["unknown", "not_sure"]) == ["(unknown)"]
-    assert folders("--min-confidence", 1, ood=ood) == ["(not_sure)"]
+    assert folders("--min-confidence", 1, ood={"threshold": 1e9}) == ["(not_sure)"]
     assert folders(*SURE, classes=["..", "a/b"]) in (["__"], ["a_b"])
     assert folders(temperature=1e4) == ["not_sure"]  # the classes are about equally likely
     names = folder_names(["a/b", "a:b", "A_B", "..", "", "nul.txt", "dots...", "Über", ".git"])

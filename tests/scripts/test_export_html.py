@@ -42,7 +42,7 @@ def hard_images():
     transparent = np.dstack([DRAWING[:, :, ::-1], np.where(np.arange(90) < 45, 0, 99).repeat(70).reshape(90, 70).T])
     files = {
         "turned.jpg": jpeg[:2] + exif(6) + jpeg[2:],
-        "cmyk.jpg": Path(__file__).with_name("cmyk.jpg").read_bytes(),
+        "cmyk.jpg": (PROJECT / "tests/unit/cmyk.jpg").read_bytes(),
         "transparent.png": cv2.imencode(".png", transparent)[1].tobytes(),
         "cut.jpg": jpeg[: len(jpeg) // 2],
         "broken.png": encoded(".png")[:200],
@@ -71,23 +71,19 @@ def answers_of(page, files):
     return shown
 
 
-@pytest.mark.parametrize("kind", ["usual", "old"])
-def test_the_page_answers_as_predict_does(browser, packages, run_folder, images, kind, monkeypatch):
-    if kind == "usual":
-        classes, width, height = [HOSTILE, "dogs"], 1200, 800
-        monkeypatch.setattr("export.labelled_images", lambda *_: ([images / "dogs/dogs_1.jpg"], [1]))
-        change_metadata(run_folder, classes=classes)
-    else:  # without OOD scores, and on a phone
-        classes, width, height = ["cats", "dogs"], 360, 740
-        change_metadata(run_folder, ood=None, fit="pad")
-        (run_folder / "model.tflite").unlink()  # it gives OOD scores
-    finished = run(*PAGE, images, "--output", "page.html")
+@pytest.mark.parametrize(
+    ("classes", "fit", "width", "height"), [([HOSTILE, "dogs"], "squash", 1200, 800), (["cats", "dogs"], "pad", 360, 740)]
+)
+def test_the_page_answers_as_predict_does(browser, packages, run_folder, images, classes, fit, width, height):
+    change_metadata(run_folder, classes=classes, settings={"fit": fit})
+    (images / "labels.csv").write_text(f'path,label\ndogs/dogs_1.jpg,dogs\ndogs/dogs_2.jpg,"{classes[0]}"\n')
+    finished = run(*PAGE, images / "labels.csv", "--output", "page.html")
     assert "differ by at most" in finished.stderr
     files = hard_images()
     expected = predictions(run_folder, *files, code=1)
     with open_page(browser, Path("page.html").absolute().as_uri(), width, height, offline=True) as page:
         shown = answers_of(page, files)
-        screenshot(page, f"one_file_{kind}")
+        screenshot(page, f"one_file_{fit}")
         for file in files[:-2]:
             heading, probabilities, _ = shown[file]
             assert heading == expected[file]["class"]
