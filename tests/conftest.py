@@ -14,6 +14,7 @@ from pathlib import Path
 
 import pytest
 from browser import browser as browser  # a fixture for all tests
+from comparing import write_random_weights
 
 PROJECT = Path(__file__).resolve().parent.parent
 REAL_DATA = PROJECT.parent / "shared" / "data"
@@ -27,8 +28,7 @@ from classifier.base import console  # noqa: E402
 import cv2  # noqa: E402
 import numpy as np  # noqa: E402
 
-from tools.draw_samples import draw  # noqa: E402
-from tools.reliability.trainings import write_random_weights  # noqa: E402
+from experiments.draw_samples import draw  # noqa: E402
 
 QUICK = ("--image-size", 32, "--epochs", 2, "--batch-size", 8)
 DRAWING = cv2.resize(draw("dog", np.random.default_rng(5)), (90, 70), interpolation=cv2.INTER_AREA)
@@ -37,7 +37,7 @@ needs_real_data = pytest.mark.skipif(not REAL_DATA.is_dir(), reason=f"no real im
 
 def start(script, *arguments, **options):
     """Start a script as a user does; returns the process."""
-    what = ["-m", script] if script.startswith("tools.") else [str(PROJECT / f"{script}.py")]
+    what = ["-m", script] if script.startswith("experiments.") else [str(PROJECT / f"{script}.py")]
     command = [sys.executable, *what, *map(str, arguments)]
     if what[0] == "-m":
         options["env"] = options.get("env", os.environ) | {"PYTHONPATH": str(PROJECT)}

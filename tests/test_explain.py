@@ -14,7 +14,7 @@ from classifier.networks.by_name import create_network
 from classifier.pages.explanations import Explainer, in_shape, overlay
 from classifier.pages.feature_maps import apply_kernel
 from classifier.predicting.classifier import Classifier
-from tools.deletion import drops_of
+from experiments.deletion import drops_of
 
 SIZE, SIDE = 48, 14
 
@@ -59,8 +59,6 @@ def test_blanking_what_is_marked_changes_the_prediction_and_blanking_as_much_els
     assert np.mean(marked_drops) > 0.5
     assert np.mean(marked_drops) > 4 * np.mean(random_drops)
     assert np.mean(on_square) > 0.5  # the square covers 9 % of the image
-    table = run("tools.deletion", squares, "--images", squares.parent / "images", "--count", 5).stdout.splitlines()
-    assert [line.split()[:2] for line in table[1:]] == [["HiResCAM", "5"], ["Grad-CAM", "5"]]
 
 
 @pytest.mark.parametrize(("name", "scales"), [("cnn", 1), ("resnet", 1), ("mobilenet", 1), ("mobilenet", 3)])

@@ -61,7 +61,7 @@ for kind in ("JPEG", "PNG", "BMP", "GIF", "WebP", "TIFF"):
 REASONS = {name: reason for name, (_, reason) in BAD_FILES.items()} | {"pipe.jpg": "not a file", "gone.jpg": "No such file"}
 
 
-@pytest.mark.parametrize("module", ["classifier.data.augmentation", "tools.draw_samples", "dataset"])
+@pytest.mark.parametrize("module", ["classifier.data.augmentation", "experiments.draw_samples", "dataset"])
 def test_opencv_knows_our_limit_whichever_module_imports_it(module, tmp_path):
     (tmp_path / "bomb.png").write_bytes(bomb_png(side=20_000))  # OpenCV's own limit is a billion pixels
     script = f"import {module}, cv2, numpy; cv2.imdecode(numpy.fromfile('{tmp_path}/bomb.png', 'u1'), 1)"

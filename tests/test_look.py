@@ -11,7 +11,7 @@ from conftest import DRAWING, REAL_DATA, draw_images, encoded, error_of, needs_r
 from classifier.data import duplicates
 from classifier.data.duplicates import grey_images, group_near_copies
 from classifier.data.images import load_image
-from tools.draw_samples import draw
+from experiments.draw_samples import draw
 
 ODD = ("blank", "very_dark", "very_bright", "tiny", "extreme_shape")
 COPIES = ("two_classes", "leaks", "exact_copies", "near_copies")
@@ -75,7 +75,7 @@ def test_views_are_found_by_features_and_groups_depend_on_copies_alone():
 
 
 def test_among_too_many_images_only_exact_copies_are_found(drawings, monkeypatch):
-    """Nothing is kept of each image that would fill the memory: see tools/scaling.py."""
+    """Nothing is kept of each image that would fill the memory: see experiments/scaling.py."""
     monkeypatch.setattr(duplicates, "MOST_IMAGES", 20)
     (drawings / "dogs/copy.jpg").write_bytes((drawings / "dogs/dogs_3.jpg").read_bytes())
     save(drawings / "dogs/near.jpg", cv2.imread(str(drawings / "cats/cats_5.jpg"))[:, ::-1])

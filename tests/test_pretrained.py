@@ -1,6 +1,5 @@
 """Pretrained networks: a head on frozen features first, then fine-tuning, with weights that were downloaded before."""
 
-import json
 import os
 import re
 import shutil
@@ -188,14 +187,3 @@ def test_every_kind_of_pretrained_network_has_its_own_preprocessing(name):
         np.testing.assert_allclose(same, logits, rtol=1e-3, atol=1e-4 * np.abs(logits).max())
         assert np.isfinite(means).all()
         assert means.shape != features.shape or np.abs(means - features).max() > 1e-3 * np.abs(means).max()
-
-
-def test_a_head_is_compared_with_logistic_regression(fine_tuned, images, scripts_in_this_process):
-    pytest.importorskip("sklearn")
-    copy = shutil.copytree(fine_tuned, "runs/001")
-    row = run("tools.logistic_regression", copy, "--test-dir", images).stdout.splitlines()[-1].split()
-    scores = json.loads(run("evaluate", images, "--model", copy, "--format", "json").stdout)
-    assert row[0] == "001"
-    assert row[1:3] == [f"{metadata_of(copy)['best']['val_accuracy']:.2%}", f"{scores['accuracy']:.2%}"]
-    assert float(row[3]) > 0
-    assert all(0 <= float(figure.rstrip("%")) <= 100 for figure in row[4:])

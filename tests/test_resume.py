@@ -32,7 +32,7 @@ def undisturbed(tmp_path_factory):
 
 
 def test_stopped_in_the_middle_of_an_epoch_and_resumed_it_is_the_same_run(tmp_path, undisturbed):
-    """For SIGKILL, power cuts and failing disks see tools/reliability."""
+    """For SIGKILL, power cuts and failing disks see tests/reliability."""
     process = start("train", *LONGER, "--output", "runs", "--save-minutes", 5)
     newest = tmp_path / "runs/001/checkpoints/training"
     saved = lambda: [int(path.stem.split("-")[1]) for path in newest.glob("ckpt-*.index")]  # noqa: E731

@@ -6,7 +6,7 @@ import graphlib
 from conftest import PROJECT
 
 NOUNS = {"dataset", "model"}
-FILES = [*PROJECT.glob("*.py"), *PROJECT.glob("classifier/**/*.py"), *PROJECT.glob("tools/**/*.py")]
+FILES = [*PROJECT.glob("*.py"), *PROJECT.glob("classifier/**/*.py"), *PROJECT.glob("experiments/*.py")]
 
 
 def imports_of(path):
@@ -27,7 +27,7 @@ def test_imports_point_one_way():
     assert scripts >= {"train", "predict", "evaluate", "export"}
     assert not graph["model"], "model.py is for all to read: it needs nothing of ours"
     for name, imported in graph.items():
-        if not name.startswith("tools."):
+        if not name.startswith("experiments."):
             assert not imported & scripts, f"{name} imports a script"
-            assert not any(other.startswith("tools.") for other in imported), f"{name} imports a tool"
+            assert not any(other.startswith("experiments.") for other in imported), f"{name} imports an experiment"
     graphlib.TopologicalSorter(graph).prepare()  # raises CycleError for a circle

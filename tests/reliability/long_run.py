@@ -1,14 +1,15 @@
 """A long run: thousands of epochs, with a checkpoint after each; memory, open files, threads and the disk stay the same."""
 
+import json
 import os
 import time
+from collections.abc import Iterator
+from pathlib import Path
 
 import numpy as np
 
-from classifier.base.console import say
-from classifier.runs.folder import checkpoints_in, read_metadata
-from tools.reliability import Result
-from tools.reliability.trainings import draw_images, finish, sound, start
+from tests.reliability import Result, count
+from tests.reliability.trainings import draw_images, finish, is_saved, sound, start
 
 MOST_MORE = 64 << 20  # bytes of memory: in the first hundreds of epochs, allocators still take some
 HISTORY_ROW = 100  # bytes
@@ -16,34 +17,31 @@ WHAT = {"memory": " MB", "open files": "", "threads": "", "disk": " MB"}  # what
 UNITS = np.array([1e6, 1, 1, 1e6])
 
 
-def check(folder, short, seed):
-    """Train for very many epochs, and look at the process meanwhile. Yields one Result."""
-    epochs, output = 200 if short else 5000, folder / "runs"
+def check(folder: Path, short: bool, seed: int) -> Iterator[Result]:
+    """Train for very many epochs, and look at the process meanwhile."""
+    epochs, output = 100 if short else 5000, folder / "runs"
     images = draw_images(folder / "images")
     flags = ("--data-dir", images, "--image-size", 16, "--batch-size", 8, "--epochs", epochs, "--seed", seed)
     process = start("train", *flags, "--output", output, stdout=(folder / "log").open("w"))
     samples = []  # (memory, open files, threads, bytes on the disk)
     while process.poll() is None:
-        if checkpoints_in(output / "001/checkpoints/training"):
+        if is_saved(output):
             samples += filter(None, [look_at(process.pid, output)])
         time.sleep(0.02 if short else 0.5)
     sound(finish(process))
     fifths = np.array_split(np.array(samples), 5)  # in the first one, libraries are still being loaded
     early, late = fifths[1].mean(axis=0), fifths[-1].mean(axis=0)
     most = np.array([MOST_MORE, 2, 2, early[3] / 2 + HISTORY_ROW * epochs])  # more, of each
-    wrong = [name for name, is_more in zip(WHAT, late - early > most, strict=True) if is_more]
-    done = read_metadata(output / "001")["epochs"]
-    if wrong or done != epochs:
-        say(f"after {done} epochs, growing: {', '.join(wrong) or 'nothing'}")
-    means = [
-        f"{name} {before:.1f} and {after:.1f}{WHAT[name]}"
-        for name, before, after in zip(WHAT, early / UNITS, late / UNITS, strict=True)
-    ]
-    what = f"{done:,} epochs with a checkpoint each: early and late, {', '.join(means)} ({len(samples):,} looks)"
-    yield Result(what, 1, int(bool(wrong) or done != epochs))
+    growing = [name for name, is_more in zip(WHAT, late - early > most, strict=True) if is_more]
+    done = json.loads((output / "001/model.json").read_text())["epochs"]
+    wrong = f"after {done} epochs, growing: {growing}" if growing or done != epochs else None
+    figures = zip(WHAT.items(), early / UNITS, late / UNITS, strict=True)
+    means = ", ".join(f"{name} {before:.1f} and {after:.1f}{unit}" for (name, unit), before, after in figures)
+    what = f"{done:,} epochs with a checkpoint each: early and late, {means} ({len(samples):,} looks)"
+    yield count(what, [wrong], output)
 
 
-def look_at(pid, output):
+def look_at(pid: int, output: Path) -> tuple | None:
     """(bytes of memory, open files, threads, bytes in a folder) of a process now; None if it has ended meanwhile."""
     try:
         with open(f"/proc/{pid}/status") as file:
@@ -54,7 +52,7 @@ def look_at(pid, output):
         return None
 
 
-def bytes_in(folder):
+def bytes_in(folder: Path) -> int:
     """Bytes in all files below a folder; some may vanish meanwhile."""
     total = 0
     for parent, _, names in os.walk(folder):
