@@ -40,7 +40,10 @@ def main(argv: list[str] | None = None) -> int:
     arguments = parser.parse_args(argv)
     found = find_images(arguments.data_dir)
     test = find_images(arguments.test_dir, found.classes)  # checked first, before any training
-    sizes = sizes_within(found, arguments.sizes)
+    most = min(collections.Counter(found.labels).values())
+    sizes = [size for size in arguments.sizes if size <= most]
+    if not sizes:
+        raise UserError(f"{found.folder} has {most} images of a class: give smaller --sizes", NO_DATA)
     pretrained = {f"{arguments.pretrained}, frozen": [arguments.pretrained]} if arguments.pretrained else {}
     arguments.output.mkdir(parents=True, exist_ok=True)
     table = arguments.output / "learning_curve.csv"
@@ -64,17 +67,6 @@ def images_digest(*found) -> str:
     """Identifies images, see finding.Found, by their names and sizes, in whatever folder they are."""
     files = [(path.relative_to(each.folder), os.stat(path).st_size) for each in found for path in each.paths]
     return digest_of(*(os.fsencode(name) + b"\0%d\0" % size for name, size in files), size=6)
-
-
-def sizes_within(found, sizes: list[int]) -> list[int]:
-    """The sizes for which every class has enough images, see finding.Found; says which are left out."""
-    label, most = collections.Counter(found.labels).most_common()[-1]
-    enough, too_large = [size for size in sizes if size <= most], [str(size) for size in sizes if size > most]
-    if too_large:
-        say(f"left out: {' '.join(too_large)} of each class; {found.folder} has {most} of {found.classes[label]!r}")
-    if not enough:
-        raise UserError(f"{found.folder} has too few images: give smaller --sizes", NO_DATA)
-    return enough
 
 
 def train_and_score(size: int, network_and_flags: list, arguments, folder: str) -> list[float]:

@@ -5,8 +5,10 @@ on twice, with near-copies kept on one side of the split and without. The truth 
 """
 
 import collections
+import functools
 import json
 import tempfile
+from collections.abc import Callable
 from pathlib import Path
 
 import cv2
@@ -107,26 +109,11 @@ def make_series(found, folder: Path, test: Path, photos: int, rng: np.random.Gen
             (test / name / f"{i}{path.suffix}").symlink_to(path.absolute())
 
 
-def scaled(image: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-    """Half as wide and high."""
-    return cv2.resize(image, None, fx=0.5, fy=0.5, interpolation=cv2.INTER_AREA)
-
-
 def cropped(image: np.ndarray, rng: np.random.Generator, fraction: float = 0.9) -> np.ndarray:
     """A part anywhere in the image, `fraction` of its width and height."""
     height, width = (round(side * fraction) for side in image.shape[:2])
     y, x = (rng.integers(side - part + 1) for side, part in zip(image.shape, (height, width), strict=False))
     return image[y : y + height, x : x + width]
-
-
-def mirrored(image: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-    """The mirror image."""
-    return cv2.flip(image, 1)
-
-
-def brightened(image: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-    """All values 1.3 times as large, at most 255."""
-    return cv2.convertScaleAbs(image, alpha=1.3)
 
 
 def view(image: np.ndarray, rng: np.random.Generator) -> np.ndarray:
@@ -136,17 +123,18 @@ def view(image: np.ndarray, rng: np.random.Generator) -> np.ndarray:
     turn = cv2.getRotationMatrix2D((width / 2, height / 2), rng.uniform(-8, 8), 1)
     part = cv2.warpAffine(part, turn, (width, height), borderMode=cv2.BORDER_REFLECT_101)
     part = cv2.convertScaleAbs(part, alpha=rng.uniform(0.75, 1.25))
-    return mirrored(part, rng) if rng.random() < 0.5 else part
+    return part[:, ::-1] if rng.random() < 0.5 else part
 
 
-CHANGES = {
+CHANGES: dict[str, Callable[[np.ndarray, np.random.Generator], np.ndarray]] = {
     "encoded": lambda image, rng: image,  # as JPEG with quality 40
-    "scaled": scaled,
+    "scaled": lambda image, rng: cv2.resize(image, None, fx=0.5, fy=0.5, interpolation=cv2.INTER_AREA),
     "cropped": cropped,
-    "mirrored": mirrored,
-    "brightened": brightened,
-    "combined": lambda image, rng: brightened(mirrored(cropped(scaled(image, rng), rng), rng), rng),
+    "mirrored": lambda image, rng: cv2.flip(image, 1),
+    "brightened": lambda image, rng: cv2.convertScaleAbs(image, alpha=1.3),
 }
+PARTS_OF_ALL = [CHANGES[kind] for kind in ("scaled", "cropped", "mirrored", "brightened")]
+CHANGES["combined"] = lambda image, rng: functools.reduce(lambda one, change: change(one, rng), PARTS_OF_ALL, image)
 
 
 if __name__ == "__main__":

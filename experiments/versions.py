@@ -1,11 +1,10 @@
 """Run the tests with the oldest and the newest packages that are allowed: python -m experiments.versions [PYTHON ...]
 
-uv installs them into new environments in a temporary folder. Before the tests, pip-audit looks for known holes in them.
-Prints the rows of the table in docs/results/reliability.md.
+uv installs them into new environments in a temporary folder. Prints the rows of the table in docs/results/reliability.md.
 """
 
 import argparse
-import json
+import itertools
 import re
 import shutil
 import subprocess
@@ -27,7 +26,7 @@ OUTCOMES = ("passed", "skipped", "failed", "error")
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Audit the packages, run the tests with each Python; returns the exit code."""
+    """Run the tests with each Python; returns the exit code."""
     parser = Parser(__doc__)
     parser.add_argument("pythons", nargs="*", metavar="PYTHON", default=PYTHONS, help="those that this machine has")
     parser.add_argument("--tests", nargs=argparse.REMAINDER, default=[], help="all that follows goes to pytest")
@@ -35,25 +34,21 @@ def main(argv: list[str] | None = None) -> int:
     pythons = {version: python for version in arguments.pythons if (python := find_python(version))}
     if not pythons:
         raise UserError("none of these Pythons is on this machine: install one of them, on PATH or with pyenv")
-    fine = True
+    failures = []
+
+    def rows():
+        for (version, python), which in itertools.product(pythons.items(), RESOLUTIONS):
+            install(uv, python, which, environment)
+            started = time.monotonic()
+            passed, skipped, failed = run_tests(environment, arguments.tests)
+            failures.append(failed)
+            minutes = f"{(time.monotonic() - started) / 60:.1f}"
+            yield version, which, versions_in(uv, environment), passed, skipped, failed, minutes
+
     with tempfile.TemporaryDirectory(prefix="versions-") as folder:
-        programs, environment = install_programs(Path(folder) / "programs"), Path(folder) / "environment"
-        for which in RESOLUTIONS:
-            install(programs, list(pythons.values())[-1], which, environment)
-            holes, mended = audit(programs, environment)
-            print(f"{which}: {holes}", flush=True)
-            fine &= not mended
-        rows = []
-        for version, python in pythons.items():
-            for which in RESOLUTIONS:
-                install(programs, python, which, environment)
-                started = time.monotonic()
-                counts = run_tests(environment, arguments.tests)
-                minutes = f"{(time.monotonic() - started) / 60:.1f}"
-                rows.append([version, which, versions_in(programs, environment), *counts, minutes])
-                fine &= counts[-1] == 0
-        print_table(["Python", "packages", "versions", "passed", "skipped", "failed", "minutes"], rows)
-    return DONE if fine else FAILED
+        uv, environment = install_uv(Path(folder) / "uv"), Path(folder) / "environment"
+        print_table(["Python", "packages", "versions", "passed", "skipped", "failed", "minutes"], rows())
+    return FAILED if any(failures) else DONE
 
 
 def find_python(version: str) -> str | None:
@@ -74,12 +69,12 @@ def execute(*command: object) -> str:
     return finished.stdout
 
 
-def install_programs(folder: Path) -> Path:
-    """Install uv and pip-audit into an environment of their own; returns the folder of their programs."""
+def install_uv(folder: Path) -> Path:
+    """Install uv into an environment of its own; returns its program."""
     venv.create(folder, with_pip=True)
-    say("installing uv and pip-audit")
-    execute(folder / "bin/python", "-m", "pip", "install", "--quiet", "uv", "pip-audit")
-    return folder / "bin"
+    say("installing uv")
+    execute(folder / "bin/python", "-m", "pip", "install", "--quiet", "uv")
+    return folder / "bin/uv"
 
 
 def requirements() -> list[str]:
@@ -89,41 +84,19 @@ def requirements() -> list[str]:
     return [text for text in texts if text and re.match(r"[\w-]+", text)[0] not in NOT_TESTED]
 
 
-def install(programs: Path, python: str, which: str, folder: Path) -> None:
+def install(uv: Path, python: str, which: str, folder: Path) -> None:
     """Make an environment with the oldest or the newest packages that are wheels for this Python."""
     say(f"installing the {which} packages for {python}")
-    execute(programs / "uv", "venv", "--quiet", "--clear", "--python", python, folder)
+    execute(uv, "venv", "--quiet", "--clear", "--python", python, folder)
     into = ("--quiet", "--no-build", "--resolution", RESOLUTIONS[which], "--python", folder / "bin/python")
-    execute(programs / "uv", "pip", "install", *into, *requirements())
+    execute(uv, "pip", "install", *into, *requirements())
 
 
-def versions_in(programs: Path, environment: Path) -> str:
+def versions_in(uv: Path, environment: Path) -> str:
     """The versions of the main packages, as text."""
-    frozen = execute(programs / "uv", "pip", "freeze", "--python", environment / "bin/python")
+    frozen = execute(uv, "pip", "freeze", "--python", environment / "bin/python")
     versions = dict(line.split("==") for line in frozen.splitlines())
     return ", ".join(f"{name} {versions[name]}" for name in SHOWN)
-
-
-def audit(programs: Path, environment: Path) -> tuple[str, bool]:
-    """The known holes of the packages as text, and whether a newer release mends one; or why they are not known."""
-    (packages,) = environment.glob("lib/python*/site-packages")
-    command = [programs / "pip-audit", "--format", "json", "--path", packages]
-    finished = subprocess.run(command, capture_output=True, text=True)
-    try:
-        answers = json.loads(finished.stdout)["dependencies"]
-    except ValueError:
-        *_, reason = ["no answer", *finished.stderr.strip().splitlines()]
-        return f"not audited: {reason}", False
-    audited = [answer for answer in answers if "skip_reason" not in answer]
-    if not audited:  # pip-audit itself calls that "No known vulnerabilities found"
-        return f"not audited: the package index tells no holes ({answers[0]['skip_reason']})", False
-    holes = [(answer, hole) for answer in audited for hole in answer["vulns"]]
-    texts = [
-        f"{answer['name']} {answer['version']} {hole['id']}, mended in {', '.join(hole['fix_versions']) or 'none'}"
-        for answer, hole in holes
-    ]
-    text = f"{len(audited)} of {len(answers)} packages audited, {len(holes)} known holes"
-    return "; ".join([text, *texts]), any(hole["fix_versions"] for _, hole in holes)
 
 
 def run_tests(environment: Path, arguments: list[str]) -> list[int]:

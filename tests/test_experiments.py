@@ -3,7 +3,6 @@
 import json
 import re
 import shutil
-import subprocess
 from pathlib import Path
 
 import numpy as np
@@ -46,7 +45,6 @@ def test_a_small_curve_and_what_is_known_is_not_trained_again(images, monkeypatc
     small = ("--data-dir", images, "--test-dir", draw_images("test", 4), "--sizes", 8, 13, "--seeds", 1)
     curve = ("experiments.learning_curve", *small, "--image-size", 32, "--pretrained", "", "--output", "results")
     finished = run(*curve)
-    assert "left out: 13 of each class" in finished.stderr
     assert re.search(r"^cnn, 8 of each class: [0-9.]+ %$", finished.stdout, re.MULTILINE)
     assert Path("results/learning_curve.png").stat().st_size > 1000
     again = run(*curve)
@@ -121,21 +119,6 @@ def test_the_committed_drawings_can_be_drawn_again():
     assert "exist already" in error_of(run("experiments.draw_samples", "--output", ".", code=1))
 
 
-def test_the_audit_of_packages(tmp_path, monkeypatch):
-    (tmp_path / "lib/python3.10/site-packages").mkdir(parents=True)
-
-    def audited(packages, messages=""):
-        finished = subprocess.CompletedProcess("pip-audit", 1, packages and json.dumps({"dependencies": packages}), messages)
-        monkeypatch.setattr(subprocess, "run", lambda *_, **__: finished)
-        return versions.audit(tmp_path, tmp_path)
-
-    sound, unknown = {"name": "a", "version": "1", "vulns": []}, {"name": "b", "skip_reason": "not found: b"}
-    assert audited([sound, unknown]) == ("1 of 2 packages audited, 0 known holes", False)
-    assert audited([unknown]) == ("not audited: the package index tells no holes (not found: b)", False)
-    assert audited("", "Traceback\nno network\n") == ("not audited: no network", False)
-    for mended in ([], ["2"]):
-        text, worse = audited([sound | {"vulns": [{"id": "CVE-1", "fix_versions": mended}]}])
-        assert "a 1 CVE-1, mended in" in text
-        assert worse == bool(mended)
-    names = [re.match(r"[\w-]+", text)[0] for text in versions.requirements()]
-    assert {*versions.SHOWN, "gradio", "pytest"} <= set(names)
+def test_the_packages_of_the_tests_are_known():
+    names = {re.match(r"[\w-]+", text)[0] for text in versions.requirements()}
+    assert {*versions.SHOWN, "gradio", "pytest"} <= names
