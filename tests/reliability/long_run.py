@@ -12,6 +12,7 @@ from tests.reliability import Result, count
 from tests.reliability.trainings import draw_images, finish, is_saved, sound, start
 
 MOST_MORE = 64 << 20  # bytes of memory: in the first hundreds of epochs, allocators still take some
+MOST_OF_LARGE = 1_900_000  # kB, of images of 512 px: 1.4 million with Keras 3.15, 1.7 with 3.12
 HISTORY_ROW = 100  # bytes
 WHAT = {"memory": " MB", "open files": "", "threads": "", "disk": " MB"}  # what is looked at, and units
 UNITS = np.array([1e6, 1, 1, 1e6])
@@ -39,6 +40,22 @@ def check(folder: Path, short: bool, seed: int) -> Iterator[Result]:
     means = ", ".join(f"{name} {before:.1f} and {after:.1f}{unit}" for (name, unit), before, after in figures)
     what = f"{done:,} epochs with a checkpoint each: early and late, {means} ({len(samples):,} looks)"
     yield count(what, [wrong], output)
+    if not short:
+        yield calibrate_large_maps(draw_images(folder / "more images", 32), output)
+
+
+def calibrate_large_maps(images: Path, output: Path) -> Result:
+    """Whether calibration takes no more memory than training: at 512 px the maps of fifty images are a gigabyte."""
+    large = ("--network", "resnet", "--image-size", 512, "--epochs", 1, "--batch-size", 2)
+    process = start("train", "--data-dir", images, *large, "--output", output)
+    most = 0
+    while process.poll() is None:
+        status = Path(f"/proc/{process.pid}/status").read_text()
+        most = max(most, *(int(line.split()[1]) for line in status.splitlines() if line.startswith("VmHWM")), 0)
+        time.sleep(0.05)
+    sound(finish(process))
+    wrong = f"{most / 1e6:.1f} GB" if most > MOST_OF_LARGE else None
+    return count(f"one epoch at 512 px with its calibration: at most {most / 1e6:.1f} GB of memory", [wrong], output)
 
 
 def look_at(pid: int, output: Path) -> tuple | None:

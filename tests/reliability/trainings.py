@@ -19,7 +19,6 @@ from tests.comparing import Distance, difference, distance, write_random_weights
 from tests.reliability import faults
 
 __all__ = ["Distance", "difference", "distance", "run_workers", "start_workers"]
-IMAGES_PER_CLASS = 12
 SMALL = ("--image-size", 32, "--batch-size", 8)
 KINDS = {
     "cnn": (*SMALL, "--epochs", 3),
@@ -54,11 +53,11 @@ class Trainings:
         return output / "001"
 
 
-def draw_images(folder: Path) -> Path:
+def draw_images(folder: Path, per_class: int = 12) -> Path:
     """Class folders of small drawings."""
     for name in ("cats", "dogs"):
         (folder / name).mkdir(parents=True)
-        for number in range(IMAGES_PER_CLASS):
+        for number in range(per_class):
             drawing = draw(name[:-1], np.random.default_rng([len(name), number]))
             cv2.imwrite(str(folder / name / f"{number}.png"), cv2.resize(drawing, (48, 48), interpolation=cv2.INTER_AREA))
     return folder
