@@ -46,58 +46,49 @@ class TrainSets:
         return self.images.take(self.valid_positions)
 
 
-def read_train_sets(
-    train_path,
-    image_size,
-    classes=None,
-    validation_size=0.2,
-    limit_per_class=None,
-    cache_dir=None,
-    *,
-    fit="squash",
-    classes_from=None,
-    group_by=None,
-    validation_path=None,
-    near_copies_of=None,
-    cache_limit=None,
-):
-    """Find, decode and split the images in a folder: the whole way from a folder to batches.
+@dataclasses.dataclass
+class Images:
+    """All images that were found in the folders of the settings, and those that can be used."""
 
-    `validation_size` is the fraction of each class, between 0 and 1, that is kept for validation; at least one image of
-    a class goes to either side. Images stay together if the regular expression `group_by` finds the same in their paths,
-    or if near_copies_of(images) says so: of a DataSet, {digest: name of a group}, see near_copies.py. All are for training
-    if those in the folder `validation_path` are for validation. `classes`, `limit_per_class`, `classes_from`: see
-    find_images(). `cache_dir`, `cache_limit`: see decode_once(). `fit`: see fit_square().
-    Returns TrainSets. Raises UserError where fewer than two classes, or fewer than two different images of a class, are
-    usable.
-    """
-    found = find_images(train_path, classes, limit_per_class, classes_from)
+    found: object
+    decoded: object
+    data: "DataSet"
+    num_train: int  # of those found, how many are in --data-dir
+
+
+def read_images(settings, cache_dir):
+    """Find, check and decode the images."""
+    found = find_images(settings.data_dir, None, settings.limit_per_class, settings.classes_from)
     if len(found.classes) < 2:
         raise UserError(f"{only_one_class(found)}: at least two are needed", NO_DATA)
     num_train = len(found.paths)
-    if validation_path is not None:
-        found = found.with_others(find_images(validation_path, found.classes, classes_from=classes_from))
-    decoded = decode_once(found.paths, image_size, cache_dir, fit, cache_limit)
+    if settings.validation_dir is not None:
+        found = found.with_others(find_images(settings.validation_dir, found.classes, classes_from=settings.classes_from))
+    limit = settings.cache_limit and 1e9 * settings.cache_limit
+    decoded = decode_once(found.paths, settings.image_size, cache_dir, settings.fit, limit)
     _warn_of_contradictions(found, decoded.digests)
     _warn_of_blank(found, decoded.blank)
-    images = usable_images(found, decoded, image_size, fit)
-    near_copies = {}
-    if validation_path is not None:
-        train, valid, how = _split_by_folder(found, decoded, num_train, validation_path)
+    return Images(found, decoded, usable_images(found, decoded, settings.image_size, settings.fit), num_train)
+
+
+def split_images(images, settings, near_copies):
+    """TrainSets."""
+    found, decoded = images.found, images.decoded
+    if settings.validation_dir is not None:
+        train, valid, how = _split_by_folder(found, decoded, images.num_train, settings.validation_dir)
     else:
         _refuse_classes_too_small(found, decoded)
-        near_copies = near_copies_of(images) if near_copies_of else {}
-        train, valid, how = _split_each_class(found, decoded, validation_size, group_by, near_copies)
+        train, valid, how = _split_each_class(found, decoded, settings.validation_split, settings.group_by, near_copies)
     row_of = np.cumsum([reason is None for reason in decoded.reasons]) - 1
     return TrainSets(
-        images,
+        images.data,
         row_of[train],
         row_of[valid],
         found.classes,
         [(path, reason) for path, reason in zip(found.paths, decoded.reasons, strict=True) if reason],
         how,
         near_copies,
-        _fingerprint(found, decoded.digests, (train, valid), fit),
+        _fingerprint(found, decoded.digests, (train, valid), settings.fit),
     )
 
 
@@ -218,6 +209,12 @@ class DataSet:
         """The DataSet of the images at these positions, (k,) integers, alone."""
         paths, digests = self.paths.take(positions), [self.digests[i] for i in positions]
         return DataSet(paths, self.labels[positions], digests, lambda rows: self.load(positions[rows]), self._image_bytes)
+
+    def with_features(self, features, rows):
+        """The same with features."""
+        return DataSet(
+            self.paths, self.labels, self.digests, lambda positions: features[rows[positions]], features[:1].nbytes
+        )
 
     def batches(self, batch_size, seed=None, epoch=0, first=0, augment=None, share=None):
         """Yield (images, labels): (k, image_size, image_size, 3) uint8 RGB and (k,) int32.

@@ -10,7 +10,6 @@ import unicodedata
 from pathlib import Path
 
 from classifier.base.console import NO_DATA, UserError, progress, say, shell_path
-from classifier.cluster.workers import compare_files
 from classifier.data.images import KIND_OF_SUFFIX
 from classifier.data.tars import is_tar, members_of
 
@@ -164,7 +163,7 @@ def find_images(folder, classes=None, limit_per_class=None, classes_from=None):
         paths += [os.path.join(root, path) for path in chosen]
         labels += [label] * len(chosen)
     found = Found(folder, names, Paths(paths), labels)
-    compare_files(found)
+
     return found
 
 
