@@ -33,7 +33,7 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_folder("--tables", RESULTS, "folder for tests.csv and unknown.csv")
     arguments = parser.parse_args(argv)
     commit = arguments.commit or checked_out_commit()
-    for run in map(find_run, arguments.runs):
+    for run in (find_run(path).path for path in arguments.runs):
         record = record_of(run)
         key = [arguments.training, record["settings"]["seed"], commit]
         areas, weights = [], []

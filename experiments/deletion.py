@@ -11,7 +11,7 @@ import numpy as np
 
 from classifier.base import console
 from classifier.base.console import DONE, NO_DATA, UserError, aligned, number, progress
-from experiments.scripts import Parser, record_of
+from experiments.scripts import Parser
 
 BLANKED = 0.15  # of the pixels
 ELSEWHERE = 8  # places to compare with, for each image
@@ -32,11 +32,10 @@ def main(argv: list[str] | None = None) -> int:
     paths = [answer.path for answer in classifier.predict(paths[:: -(-len(paths) // arguments.count)]) if not answer.reason]
     if not paths:
         raise UserError(f"no image in {arguments.images} can be read", NO_DATA)
-    record, explainer = record_of(classifier.run), Explainer(classifier.run, classifier.metadata)
-    drops = []
+    explainer, drops = Explainer(classifier.run), []
     with progress("explaining", len(paths)) as advance:
         for path in paths:
-            image = load_image(path, record["image_size"], record["fit"])
+            image = load_image(path, classifier.record.image_size, classifier.record.fit)
             drops.append(drops_of(classifier, image, *explainer.explain(image), np.random.default_rng(0)))
             advance()
     means = (f"{drop:.3f}" for drop in np.mean(drops, axis=0))

@@ -12,8 +12,9 @@ from classifier.base import console
 from classifier.base.console import DONE, aligned
 from classifier.data.finding import find_images
 from classifier.data.images import decode_batches
-from classifier.runs.folder import find_run, read_metadata
-from experiments.scripts import Parser, record_of, test_accuracy_of
+from classifier.runs.folder import Run, find_run
+from classifier.runs.record import RunRecord
+from experiments.scripts import Parser, test_accuracy_of
 
 STRENGTHS = (0.0003, 0.001, 0.003, 0.01, 0.03, 0.1, 0.3, 1.0)  # C, the inverse of the regularization
 
@@ -27,14 +28,14 @@ def main(argv: list[str] | None = None) -> int:
     rows = [["run", "head, validation", "head, test", "C", "regression, cross-validation", "regression, test"]]
     for run in map(find_run, arguments.runs):
         strength, *accuracies = regression(run, arguments.test_dir)
-        head = record_of(run)["selected"]["val_accuracy"], test_accuracy_of(run, arguments.test_dir)
+        head = run.record.selected["val_accuracy"], test_accuracy_of(run.path, arguments.test_dir)
         shown = [f"{accuracy:.2%}" for accuracy in (*head, *accuracies)]
-        rows.append([run.name, *shown[:2], strength, *shown[2:]])
+        rows.append([run.path.name, *shown[:2], str(strength), *shown[2:]])
     print(aligned(rows))
     return DONE
 
 
-def regression(run: Path, test_dir: Path) -> tuple[float, float, float]:
+def regression(run: Run, test_dir: Path) -> tuple[float, float, float]:
     """(C, cross-validation accuracy, test accuracy) of logistic regression on the features of a run."""
     import keras
     from sklearn.linear_model import LogisticRegression
@@ -45,20 +46,20 @@ def regression(run: Path, test_dir: Path) -> tuple[float, float, float]:
     from classifier.networks.by_name import last_features
     from classifier.runs.checkpoints import load_trained_network
 
-    record, network = record_of(run), load_trained_network(run, read_metadata(run))
+    network = load_trained_network(run)
     extract = keras.Model(network.input, last_features(network)).predict_on_batch
     model = make_pipeline(StandardScaler(), LogisticRegression(max_iter=1000))
     search = GridSearchCV(model, {"logisticregression__C": STRENGTHS}, cv=5)
-    search.fit(*features_of(Path(record["settings"]["data_dir"]), extract, record))
-    test_accuracy = search.score(*features_of(test_dir, extract, record))
+    search.fit(*features_of(run.record.settings.data_dir, extract, run.record))
+    test_accuracy = search.score(*features_of(test_dir, extract, run.record))
     return search.best_params_["logisticregression__C"], search.best_score_, test_accuracy
 
 
-def features_of(folder: Path, extract, record: dict) -> tuple[np.ndarray, np.ndarray]:
+def features_of(folder: Path, extract, record: RunRecord) -> tuple[np.ndarray, np.ndarray]:
     """(features, labels) of the images in a folder that can be read."""
-    found = find_images(folder, record["classes"])
+    found = find_images(folder, record.classes)
     features, usable = [], []
-    for _, reasons, images in decode_batches(found.paths, record["image_size"], record["fit"]):
+    for _, reasons, images in decode_batches(found.paths, record.image_size, record.fit):
         features.append(np.asarray(extract(images)))
         usable += [reason is None for reason in reasons]
     return np.concatenate(features), np.asarray(found.labels)[usable]

@@ -36,8 +36,11 @@ WORKERS, EPOCHS, BATCH = (1, 2, 4), (2, 12), 16
 WITH_WORKERS = ("cnn", 32), ("cnn", 128), ("resnet", 32)
 FIND = """
 import sys
-from dataset import read_train_sets
-sets = read_train_sets(sys.argv[1], 8)
+from pathlib import Path
+from classifier.runs.settings import Settings
+from dataset import read_images, split_images
+settings = Settings(data_dir=Path(sys.argv[1]), image_size=8)
+sets = split_images(read_images(settings, None), settings, {})
 print(f"{len(sets.train)} + {len(sets.valid)}")
 """
 

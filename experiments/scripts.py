@@ -47,7 +47,7 @@ def _last_line(text: str) -> str:
     return ["no reason given", *text.strip().splitlines()][-1].removeprefix("error: ")
 
 
-def start_workers(commands: Iterable[Sequence[object]]) -> list[subprocess.Popen]:
+def start_workers(commands: Sequence[Sequence[object]]) -> list[subprocess.Popen]:
     """Start Python with each of these lists of arguments, in processes that know of each other: workers on one machine."""
     sockets = [socket.create_server(("localhost", 0)) for _ in commands]
     addresses = [f"localhost:{free.getsockname()[1]}" for free in sockets]
@@ -62,7 +62,7 @@ def start_workers(commands: Iterable[Sequence[object]]) -> list[subprocess.Popen
     return processes
 
 
-def run_workers(commands: Iterable[Sequence[object]]) -> None:
+def run_workers(commands: Sequence[Sequence[object]]) -> None:
     """start_workers(), and wait until all have ended. Raises UserError with the last line of one that failed."""
     processes = start_workers(commands)
     said = [process.communicate()[1] for process in processes]

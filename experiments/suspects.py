@@ -35,7 +35,7 @@ def main(argv: list[str] | None = None) -> int:
     found = find_images(arguments.data_dir)
     if len(found.classes) < 2:
         raise UserError(f"{arguments.data_dir} has only one class", NO_DATA)
-    run = find_run(arguments.model)
+    run = find_run(arguments.model).path
     with tempfile.TemporaryDirectory() as folder:
         linked = Path(folder, "runs", run.name)  # the cache beside it serves all plantings, and is gone afterwards
         linked.parent.mkdir()
@@ -89,7 +89,7 @@ def rankings(folder: Path, run: Path) -> dict[str, list[str]]:
 
         from classifier.predicting.suspects import find_suspects
 
-        suspects = find_suspects(find_images(folder), run)  # once more, for the probabilities of all classes
+        suspects = find_suspects(find_images(folder), find_run(run))  # once more, for the probabilities of all classes
         paths, labels = [str(path) for path in suspects.paths], suspects.labels
         probabilities = np.exp(suspects.log_probabilities)
         for score in ("self_confidence", "normalized_margin", "confidence_weighted_entropy"):

@@ -35,11 +35,11 @@ def damage_files(trainings, kind: str, folder: Path, trials: int, rng: np.random
     files = sorted(path.relative_to(whole) for path in whole.rglob("*") if path.is_file() and path.name not in NO_EFFECT)
     places = np.linspace(0, len(files), trials, endpoint=False).astype(int) if trials < len(files) else range(trials)
     for place in places:
-        file, harm = files[place % len(files)], list(HARMS.values())[rng.integers(len(HARMS))]
+        file, harm = files[place % len(files)], rng.choice(list(HARMS))
         shutil.copytree(whole, folder / "damaged")
-        harm(folder / "damaged" / file, folder / "other" / file, rng)
+        HARMS[harm](folder / "damaged" / file, folder / "other" / file, rng)
         problem = problem_of(folder / "damaged", trainings.images, expected, whole / "001")
-        yield problem and f"{file}: {problem}"
+        yield problem and f"{harm} {file}: {problem}"
 
 
 def flip(path: Path, other: Path, rng: np.random.Generator) -> None:

@@ -49,7 +49,7 @@ def check(folder: Path, short: bool, seed: int) -> Iterator[Result]:
     for what in rng.permutation(list(scripts))[: 1 if short else None]:
         yield count(f"a disk that fails while {what}", fail_script(trainings, output, scripts[what], short, rng), output)
 
-    if subprocess.run(["unshare", "-rm", "true"], capture_output=True).returncode:
+    if subprocess.run(["unshare", "-rm", "mount", "-t", "tmpfs", "tmpfs", folder], capture_output=True).returncode:
         say("nothing can be mounted here: read-only disks are not tried")
         return
     problems = (remount(trainings, folder / "mounted", rng.uniform(0, 0.3)) for _ in range(1 if short else 10))

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import numpy as np
 
-from classifier.base.console import FAILED, PROJECT
+from classifier.base.console import DONE, FAILED, PROJECT
 from tests.comparing import SAME
 from tests.reliability import Result, count
 from tests.reliability.trainings import (
@@ -23,7 +23,6 @@ from tests.reliability.trainings import (
     end_of,
     finish,
     is_saved,
-    problem_with_end,
     run_workers,
     sound,
     start_workers,
@@ -139,8 +138,8 @@ def problem_after(trainings, output: Path, processes: list, victim: int, signum:
     processes[victim].kill()
     finish(processes[victim])
     for one in ended:
-        if problem := problem_with_end(one):
-            return problem
+        if one.returncode not in (DONE, FAILED) or "Traceback" in one.stderr:
+            return end_of(one)
     if seconds > SECONDS_TO_NOTICE:
         return f"it took {seconds:.0f} s until all had stopped"
     if any(one.returncode for one in ended):
