@@ -8,13 +8,12 @@ import sys
 from pathlib import Path
 
 import pytest
+from comparing import distance
 from conftest import HANGING, PROJECT, QUICK, draw_images, error_of, train
 
 from classifier.base import console
 from classifier.cluster import workers
-from tools.reliability.trainings import distance
-from tools.reliability.workers import is_same
-from tools.scripts import start_workers
+from experiments.scripts import start_workers
 
 FLAGS = ("--batch-size", 9, "--no-mixed-precision")  # of 20 training images: batches of 9, 9 and 2
 
@@ -67,7 +66,7 @@ def test_four_devices_take_a_quarter_of_a_batch_each_and_train_what_one_would(im
         for batch_size, batch_bytes, count, size in sizes:
             assert count == max(len(range(i, batch_size, 4)), 1)
             assert size * batch_size == batch_bytes * count
-    assert is_same(distance(Path("runs/001"), alone))
+    assert distance(Path("runs/001"), alone).is_rounding
 
 
 @pytest.mark.long

@@ -1,4 +1,9 @@
-"""What tools.draw_samples draws: the background, the body, and the heads of cats and dogs. Colours are RGB."""
+"""Draw small cartoon cats and dogs, so that a fresh clone has images to train on: python -m experiments.draw_samples
+
+Only shape distinguishes a cat (pointed ears, almond eyes, small nose, whiskers) from a dog (hanging ears, round eyes,
+muzzle): colours, coat, background, position, tilt, size and noise have the same distributions for both.
+Drawing k of a class depends on (seed, split, class, k) alone: if you ask for more, the earlier ones stay the same.
+"""
 
 import itertools
 from types import SimpleNamespace
@@ -6,25 +11,68 @@ from types import SimpleNamespace
 import cv2
 import numpy as np
 
-FURS = [
-    (236, 228, 214),
-    (226, 168, 96),
-    (196, 120, 58),
-    (132, 88, 56),
-    (84, 66, 58),
-    (150, 150, 156),
-    (98, 102, 112),
-    (56, 54, 60),
-    (214, 196, 160),
-    (172, 140, 108),
-    (240, 206, 150),
-    (120, 136, 160),
-]
-EYES = [(120, 190, 90), (236, 196, 70), (110, 180, 230), (210, 140, 60), (250, 250, 244), (150, 110, 70)]
+from classifier.base import console
+from classifier.base.console import DONE, UserError, number
+from experiments.scripts import Parser
+
+KINDS = ("cat", "dog")
+SPLITS = ("training_data", "testing_data")
+OVERSAMPLING = 3  # drawn this many times larger, then shrunk, for smooth edges
+# Colours are RGB.
+FURS = "ece4d6 e2a860 c4783a 845838 54423a 96969c 626670 38363c d6c4a0 ac8c6c f0ce96 7888a0"
+EYES = "78be5a ecc446 6eb4e6 d28c3c fafaf4 966e46"
+FURS, EYES = (np.frombuffer(bytes.fromhex(codes), np.uint8).reshape(-1, 3).astype(int) for codes in (FURS, EYES))
 DARK, WHITE, PINK, BROWN, GOLD = (30, 26, 28), (250, 250, 250), (236, 120, 136), (110, 66, 56), (240, 200, 70)
 SCENES = ("plain", "gradient", "stripes", "balls", "grass", "wall")
 COATS = ("plain", "stripes", "spots", "patch", "blaze", "mask")
 BOTH = (-1, 1)  # left and right, as a factor of x
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Write the drawings; returns the exit code."""
+    parser = Parser(__doc__)
+    add = parser.add_argument
+    parser.add_folder("--output", "", "where training_data/ and testing_data/ go")
+    add("--per-class", type=number(int, 0), default=440, metavar="N", help="training images of each class")
+    add("--testing-per-class", type=number(int, 0), default=80, metavar="N", help="test images of each class")
+    add("--seed", type=number(int, 0), default=0, metavar="N", help="another seed draws other animals")
+    arguments = parser.parse_args(argv)
+    counts = (arguments.per_class, arguments.testing_per_class)
+    wanted = [(s, k, n) for s, count in enumerate(counts) for k in range(len(KINDS)) for n in range(1, count + 1)]
+    paths = [arguments.output / SPLITS[s] / f"{KINDS[k]}s" / f"{KINDS[k]}_{n:03d}.jpg" for s, k, n in wanted]
+    if existing := [path for path in paths if path.exists()]:
+        raise UserError(f"{len(existing)} of these images exist already, such as {existing[0]}: choose another --output")
+    for path, key in zip(paths, wanted, strict=True):
+        rng = np.random.default_rng([arguments.seed, *key])
+        bgr = draw(KINDS[key[1]], rng)[:, :, ::-1]  # OpenCV writes BGR
+        path.parent.mkdir(parents=True, exist_ok=True)
+        cv2.imwrite(str(path), bgr, [cv2.IMWRITE_JPEG_QUALITY, int(rng.integers(40, 81))])
+    print(f"{len(paths)} images in {arguments.output}")
+    return DONE
+
+
+def draw(kind: str, rng: np.random.Generator) -> np.ndarray:
+    """Draw one "cat" or "dog" with a numpy Generator; (height, width, 3) uint8 RGB, sides of about 65 to 120."""
+    look = choose_look(rng)
+    area, aspect = rng.uniform((70, 0.85), (112, 1.18))
+    width, height = round(area * aspect), round(area / aspect)
+    canvas = np.zeros((height * OVERSAMPLING, width * OVERSAMPLING, 3), np.uint8)
+    draw_background(rng, canvas, look.fur)
+    shares = (0.5, 0.65) if look.body else (0.6, 0.9)
+    scale = min(canvas.shape[:2]) * rng.uniform(*shares) / 2.4  # a head with its ears is about 2.4 radii high
+    room = np.array([canvas.shape[1], canvas.shape[0]]) / 2
+    centre = room + rng.uniform(-1, 1, 2) * np.maximum(room - 1.4 * scale, 0)  # keeps the ears in the picture
+    if look.body:
+        centre[1] = min(centre[1], 0.9 * room[1])
+        draw_body(Pen(canvas, scale, centre, look.tilt / 3, look.outline, look.line), rng, look)
+    HEADS[kind](Pen(canvas, scale, centre, look.tilt, look.outline, look.line), rng, look)
+    # Like a photograph: mirrored or not, and with other light, contrast, sharpness and noise.
+    image = cv2.resize(canvas[:, :: rng.choice(BOTH)], (width, height), interpolation=cv2.INTER_AREA).astype(np.float32)
+    image = (image - 128) * rng.uniform(0.75, 1.15) + 128 + rng.uniform(-25, 25)
+    if rng.random() < 0.4:
+        image = cv2.GaussianBlur(image, (0, 0), rng.uniform(0.3, 0.9))
+    image += rng.normal(0, rng.uniform(0, 6), image.shape)
+    return np.clip(np.rint(image), 0, 255).astype(np.uint8)
 
 
 class Pen:
@@ -227,16 +275,8 @@ def draw_dog(pen, rng, look):
     length, out, thick = rng.uniform((0.1, 1.03, 0.33), (1.2, 1.37, 0.52))
     for side in BOTH:
         low = length + rng.normal(0, 0.06)
-        ear = [
-            (0.5, -0.88),
-            (0.9, -0.9),
-            (out + 0.1, -0.5),
-            (out + 0.12, low - 0.2),
-            (out, low),
-            (out - thick, low),
-            (out - thick - 0.08, low - 0.3),
-            (0.72, -0.4),
-        ]
+        ear = [(0.5, -0.88), (0.9, -0.9), (out + 0.1, -0.5), (out + 0.12, low - 0.2), (out, low)]
+        ear += [(out - thick, low), (out - thick - 0.08, low - 0.3), (0.72, -0.4)]
         pen.fill(rounded(ear) * (side, 1), look.ears)
     *eyes, pupil = rng.uniform((-0.28, 0.15, 0.32, 0.5), (-0.12, 0.22, 0.42, 0.75))
     draw_eyes(pen, look, *eyes, [ellipse(0, 0, 1, 1)] * 2, (pupil, pupil))
@@ -252,3 +292,7 @@ def draw_dog(pen, rng, look):
 
 
 HEADS = {"cat": draw_cat, "dog": draw_dog}
+
+
+if __name__ == "__main__":
+    console.run(main)

@@ -1,6 +1,6 @@
-"""Try what can happen to a run, and count how often a promise is not kept: python -m tools.reliability [CHECK ...]
+"""Try what can happen to a run, and count how often a promise is not kept: python -m tests.reliability [CHECK ...]
 
-Prints the rows of the table in results/reliability.md. Folders of trials that failed are kept, and named.
+Prints the rows of the table in docs/results/reliability.md. Folders of trials that failed are kept, and named.
 """
 
 import argparse
@@ -28,9 +28,9 @@ CHECKS = {
 }
 
 
-def main(argv=None):
+def main(argv: list[str] | None = None) -> int:
     """Run the checks and print a row for each result; returns the exit code."""
-    parser = argparse.ArgumentParser("python -m tools.reliability", description=__doc__.splitlines()[0], allow_abbrev=False)
+    parser = argparse.ArgumentParser("python -m tests.reliability", description=__doc__.splitlines()[0], allow_abbrev=False)
     checks = "; ".join(f"{name}: {what}" for name, what in CHECKS.items())
     parser.add_argument("checks", nargs="*", metavar="CHECK", help=f"default: all of these. {checks}")
     parser.add_argument("--short", action="store_true", help="fewer trials of each kind, in a few minutes")
@@ -42,16 +42,16 @@ def main(argv=None):
     if len(arguments.checks) == 1:
         return run_check(arguments.checks[0], arguments.short, arguments.seed)
     options = [*(["--short"] if arguments.short else []), "--seed", str(arguments.seed)]
-    command = [sys.executable, "-m", "tools.reliability"]
+    command = [sys.executable, "-m", "tests.reliability"]
     with concurrent.futures.ThreadPoolExecutor(cpu.cores()) as pool:  # most trials keep one core busy
         checks = arguments.checks or CHECKS
         processes = pool.map(lambda name: subprocess.run([*command, name, *options], cwd=PROJECT), checks)
         return max(process.returncode for process in processes)
 
 
-def run_check(name, short, seed):
+def run_check(name: str, short: bool, seed: int) -> int:
     """Run one check and print a row for each result; returns the exit code."""
-    check = importlib.import_module(f"tools.reliability.{name}").check
+    check = importlib.import_module(f"tests.reliability.{name}").check
     folder = Path(tempfile.mkdtemp(prefix=f"reliability-{name}-"))
     failed, start = 0, time.monotonic()
     for what, tried, failures in check(folder, short, seed):
