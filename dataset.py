@@ -10,7 +10,7 @@ import argparse
 import dataclasses
 import functools
 import json
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import numpy as np
@@ -20,7 +20,7 @@ from classifier.base.console import DONE, NO_DATA, PROJECT, UserError, say, show
 from classifier.base.files import digest_of
 from classifier.base.prefetch import in_chunks, prefetch
 from classifier.cluster.workers import compare_files
-from classifier.data.cache import Decoded, decode_once
+from classifier.data.cache import Decoded, Parts, decode_once
 from classifier.data.finding import Found, Paths, find_images, only_one_class
 from classifier.data.inspection import (
     class_sections,
@@ -32,6 +32,7 @@ from classifier.data.inspection import (
     warn_of_copies,
 )
 from classifier.data.splitting import group_names_of, members_of, refuse_small_classes, split_classes
+from classifier.runs.settings import Settings
 
 
 @dataclasses.dataclass(frozen=True)
@@ -44,7 +45,7 @@ class Images:
     skipped: list[tuple[Path, str]]  # files, and why
 
 
-def read_images(settings, cache_dir: Path) -> Images:
+def read_images(settings: Settings, cache_dir: Path | None) -> Images:
     """Find, decode and check the images in the folders of the settings: see find_images() and decode_once().
 
     Raises UserError where fewer than two classes, or fewer than two different images of a class, are usable, and where
@@ -72,15 +73,16 @@ def read_images(settings, cache_dir: Path) -> Images:
     return Images(found, data, num_in_data_dir, skipped)
 
 
-def read_labelled(found: Found, image_size: int, fit: str, cache_dir: Path) -> tuple[DataSet, list[tuple[Path, str]]]:
+def read_labelled(found: Found, image_size: int, fit: str, cache_dir: Path | None) -> tuple[DataSet, list[tuple[Path, str]]]:
     """(those of the found images that can be decoded, the files that cannot, each with the reason)."""
     return _usable(found, decode_once(found.paths, image_size, cache_dir, fit), image_size)
 
 
 def _usable(found: Found, decoded: Decoded, image_size: int) -> tuple[DataSet, list[tuple[Path, str]]]:
-    labels, digests = ([column[i] for i in decoded.usable] for column in (found.labels, decoded.digests))
+    paths, labels = found.paths.take(decoded.usable), np.array(found.labels, np.int32)[decoded.usable]
+    digests = [digest for digest in decoded.digests if digest is not None]
     skipped = [(path, reason) for path, reason in zip(found.paths, decoded.reasons, strict=True) if reason is not None]
-    return DataSet(found.paths.take(decoded.usable), labels, digests, decoded.load, 3 * image_size**2), skipped
+    return DataSet(paths, labels, digests, decoded.load, 3 * image_size**2), skipped
 
 
 @dataclasses.dataclass(frozen=True)
@@ -107,7 +109,7 @@ class TrainSets:
         return self.images.take(self.valid_positions)
 
 
-def split_images(images: Images, settings, near_copies: dict[str, str]) -> TrainSets:
+def split_images(images: Images, settings: Settings, near_copies: dict[str, str]) -> TrainSets:
     """Split images: those in the settings' validation_dir are for validation, or else a part of each class.
 
     `validation_split` is that part, between 0 and 1; at least one image of a class goes to either side. Images stay
@@ -133,15 +135,12 @@ def split_images(images: Images, settings, near_copies: dict[str, str]) -> Train
 class DataSet:
     """Labelled images: `paths`, `labels`, (n,) int32, and `digests` of the files, in a fixed order."""
 
-    def __init__(
-        self, paths: Paths, labels: Sequence[int] | np.ndarray, digests: list[str], load: Callable, image_bytes: int
-    ):
+    def __init__(self, paths: Paths, labels: np.ndarray, digests: list[str], load: Callable, image_bytes: int):
         """`load` takes positions, (k,) integers, and returns their images, (k, image_size, image_size, 3) uint8 RGB.
 
         `image_bytes` is the size of one of them in memory.
         """
-        self.paths, self.digests = paths, digests
-        self.labels = np.asarray(labels, np.int32)
+        self.paths, self.labels, self.digests = paths, labels, digests
         self.load, self._image_bytes = load, image_bytes
 
     def __len__(self) -> int:
@@ -152,9 +151,9 @@ class DataSet:
         paths, digests = self.paths.take(positions), [self.digests[i] for i in positions]
         return DataSet(paths, self.labels[positions], digests, lambda rows: self.load(positions[rows]), self._image_bytes)
 
-    def with_features(self, features: np.ndarray) -> DataSet:
-        """The same labelled images with rows of `features`, (n, features) float32, in place of their pixels."""
-        return DataSet(self.paths, self.labels, self.digests, features.__getitem__, 4 * features.shape[1])
+    def with_features(self, features: np.ndarray | Parts, rows: np.ndarray) -> DataSet:
+        """The same labelled images with features in place of their pixels: `rows`, (n,), of (m, features) float32."""
+        return DataSet(self.paths, self.labels, self.digests, lambda i: features[rows[i]], features[rows[:1]].nbytes)
 
     def batches(
         self,

@@ -7,8 +7,8 @@ from pathlib import Path
 from classifier.base import console
 from classifier.base.console import BELOW_ACCURACY, DONE, NO_DATA, PROJECT, USAGE, UserError, number, printable, say, show
 from classifier.base.files import csv_text, write_text
-from classifier.runs.folder import find_run, read_metadata
-from classifier.training.settings import PRETRAINED_NETWORKS
+from classifier.networks import PRETRAINED_NETWORKS
+from classifier.runs.folder import find_run
 
 
 def parse_arguments(argv):
@@ -92,7 +92,7 @@ def main(argv=None):
     from classifier.predicting.evaluation import Scored, evaluate, evaluate_ood, prediction_table
 
     model, predictor, image_size, fit, found = load(arguments)
-    temperature = read_metadata(model).get("temperature", 1.0) if arguments.report and not arguments.tta else 1.0
+    temperature = model.record.temperature if arguments.report and not arguments.tta else 1.0
     scored = Scored(predict(predictor, image_size, found.paths, arguments.tta, fit), found, temperature)
     result = {"model": str(model), "folder": str(arguments.folder)} | evaluate(scored, found.classes)
     result["out_of_distribution"] = {
@@ -105,7 +105,7 @@ def main(argv=None):
     if arguments.report:
         from classifier.pages.run_report import write_run_report
 
-        write_run_report(arguments.report, model, read_metadata(model), result, scored, found, temperature, suspects)
+        write_run_report(arguments.report, model, result, scored, found, temperature, suspects)
         say(f"written: {arguments.report}")
     if arguments.min_accuracy is not None and result["accuracy"] < arguments.min_accuracy:
         say(f"accuracy {result['accuracy']:.2%} is below the required {arguments.min_accuracy:.2%}")
@@ -158,11 +158,11 @@ def load(arguments):
     from classifier.predicting.classifier import load_predictor
 
     run = find_run(arguments.model)
-    metadata = read_metadata(run)
-    if arguments.ood_dir and "ood" not in metadata:
+    record = run.record
+    if arguments.ood_dir and record.ood is None:
         raise UserError(f"--ood-dir: {run} has no out-of-distribution scores", USAGE)
-    found = find_images(arguments.folder, metadata["classes"], classes_from=arguments.classes_from)
-    return run, load_predictor(run, metadata), metadata["image_size"], metadata["fit"], found
+    found = find_images(arguments.folder, record.classes, classes_from=arguments.classes_from)
+    return run, load_predictor(run), record.image_size, record.fit, found
 
 
 def table_of(result):

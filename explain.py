@@ -12,7 +12,6 @@ from pathlib import Path
 
 from classifier.base import console
 from classifier.base.console import DONE, FAILED, PROJECT, USAGE, UserError, printable, show
-from classifier.training.settings import HEAT_MAP_METHODS
 
 # What imports NumPy, TensorFlow or matplotlib is imported inside the functions that use it: --help and a wrong flag answer
 # at once.
@@ -48,7 +47,6 @@ def parse_arguments(argv):
     add("paths", nargs="+", metavar="PATH", help="images, folders of images, or - for paths on standard input")
     add("--model", type=Path, default=PROJECT / "runs", metavar="RUN_FOLDER", help="default: the newest finished run")
     add("--class", dest="class_name", metavar="NAME", help="what speaks for this class (default: for the predicted one)")
-    add("--method", choices=HEAT_MAP_METHODS, default="hirescam", help="default: hirescam")
     add(
         "--filters",
         action="store_true",
@@ -126,16 +124,16 @@ def heat_map(classifier, method, class_index):
     from classifier.data.images import load_image, load_in_shape
     from classifier.pages.explanations import Explainer, in_shape, overlay
 
-    metadata = classifier.metadata
-    explainer = Explainer(classifier.run, metadata, method=method)
+    record = classifier.record
+    explainer = Explainer(classifier.run, method=method)
 
     def draw(answer):
-        image = load_image(answer.path, metadata["image_size"], metadata["fit"])
+        image = load_image(answer.path, record.image_size, record.fit)
         shown_class, heat = explainer.explain(image, class_index)
         photo = load_in_shape(answer.path, SIDE)
-        heat = in_shape(heat, photo.shape[:2], metadata["fit"])
+        heat = in_shape(heat, photo.shape[:2], record.fit)
         what = "what speaks" if heat.any() else "nothing speaks"
-        title = f"{what} for {classifier.classes[shown_class]} ({HEAT_MAP_METHODS[method]})"
+        title = f"{what} for {classifier.classes[shown_class]}"
         return draw_side_by_side(photo, overlay(photo, heat), f"predicted: {prediction(answer)}", title)
 
     return draw
@@ -146,12 +144,12 @@ def lesson(classifier):
     from classifier.data.images import load_image, load_in_shape
     from classifier.pages.feature_maps import Convolutions, draw_lesson
 
-    metadata = classifier.metadata
-    convolutions = Convolutions(classifier.run, metadata)
+    record = classifier.record
+    convolutions = Convolutions(classifier.run)
 
     def draw(answer):
-        image = load_image(answer.path, metadata["image_size"], metadata["fit"])
-        photo = load_in_shape(answer.path, metadata["image_size"])  # an enlarged one has only smooth edges
+        image = load_image(answer.path, record.image_size, record.fit)
+        photo = load_in_shape(answer.path, record.image_size)  # an enlarged one has only smooth edges
         return draw_lesson(photo, image, convolutions)
 
     return draw

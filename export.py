@@ -43,31 +43,32 @@ def main(argv=None):
         raise UserError(f"{arguments.format} needs {' and '.join(missing)}: pip install -c {constraints} {packages}", USAGE)
     from classifier.export.converters import export
 
-    with locked(run):  # or a training could write the metadata meanwhile
-        metadata = read_metadata(run)
-        images = labelled_images(run, metadata, arguments.data_dir)
-        export(run, metadata, arguments.format, *images, arguments.output)
+    with locked(run):  # or a training could write the record meanwhile
+        record = read_metadata(run)
+        images = labelled_images(run, record, arguments.data_dir)
+        export(run, record, arguments.format, *images, arguments.output)
     return DONE
 
 
-def labelled_images(run, metadata, data_dir=None):
+def labelled_images(run, record, data_dir=None):
     """Paths and labels of images to check an export with: those in a folder, or the validation images of the training."""
+    from classifier.training.settings import data_options
+
     from classifier.data.finding import find_images
     from classifier.data.near_copies import near_copies_reader
-    from classifier.training.settings import data_options
     from dataset import read_train_sets
 
     if data_dir:
-        found = find_images(data_dir, metadata["classes"])
+        found = find_images(data_dir, record.classes)
         return found.paths, found.labels
-    settings = metadata["settings"]
+    settings = record.settings
     try:
         data_dir, options = Path(settings["data_dir"]), data_options(settings)
     except (KeyError, TypeError):
         raise UserError(f"the settings in {run / METADATA} are damaged: restore them, or give --data-dir", NO_DATA) from None
     cache = run.parent / ".cache"
     options |= {"cache_dir": cache, "near_copies_of": near_copies_reader(run)}
-    valid = read_train_sets(data_dir, metadata["image_size"], metadata["classes"], **options).valid
+    valid = read_train_sets(data_dir, record.image_size, record.classes, **options).valid
     return valid.paths, valid.labels
 
 

@@ -96,7 +96,7 @@ def main(argv=None):
     if arguments.submission:
         from classifier.predicting.kaggle import Submission
 
-        submission = Submission(arguments.submission, paths, classifier.metadata)
+        submission = Submission(arguments.submission, paths, classifier.record)
         answers = list(answers)
     failed = PRINTERS[arguments.format](answers, classifier.classes, arguments.top, header=number == 1)
     if arguments.submission:

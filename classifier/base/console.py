@@ -192,8 +192,8 @@ def progress(description, total=None):
         yield lambda count=1: bars.advance(task, count)
 
 
-def number(kind, low=None, high=None, above=None, below=None):
-    """An argparse type: an int or a float (`kind`) within the given bounds."""
+def outside_bounds(value, low=None, high=None, above=None, below=None):
+    """Why a number is not within these bounds, in words; None if it is."""
     bounds = {
         "at least": (operator.ge, low),
         "at most": (operator.le, high),
@@ -201,6 +201,13 @@ def number(kind, low=None, high=None, above=None, below=None):
         "below": (operator.lt, below),
     }
     bounds = {word: (holds, bound) for word, (holds, bound) in bounds.items() if bound is not None}
+    if all(holds(value, bound) for holds, bound in bounds.values()):  # NaN is within no bounds
+        return None
+    return f"is not {' and '.join(f'{word} {bound}' for word, (_, bound) in bounds.items())}"
+
+
+def number(kind, low=None, high=None, **bounds):
+    """An argparse type: an int or a float (`kind`) within bounds, see outside_bounds()."""
 
     def parse(text):
         try:
@@ -208,16 +215,8 @@ def number(kind, low=None, high=None, above=None, below=None):
         except ValueError:
             noun = "a whole number" if kind is int else "a number"
             raise argparse.ArgumentTypeError(f"{text!r} is not {noun}") from None
-        if not all(holds(value, bound) for holds, bound in bounds.values()):  # NaN is within no bounds
-            wanted = " and ".join(f"{word} {bound}" for word, (_, bound) in bounds.items())
-            raise argparse.ArgumentTypeError(f"{text} is not {wanted}")
+        if problem := outside_bounds(value, low, high, **bounds):
+            raise argparse.ArgumentTypeError(f"{text} {problem}")
         return value
 
     return parse
-
-
-def switch(text):
-    """An argparse type: True or False."""
-    if text not in ("True", "False"):
-        raise argparse.ArgumentTypeError(f"{text!r} is neither True nor False")
-    return text == "True"

@@ -11,7 +11,6 @@ import shutil
 from pathlib import Path
 
 from classifier.base.console import UserError
-from classifier.cluster.workers import is_chief
 
 
 @contextlib.contextmanager
@@ -95,12 +94,7 @@ def remove(path):
 
 
 def write_text(path, text):
-    """Write a text file, see replacing(); straight into what is no ordinary file (/dev/stdout). Raises UserError.
-
-    Of several workers that train together, only the chief writes.
-    """
-    if not is_chief():
-        return
+    """Write a text file, see replacing(); straight into what is no ordinary file (/dev/stdout). Raises UserError."""
     is_special = os.path.exists(path) and not os.path.isfile(path)
     try:
         with contextlib.nullcontext(Path(path)) if is_special else replacing(path) as target:
@@ -141,13 +135,7 @@ def digest_of(*parts, size=16):
 
 @contextlib.contextmanager
 def locked(folder):
-    """Keep other processes from changing a folder meanwhile. Raises UserError if one is doing that.
-
-    Of several workers that train together, the chief does.
-    """
-    if not is_chief():
-        yield
-        return
+    """Keep other processes from changing a folder meanwhile. Raises UserError if one is doing that."""
     from filelock import FileLock, Timeout  # slow to import, and only needed to write
 
     lock = FileLock(folder / ".lock", blocking=False)

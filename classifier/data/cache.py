@@ -153,7 +153,7 @@ def decode_once(
             f"--cache-limit: at most {most * workers.count} images are kept decoded; the others are decoded whenever they"
             " are needed, which is slower"
         )
-    images, indexes = None, []
+    images: np.ndarray | Parts | None = None
     if folder is not None and most:
         path = Path(folder, f"{_decoding_key(paths, image_size, fit, most)}.pixels")
         make = lambda part, write: _decode_all(part, image_size, fit, write, most)  # noqa: E731

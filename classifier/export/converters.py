@@ -4,6 +4,7 @@ import contextlib
 import functools
 import io
 import warnings
+from pathlib import Path
 
 import keras
 import numpy as np
@@ -13,64 +14,64 @@ from classifier.base.console import NO_DATA, UserError, say
 from classifier.base.files import digest_of, replacing
 from classifier.base.metrics import log_softmax
 from classifier.data.images import decode_batches, read_file
-from classifier.export import html
+from classifier.export import EXPORTS, html, missing_packages
 from classifier.export.description import describe_onnx, described_litert
 from classifier.export.serving import SERVED, write_saved_model
 from classifier.networks.by_name import compile_outputs
 from classifier.predicting.classifier import litert_problem, load_litert
 from classifier.runs.checkpoints import load_network
-from classifier.runs.folder import EXPORTS, missing_packages, network_digest, write_metadata
+from classifier.runs.folder import Run
 
 TOLERANCE = 1e-4  # of a probability; int8 is checked by its accuracy
 MOST_IMAGES = 1000
 
 
-def export_for_prediction(run, metadata, valid):
+def export_for_prediction(run: Run, valid) -> None:
     """Write the LiteRT file of a run, with which predict.py starts faster; without it the predictions are the same.
 
     `valid` is the DataSet to check it with. A failure is reported, no more: the network is trained and saved.
     """
     if missing_packages("litert"):
         say("no LiteRT file for quick predictions: pip install ai-edge-litert, then run export.py")
-    elif litert_problem(run, metadata):
-        stale = [name for name, (file, _) in EXPORTS.items() if name != "litert" and (run / file).exists()]
+    elif litert_problem(run):
+        stale = [name for name, (file, _) in EXPORTS.items() if name != "litert" and (run.path / file).exists()]
         if stale:
             say(f"warning: made from earlier weights: {', '.join(stale)}; run export.py again")
         try:
-            export(run, metadata, "litert", valid.paths, valid.labels)
+            export(run, "litert", valid.paths, valid.labels)
         except Exception as error:  # converters raise exceptions of many kinds
             reason = (str(error).strip() or type(error).__name__).splitlines()[0][:200]  # some are pages
             say(f"warning: no LiteRT file for quick predictions: {reason}")
 
 
-def export(run, metadata, name, paths, labels, target=None):
+def export(run: Run, name: str, paths, labels, target: Path | None = None) -> None:
     """Convert a run's network, compare the predictions for some of the images, report how they differ; keep what agrees.
 
     `target` is the file or folder to write, if not the format's own in the run folder. Raises UserError if the predictions
     differ too much, or if no image can be read.
     """
-    target = target or run / EXPORTS[name][0]
-    packages = html.read_packages(run.parent / ".cache") if name == "html" else None
+    record = run.record
+    target = target or run.path / EXPORTS[name][0]
+    packages = html.read_packages(run.cache) if name == "html" else None
     chosen = np.random.default_rng(0).permutation(len(paths))[:MOST_IMAGES]
     paths, labels = [paths[i] for i in chosen], np.asarray(labels)[chosen]
     keras.utils.clear_session()  # or the names of Keras' own layers, which are in the file, depend on what came before
-    network = load_network(run, metadata, with_ood=name in ("litert", "html", "savedmodel"))
-    decode = functools.partial(decode_batches, image_size=metadata["image_size"], fit=metadata["fit"])
+    network = load_network(run, with_ood=name in ("litert", "html", "savedmodel"))
+    decode = functools.partial(decode_batches, image_size=record.image_size, fit=record.fit)
     with _errors_in_one_line(target), replacing(target) as partial:
         with contextlib.redirect_stdout(io.StringIO()), warnings.catch_warnings():  # converters print much
             warnings.simplefilter("ignore")
-            converted = CONVERTERS[name](network, metadata, lambda: decode(paths[:200]), partial)
+            converted = CONVERTERS[name](network, record, lambda: decode(paths[:200]), partial)
         with tf.device("CPU:0"):  # a GPU may round products to TF32, ten times as much as TOLERANCE
             difference = compare(name, compile_outputs(network), converted, decode(paths), labels)
         if name != "litert-int8" and not difference <= TOLERANCE:  # NaN is no agreement
             raise UserError(f"{target.name} is not kept: its probabilities differ by more than {TOLERANCE}")
         if name == "html":
-            page = html.page_of(run, metadata, packages, partial.read_bytes())
+            page = html.page_of(run, packages, partial.read_bytes())
             partial.write_text(page, encoding="utf-8")
             say(f"html: {len(page) / 1e6:.1f} MB: open {target} in a browser")
     if name == "litert":
-        metadata["litert"] = {"network": network_digest(run, metadata), "file": digest_of(target.read_bytes())}
-        write_metadata(run, metadata)
+        run.update(litert={"network": run.network_digest(), "file": digest_of(target.read_bytes())})
 
 
 @contextlib.contextmanager
@@ -132,28 +133,28 @@ def logits_of(outputs):
     return outputs[0] if isinstance(outputs, tuple) else outputs
 
 
-# Each converter writes a network to `path`, with what `metadata` says of it, and returns `outputs(images)` of the written
+# Each converter writes a network to `path`, with what `record` says of it, and returns `outputs(images)` of the written
 # file. `sample()` gives some images: see decode_batches().
 
 
-def convert_litert(network, metadata, sample, path, int8=False):
+def convert_litert(network, record, sample, path, int8=False):
     """LiteRT in float32, or with weights and feature maps in 8 bits, their ranges measured on some images."""
     converter = tf.lite.TFLiteConverter.from_keras_model(network)
     if int8:
         converter.optimizations = [tf.lite.Optimize.DEFAULT]
         converter.representative_dataset = lambda: ([image[None]] for _, _, images in sample() for image in images)
-    path.write_bytes(described_litert(converter.convert(), metadata))
+    path.write_bytes(described_litert(converter.convert(), record))
     return load_litert(path)[0]
 
 
-def convert_html(network, metadata, sample, path):
+def convert_html(network, record, sample, path):
     """LiteRT for one image at a time, all that LiteRT.js can run; export() then makes the page that holds it."""
     image = keras.Input(batch_shape=(1, *network.input_shape[1:]), dtype="uint8")
-    outputs = convert_litert(keras.Model(image, network(image)), metadata, sample, path)
+    outputs = convert_litert(keras.Model(image, network(image)), record, sample, path)
     return lambda images: np.concatenate([logits_of(outputs(image[None])) for image in images])
 
 
-def convert_onnx(network, metadata, sample, path):
+def convert_onnx(network, record, sample, path):
     """ONNX, run by onnxruntime."""
     import onnxruntime
     import tf2onnx
@@ -161,15 +162,15 @@ def convert_onnx(network, metadata, sample, path):
     signature = [tf.TensorSpec((None, *network.input_shape[1:]), tf.uint8, name="images")]
     graph = tf.function(lambda images: network(images, training=False), input_signature=signature)
     model, _ = tf2onnx.convert.from_function(graph, input_signature=signature, opset=17)
-    describe_onnx(model, metadata)
+    describe_onnx(model, record)
     path.write_bytes(model.SerializeToString())
     session = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
     return lambda images: session.run(None, {"images": images})[0]
 
 
-def convert_savedmodel(network, metadata, sample, path):
+def convert_savedmodel(network, record, sample, path):
     """TensorFlow's SavedModel, for serving; also what it makes of the bytes of files is compared."""
-    write_saved_model(network, metadata, path)
+    write_saved_model(network, record, path)
     saved = tf.saved_model.load(str(path))
     difference, scored, refused = compare_files(saved, sample())
     say(

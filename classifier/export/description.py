@@ -21,46 +21,46 @@ LABELS, DESCRIPTION = "labels.txt", "description.json"  # the files behind a Lit
 DESCRIPTIONS, TENSOR_AXIS_LABELS, FEATURE_PROPERTIES, IMAGE_PROPERTIES, RGB = 1, 2, 1, 2, 1
 
 
-def description_of(metadata):
+def description_of(record):
     """What a program must know to use an exported network, as a dictionary for JSON."""
     described = {
-        "network": metadata["network"],
-        "classes": metadata["classes"],
-        "image_size": metadata["image_size"],
-        "fit": metadata["fit"],
-        "input": INPUT.format(metadata["image_size"]),
+        "network": record.network,
+        "classes": record.classes,
+        "image_size": record.image_size,
+        "fit": record.fit,
+        "input": INPUT.format(record.image_size),
         "output": OUTPUT,
-        "temperature": metadata.get("temperature", 1.0),
+        "temperature": record.temperature or 1.0,
     }
-    return described | ({"ood_threshold": metadata["ood"]["threshold"]} if "ood" in metadata else {})
+    return described | ({"ood_threshold": record.ood.threshold} if record.ood else {})
 
 
-def describe_onnx(model, metadata):
+def describe_onnx(model, record):
     """Put the description into an ONNX model, as its metadata properties: text, and all else as JSON."""
-    for name, value in description_of(metadata).items():
+    for name, value in description_of(record).items():
         text = value if isinstance(value, str) else json.dumps(value)
         model.metadata_props.add(key=name, value=text)
 
 
-def described_litert(converted, metadata):
+def described_litert(converted, record):
     """A LiteRT model, as bytes, with its description in it."""
     model = flatbuffer_utils.convert_bytearray_to_object(converted)
     graph = model.subgraphs[0]
     buffer, entry = schema.BufferT(), schema.MetadataT()
     ranks = [len(graph.tensors[index].shape) for index in graph.outputs]
-    buffer.data = np.frombuffer(_model_metadata(metadata, ranks), np.uint8)
+    buffer.data = np.frombuffer(_model_metadata(record, ranks), np.uint8)
     entry.name, entry.buffer = "TFLITE_METADATA", len(model.buffers)
     model.buffers.append(buffer)
     model.metadata = [*(model.metadata or []), entry]
     file = io.BytesIO(flatbuffer_utils.convert_object_to_bytearray(model))
     with zipfile.ZipFile(file, "a") as archive:  # not compressed: readers map it into memory
-        labels = "".join(f"{' '.join(name.splitlines())}\n" for name in metadata["classes"])
-        for name, text in ((LABELS, labels), (DESCRIPTION, json.dumps(description_of(metadata), indent=1))):
+        labels = "".join(f"{' '.join(name.splitlines())}\n" for name in record.classes)
+        for name, text in ((LABELS, labels), (DESCRIPTION, json.dumps(description_of(record), indent=1))):
             archive.writestr(zipfile.ZipInfo(name), text.encode(errors="replace"))  # a ZipInfo has the same date always
     return file.getvalue()
 
 
-def _model_metadata(metadata, ranks):
+def _model_metadata(record, ranks):
     """The flatbuffer ModelMetadata; `ranks` are those of the outputs, in their order: logits have two dimensions.
 
     Tables are written as {number of a field: value}, with the numbers of metadata_schema.fbs, which MediaPipe has:
@@ -71,7 +71,7 @@ def _model_metadata(metadata, ranks):
     """
     file = lambda name, text, kind: {0: name, 1: text, 2: kind}  # noqa: E731
     content = lambda kind, properties: {0: kind, 1: properties}  # noqa: E731
-    image = {0: "image", 1: INPUT.format(metadata["image_size"]), 3: content(IMAGE_PROPERTIES, {0: RGB})}
+    image = {0: "image", 1: INPUT.format(record.image_size), 3: content(IMAGE_PROPERTIES, {0: RGB})}
     logits = {
         0: "logits",
         1: OUTPUT,
@@ -80,8 +80,8 @@ def _model_metadata(metadata, ranks):
     }
     ood_scores = {0: "ood_score", 1: OOD_OUTPUT, 3: content(FEATURE_PROPERTIES, {})}
     described = {
-        0: metadata["network"],
-        1: f"image classifier; temperature {metadata.get('temperature', 1.0):.6g}; see {DESCRIPTION}",
+        0: record.network,
+        1: f"image classifier; temperature {record.temperature or 1.0:.6g}; see {DESCRIPTION}",
         3: [{2: [image], 3: [logits if rank == 2 else ood_scores for rank in ranks]}],
         6: [file(DESCRIPTION, "classes, input, output and temperature as JSON", DESCRIPTIONS)],
         7: "1.0.0",

@@ -19,6 +19,7 @@ from classifier import MAX_PIXELS
 from classifier.base.console import USAGE, UserError, describe
 from classifier.data.images import MAX_FILE_BYTES
 from classifier.predicting.classifier import name_for_unknown
+from classifier.runs.folder import Run
 
 PACKAGES = {  # on npm: their files, and the SHA-512 of what `npm pack` brings
     "@litertjs/core@2.5.3": (
@@ -58,7 +59,7 @@ def read_packages(folder):
     return read
 
 
-def page_of(run, metadata, files, network):
+def page_of(run: Run, files: dict, network: bytes) -> str:
     """The page of a run, as text; `files`: see read_packages(), `network`: the bytes of a LiteRT file, for one image."""
     import jinja2
 
@@ -71,9 +72,9 @@ def page_of(run, metadata, files, network):
     return environment.get_template("html_export.html").render(
         parts,
         policy=security_policy([loader, parts["program"]], style),
-        classes=metadata["classes"],
-        about=f"Made from the run {run.parent.name}/{run.name}, network {metadata['network']}.",
-        settings=settings_of(metadata),
+        classes=run.record.classes,
+        about=f"Made from the run {run.path.parent.name}/{run.path.name}, network {run.record.network}.",
+        settings=settings_of(run.record),
         licences=PAGES.joinpath("html_licences.txt").read_text(encoding="utf-8"),
         runtime=packed(files["package/wasm/litert_wasm_compat_internal.wasm"]),
         jpeg=packed(files["package/jpeg-turbo.wasm"]),
@@ -81,14 +82,14 @@ def page_of(run, metadata, files, network):
     )
 
 
-def settings_of(metadata):
+def settings_of(record):
     """What the page's program needs to know, for JSON."""
     return {
-        "classes": metadata["classes"],
-        "unknown": name_for_unknown(metadata["classes"]),
-        "image_size": metadata["image_size"],
-        "fit": metadata["fit"],
-        "threshold": metadata.get("ood", {}).get("threshold"),  # of the OOD score; None for a run without
+        "classes": record.classes,
+        "unknown": name_for_unknown(record.classes),
+        "image_size": record.image_size,
+        "fit": record.fit,
+        "threshold": record.ood and record.ood.threshold,  # of the OOD score; None for a run without
         "max_pixels": MAX_PIXELS,
         "max_file_bytes": MAX_FILE_BYTES,
     }

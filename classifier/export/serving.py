@@ -21,9 +21,9 @@ PNG_SIGNATURE = b"\x89PNG\r\n\x1a\n"
 SERVED = (b"\xff\xd8\xff", PNG_SIGNATURE)  # how the files begin that decode() takes: JPEG and PNG
 
 
-def write_saved_model(network, metadata, path):
+def write_saved_model(network, record, path):
     """Write a network, whose outputs are logits or (logits, OOD scores), as a SavedModel with the signatures above."""
-    size, fit = metadata["image_size"], metadata["fit"]
+    size, fit = record.image_size, record.fit
     images = [tf.TensorSpec((None, size, size, 3), tf.uint8, name="images")]
     files = [tf.TensorSpec((None,), tf.string, name="image_bytes")]
 
@@ -32,7 +32,7 @@ def write_saved_model(network, metadata, path):
         return result if isinstance(result, tuple | list) else (result, tf.zeros(tf.shape(images)[:1]))
 
     def predict_images(images):
-        return answers_of(*outputs(images), metadata)
+        return answers_of(*outputs(images), record)
 
     def predict_files(image_bytes):
         square = tf.TensorSpec((size, size, 3), tf.uint8)
@@ -46,15 +46,15 @@ def write_saved_model(network, metadata, path):
     archive.write_out(str(path), verbose=False)
 
 
-def answers_of(logits, ood_scores, metadata):
+def answers_of(logits, ood_scores, record):
     """What predict.py says of images, as tensors with a row for each one.
 
     class: the most likely one, or unknown; probability: of the most likely one; classes and probabilities: of all, the most
     likely first; ood_score: above 1 for an image unlike all training images.
     """
-    names = [name.encode(errors="surrogateescape") for name in metadata["classes"]]
-    unknown = name_for_unknown(metadata["classes"]).encode()
-    ood_scores = ood_scores / metadata["ood"]["threshold"] if "ood" in metadata else tf.zeros_like(ood_scores)
+    names = [name.encode(errors="surrogateescape") for name in record.classes]
+    unknown = name_for_unknown(record.classes).encode()
+    ood_scores = ood_scores / record.ood.threshold if record.ood else tf.zeros_like(ood_scores)
     probabilities, order = tf.math.top_k(tf.nn.softmax(logits), len(names))
     classes = tf.gather(tf.constant(names), order)
     return {

@@ -12,10 +12,9 @@ from classifier.base.console import NO_DATA, UserError, describe, progress, say
 from classifier.base.files import digest_of
 from classifier.data.cache import DECODING_VERSION, rows_of_all
 from classifier.data.images import inference_batch_size
+from classifier.networks import PRETRAINED_NETWORKS
 from classifier.networks.out_of_distribution import LogMeans, SignedLogarithms
-from classifier.networks.pretrained import FEATURE_SCALES, create_pretrained_network, features_of, middle_maps
-from classifier.training.settings import PRETRAINED_NETWORKS
-from dataset import DataSet
+from classifier.networks.pretrained import create_pretrained_network, features_of, middle_maps
 from model import create_cnn, create_resnet
 
 NETWORKS = {"cnn": create_cnn, "resnet": create_resnet}
@@ -28,13 +27,13 @@ keras.config.set_image_data_format("channels_last")
 tf.get_logger().setLevel("ERROR")  # it would print a page about each checkpoint that does not fit
 
 
-def create_network(name, image_size, num_classes, dropout=0.0, feature_scales=FEATURE_SCALES):
+def create_network(name, image_size, num_classes, dropout=0.0):
     """A network by name: (n, image_size, image_size, 3) uint8 RGB → (n, num_classes) logits.
 
-    `feature_scales` is for pretrained ones: see there. Raises UserError for a name that this version does not have.
+    Raises UserError for a name that this version does not have.
     """
     if name in PRETRAINED_NETWORKS:
-        return create_pretrained_network(name, image_size, num_classes, dropout, feature_scales)
+        return create_pretrained_network(name, image_size, num_classes, dropout)
     if name not in NETWORKS:
         known = ", ".join([*NETWORKS, *PRETRAINED_NETWORKS])
         raise UserError(f"this version has no network {name!r}, only {known}", NO_DATA)
@@ -90,8 +89,9 @@ def last_features(network):
 
 
 def extract_features(images, feature_extractor, cache_dir, fit="squash"):
-    """The DataSet with features, (k, features) float32, in place of images; each different one goes through once.
+    """The features of a DataSet: (features, rows), (m, features) float32 and (n,), for each image its row of them.
 
+    Each different image goes through once.
     They are kept in the folder `cache_dir` for later runs, whatever their split; where it cannot be written, in memory.
     Of several workers, each computes its part.
     `fit` is how the images became squares.
@@ -119,6 +119,4 @@ def extract_features(images, feature_extractor, cache_dir, fit="squash"):
         make(digests, parts.append)
         features = np.concatenate(parts)
     row_of = {digest: row for row, digest in enumerate(digests)}
-    rows = np.array([row_of[digest] for digest in images.digests])
-    load = lambda positions: features[rows[positions]]  # noqa: E731
-    return DataSet(images.paths, images.labels, images.digests, load, 4 * num_features)
+    return features, np.array([row_of[digest] for digest in images.digests])

@@ -9,38 +9,33 @@ import keras
 import numpy as np
 
 from classifier.base.console import NO_DATA, USAGE, UserError
-from classifier.training.settings import PRETRAINED_NETWORKS
+from classifier.networks import PRETRAINED_NETWORKS
 from model import Dropout
 
 FEATURE_SCALES = 3
 
 
-def create_pretrained_network(name, image_size, num_classes, dropout=0.0, scales=FEATURE_SCALES):
+def create_pretrained_network(name, image_size, num_classes, dropout=0.0):
     """A network of keras.applications, the layer "backbone", with its own preprocessing before it and a new head after it.
 
     (n, image_size, image_size, 3) uint8 RGB → (n, num_classes) logits. Its weights are random: see load_weights().
 
-    The features are the means of its last maps, and of the last maps of the `scales - 1` sizes before: what tells the
-    user's classes apart may be smaller than what ImageNet is about. The head standardizes them: see standardize().
-    With one scale, as in earlier versions, it does not.
+    The features are the means of its last maps, and of the last maps of the two sizes before: what tells the user's classes
+    apart may be smaller than what ImageNet is about. The head standardizes them: see standardize().
     """
     try:
         backbone = _application(name, weights=None, input_shape=(image_size, image_size, 3))
         images = keras.Input((image_size, image_size, 3), dtype="uint8", name="images")
-        if scales > 1:
-            means = [
-                keras.layers.GlobalAveragePooling2D(name=f"mean_{i}")(maps)
-                for i, maps in enumerate(_maps_before_the_last(backbone, scales - 1))
-            ]
-            backbone = keras.Model(backbone.input, keras.layers.Concatenate(name="mean_all")([*means, backbone.output]))
+        maps = _maps_before_the_last(backbone, FEATURE_SCALES - 1)
+        means = [keras.layers.GlobalAveragePooling2D(name=f"mean_{i}")(each) for i, each in enumerate(maps)]
+        backbone = keras.Model(backbone.input, keras.layers.Concatenate(name="mean_all")([*means, backbone.output]))
         backbone.name = "backbone"  # not by an argument: some of them look up their sizes by their name
         features = backbone(normalize(name, images))
     except ValueError as error:
         raise UserError(f"--image-size {image_size} does not fit {name}: {str(error).splitlines()[0]}") from None
-    if scales > 1:
-        features = keras.layers.BatchNormalization(
-            center=False, scale=False, epsilon=1e-7, trainable=False, name="standardize"
-        )(features)
+    features = keras.layers.BatchNormalization(center=False, scale=False, epsilon=1e-7, trainable=False, name="standardize")(
+        features
+    )
     head = Dropout(dropout, name="drop")(features)
     logits = keras.layers.Dense(num_classes, kernel_initializer="zeros", name="fc")(head)
     return keras.Model(images, logits, name=name)

@@ -8,9 +8,9 @@ import keras
 import numpy as np
 
 from classifier.base.console import USAGE, UserError, say
+from classifier.networks import PRETRAINED_NETWORKS
 from classifier.networks.by_name import compile_outputs
 from classifier.networks.pretrained import no_download, preprocess
-from classifier.training.settings import PRETRAINED_NETWORKS
 
 FAMILIES = {  # which of ImageNet's 1,000 classes are of this kind: first and last index
     "dog": [(151, 268)],

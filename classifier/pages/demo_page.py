@@ -47,10 +47,10 @@ class Demo:
     def __init__(self, run, folder):
         """`run`: see Classifier; `folder` is where Gradio puts uploaded files. Raises UserError for a bad run."""
         self.classifier = Classifier(run)
-        self.run, self.metadata = self.classifier.run, self.classifier.metadata
+        self.run = self.classifier.run
         # JSON cannot hold the bytes of a folder's name that are no UTF-8.
         self.classifier.classes = [os.fsencode(name).decode(errors="replace") for name in self.classifier.classes]
-        self.explainer = Explainer(self.run, self.metadata)
+        self.explainer = Explainer(self.run)
         self.folder = Path(folder).resolve()
         self.examples = find_examples(self.classifier.classes)
         self.pages = Environment(loader=FileSystemLoader(PAGES), autoescape=True, trim_blocks=True)
@@ -59,7 +59,7 @@ class Demo:
 
     def _warm_up(self):
         """Answer once: the first time takes longer than all others."""
-        size = self.metadata["image_size"]
+        size = self.run.record.image_size
         image = np.zeros((size, size, 3), np.uint8)
         list(self.classifier.predict([image]))
         self.explainer.explain(image, 0)
@@ -101,7 +101,7 @@ class Demo:
             return card
         bars = list(answer.probabilities.items())
         most_likely = bars[0][0]
-        size, fit = self.metadata["image_size"], self.metadata["fit"]
+        size, fit = self.run.record.image_size, self.run.record.fit
         _, heat = self.explainer.explain(load_image(answer.path, size, fit), self.classifier.classes.index(most_likely))
         photo = load_in_shape(answer.path, SIDE)
         images = [as_jpeg(photo), as_jpeg(overlay(photo, in_shape(heat, photo.shape[:2], fit)))]
@@ -117,18 +117,18 @@ class Demo:
     def run_line(self):
         """The HTML of the line about the run."""
         return self.pages.get_template("demo_run_line.html").render(
-            run=self.run, metadata=self.metadata, classes=self.classifier.classes
+            run=self.run.path, record=self.run.record, classes=self.classifier.classes
         )
 
     def show_run(self):
         """The HTML of the second tab: the training curves and the report, if they are in the run folder."""
-        files = [self.run / name for name in ("curves.png", "report.html")]
+        files = [self.run.path / name for name in ("curves.png", "report.html")]
         curves, report = (file.read_bytes() if file.exists() else None for file in files)
         return self.pages.get_template("demo_run.html").render(
-            run=self.run,
+            run=self.run.path,
             curves=curves and data_uri(curves, "image/png"),
             report=report and report.decode(errors="replace"),
-            report_command=command("evaluate.py", "FOLDER", "--model", self.run, "--report", files[1]),
+            report_command=command("evaluate.py", "FOLDER", "--model", self.run.path, "--report", files[1]),
         )
 
 

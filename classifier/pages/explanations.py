@@ -18,19 +18,19 @@ import numpy as np
 import tensorflow as tf
 
 from classifier.data.images import padded_area
+from classifier.networks import PRETRAINED_NETWORKS
 from classifier.networks.by_name import compile_outputs
 from classifier.networks.pretrained import split_at_maps
 from classifier.runs.checkpoints import load_trained_network
-from classifier.training.settings import PRETRAINED_NETWORKS
 
 
 class Explainer:
     """Heat maps for the predictions of a run; `method` is "hirescam" or "gradcam"."""
 
-    def __init__(self, run, metadata, network=None, method="hirescam"):
+    def __init__(self, run, network=None, method="hirescam"):
         """`network` is that of the run, see load_trained_network(); if None, it is restored, or UserError raised."""
         self.method = method
-        maps, self._last_layers = _split(network or load_trained_network(run, metadata))
+        maps, self._last_layers = _split(network or load_trained_network(run))
         self._maps = compile_outputs(maps)
 
     def explain(self, image, class_index=None):

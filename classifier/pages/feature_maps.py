@@ -8,10 +8,10 @@ import cv2
 import keras
 import numpy as np
 
+from classifier.networks import PRETRAINED_NETWORKS
 from classifier.networks.by_name import FEATURE_MAPS, compile_outputs
 from classifier.networks.pretrained import maps_of_last_sizes, normalize
 from classifier.runs.checkpoints import load_trained_network
-from classifier.training.settings import PRETRAINED_NETWORKS
 
 KERNELS = {  # name: numbers, what they are divided by, and what they do; known long before networks learned theirs
     "box blur": ([[1, 1, 1], [1, 1, 1], [1, 1, 1]], 9, "mean of 9 pixels"),
@@ -32,9 +32,9 @@ def apply_kernel(image, name):
 class Convolutions:
     """The first filters of a run's network, and the feature maps it computes of an image."""
 
-    def __init__(self, run, metadata):
+    def __init__(self, run):
         """Raises UserError where the network cannot be restored."""
-        network = load_trained_network(run, metadata)
+        network = load_trained_network(run)
         if network.name in PRETRAINED_NETWORKS:
             part = network.get_layer("backbone")
             outputs = maps_of_last_sizes(part, 4)

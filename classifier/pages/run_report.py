@@ -11,7 +11,6 @@ from classifier.pages.explanations import Explainer, in_shape, overlay
 from classifier.pages.report import Section, write_report
 from classifier.predicting.evaluation import MOST_COLUMNS, confusions
 from classifier.runs.history import read_history
-from classifier.training.settings import head_epochs, is_fine_tuned
 
 MOST_MISTAKES, MOST_OTHERS = 48, 24  # images that a section shows
 MOST_CONFUSIONS = 20
@@ -19,49 +18,50 @@ MOST_POINTS = 400  # of a curve: more than it has pixels
 EXPLAINED, SIDE = 3, 160  # images of each kind; pixels of their longer side
 
 
-def write_run_report(path, run, metadata, result, scored, found, temperature, suspects=None):
+def write_run_report(path, run, result, scored, found, temperature, suspects=None):
     """Write the report of a run as a page of HTML.
 
     `result`: see evaluate(), of the Scored images found; `temperature` is that without which `scored` knows confidences,
     too, or 1. If `suspects` are given, it shows those, too. Raises UserError if the page cannot be written.
     """
     sections = [
-        Section("Training", rows=[["", ""], *_training_of(run, metadata)]),
+        Section("Training", rows=[["", ""], *_training_of(run)]),
         _accuracy(result),
         *_confusion_matrix(result),
         _classes(result),
         *(_thresholds(scored, found.classes) if len(found.classes) == 2 else []),
         _calibration(scored, result, temperature),
-        *_images_to_look_at(scored, found.classes, run, metadata),
-        *_curves(run, metadata),
+        *_images_to_look_at(scored, found.classes, run),
+        *_curves(run),
     ]
     if suspects is not None:
         text = "The label and its probability, and another class and its probability, by a head fitted to other images."
         sections.append(Section("Which labels are wrong?", text, images=suspects.contact_sheet(), most=MOST_OTHERS))
     for heading, text, rows, images in finding_sections(inspect_found(found)):
         sections.append(Section(f"Data: {heading[0].lower()}{heading[1:]}", text, rows, images, most=MOST_OTHERS))
-    write_report(path, f"{run.name}: {metadata['network']} on {result['folder']}", sections)
+    write_report(path, f"{run.path.name}: {run.record.network} on {result['folder']}", sections)
 
 
-def _training_of(run, metadata):
+def _training_of(run):
     """Rows of what was trained on what; of earlier runs, what they recorded."""
-    settings, counts, best = metadata["settings"], metadata.get("images", {}), metadata.get("selected") or {}
+    record = run.record
+    settings, counts, best = record.settings, record.images, record.selected
     sums = {side: sum(of_class.get(side, 0) for of_class in counts.values()) for side in ("training", "validation")}
-    layers = f", fine-tuned from {settings['fine_tune']} on" if is_fine_tuned(metadata, settings) else ""
-    of_weights = f", weights {settings['weights']}" if metadata.get("feature_scales", 1) > 1 else ""
+    layers = f", fine-tuned from {settings.fine_tune} on" if record.is_fine_tuned else ""
+    of_weights = f", weights {settings.weights}" if settings.is_pretrained else ""
     rows = [
         ["run", run],
-        ["network", f"{metadata['network']}{of_weights}{layers}"],
+        ["network", f"{record.network}{of_weights}{layers}"],
         ["images", settings.get("data_dir", "–")],
         ["training and validation images", f"{sums['training']:,} + {sums['validation']:,}"],
         [
             "classes",
-            f"{len(metadata['classes'])}: {', '.join(metadata['classes'][:MOST_COLUMNS])}"
-            f"{', …' if len(metadata['classes']) > MOST_COLUMNS else ''}",
+            f"{len(record.classes)}: {', '.join(record.classes[:MOST_COLUMNS])}"
+            f"{', …' if len(record.classes) > MOST_COLUMNS else ''}",
         ],
-        ["split", ", ".join(f"{name} {value}" for name, value in metadata.get("split", {}).items())],
-        ["image size", f"{metadata['image_size']} px, {metadata.get('fit', 'squash')}"],
-        ["epochs", metadata.get("epochs", "–")],
+        ["split", ", ".join(f"{name} {value}" for name, value in record.split.items())],
+        ["image size", f"{record.image_size} px, {record.fit}"],
+        ["epochs", record.epochs],
         [
             "selected epoch",
             f"{best['epoch']}: validation accuracy {best['val_accuracy']:.2%}, loss {best['val_loss']:.4f}" if best else "–",
@@ -74,9 +74,9 @@ def _training_of(run, metadata):
                 if name in settings
             ),
         ],
-        ["temperature", f"{metadata.get('temperature', 1.0):.3f}"],
-        ["device", ", ".join(f"{name} {value}" for name, value in metadata.get("device", {}).items() if value != [])],
-        ["versions", ", ".join(f"{name} {version}" for name, version in metadata.get("versions", {}).items())],
+        ["temperature", f"{record.temperature or 1.0:.3f}"],
+        ["device", ", ".join(f"{name} {value}" for name, value in record.device.items() if value != [])],
+        ["versions", ", ".join(f"{name} {version}" for name, version in record.versions.items())],
     ]
     return [row for row in rows if row[1] != ""]
 
@@ -183,7 +183,7 @@ def _calibration(scored, result, temperature):
     return Section("Calibration", f"{text}.", figures=[figure])
 
 
-def _images_to_look_at(scored, classes, run, metadata):
+def _images_to_look_at(scored, classes, run):
     """The surest mistakes, the least certain images and those called unknown; then what the network looks at in some."""
     surest = np.argsort(-scored.confidences, kind="stable")
     mistakes, correct = (surest[scored.correct[surest] == answer] for answer in (False, True))
@@ -209,31 +209,31 @@ def _images_to_look_at(scored, classes, run, metadata):
         "mistakes, of the least certain images, of those called unknown, and of the surest correct ones."
     )
     try:
-        images = _explained(dict.fromkeys(some), scored, run, metadata)
+        images = _explained(dict.fromkeys(some), scored, run)
     except UserError as error:
         yield Section(heading, f"Heat maps cannot be made: {error}")
     else:
         yield Section(heading, text, images=[(image, caption(i)) for i, image in images], side=2 * SIDE)
 
 
-def _explained(members, scored, run, metadata):
+def _explained(members, scored, run):
     """[(i, image beside its heat map for the predicted class, (height, width, 3) uint8 RGB)] of some scored images."""
-    explainer, images = Explainer(run, metadata), []
+    explainer, images = Explainer(run), []
     with progress("heat maps", len(members)) as advance:
         for i in members:
-            square = load_image(scored.paths[i], metadata["image_size"], metadata["fit"])
+            square = load_image(scored.paths[i], run.record.image_size, run.record.fit)
             _, heat = explainer.explain(square, scored.predicted[i])
             whole = load_in_shape(scored.paths[i], SIDE)
             gap = np.full((len(whole), 4, 3), 255, np.uint8)
-            images.append((i, np.hstack([whole, gap, overlay(whole, in_shape(heat, whole.shape[:2], metadata["fit"]))])))
+            images.append((i, np.hstack([whole, gap, overlay(whole, in_shape(heat, whole.shape[:2], run.record.fit))])))
             advance()
     return images
 
 
-def _curves(run, metadata):
-    rows, settings = read_history(run), metadata["settings"]
+def _curves(run):
+    rows, record = read_history(run), run.record
     if rows:
-        selected = (metadata.get("selected") or {}).get("epoch")
-        phases = {"head": 0, "fine-tuning": head_epochs(metadata, settings)} if is_fine_tuned(metadata, settings) else None
+        selected = record.selected["epoch"]
+        phases = {"head": 0, "fine-tuning": record.head_epochs} if record.is_fine_tuned else None
         figure = svg_of(draw_curves(rows, selected, phases, width=5.6, height=7))
         yield Section("Training curves", figures=[(figure, "Loss, accuracy and learning rate of each epoch")])

@@ -24,7 +24,8 @@ from classifier.base.files import digest_of
 from classifier.base.metrics import log_softmax
 from classifier.data.finding import walk_images
 from classifier.data.images import decode_batches
-from classifier.runs.folder import LITERT, METADATA, find_run, network_digest, read_metadata
+from classifier.runs.folder import Run, find_run
+from classifier.runs.record import RECORD
 
 LITERT_BATCH = 8  # the feature maps of more images do not fit into the CPU's cache
 MOST_VALUES = 256  # in a tensor, for each pixel of an image: the widest maps, those of vgg, have 64
@@ -55,7 +56,7 @@ class Answer(NamedTuple):
 
 
 class Classifier:
-    """A trained run, ready to predict; `classes` are its classes, `metadata` is the content of its model.json."""
+    """A trained run, ready to predict; `classes` are its classes, `record` is the content of its model.json."""
 
     def __init__(self, run, runtime="auto"):
         """`run` is a run folder, or a folder of them: their newest finished one. `runtime`: see load_predictor().
@@ -63,9 +64,9 @@ class Classifier:
         Raises UserError where there is no run, or it is damaged.
         """
         self.run = find_run(Path(run))
-        self.metadata = read_metadata(self.run)
-        self.classes = self.metadata["classes"]
-        self._predictor = load_predictor(self.run, self.metadata, runtime)
+        self.record = self.run.record
+        self.classes = self.record.classes
+        self._predictor = load_predictor(self.run, runtime)
 
     def predict(self, images, tta=False, min_confidence=0.0):
         """Yield an Answer for each of a list of images, in order: paths, or arrays, (height, width, 3) uint8 RGB, upright.
@@ -77,7 +78,7 @@ class Classifier:
             raise ValueError(f"a list of images is needed, not {images!r} alone")
         unknown = name_for_unknown(self.classes)
         for path, scores, reason, ood_score in predict(
-            self._predictor, self.metadata["image_size"], list(images), tta, self.metadata["fit"]
+            self._predictor, self.record.image_size, list(images), tta, self.record.fit
         ):
             path = None if isinstance(path, np.ndarray) else path
             if reason:
@@ -154,32 +155,32 @@ def list_images(arguments):
     return paths
 
 
-def load_predictor(run, metadata, runtime="auto"):
+def load_predictor(run: Run, runtime: str = "auto"):
     """`predictor(images)` of a run: (n, image_size, image_size, 3) uint8 RGB → ((n, classes), (n,)).
 
-    These are float32 logits, and the OOD score of each image divided by the threshold in the metadata: above 1 the image is
+    These are float32 logits, and the OOD score of each image divided by the threshold in the record: above 1 the image is
     unlike the training images. It is 0 for a run that has no threshold.
 
     `runtime` is "auto", "litert" or "tensorflow". "auto" uses the LiteRT file if its package is installed and the file is
     whole and was made from the run's present weights; "litert" raises UserError where that is not so.
     """
     if runtime != "tensorflow":
-        problem = litert_problem(run, metadata)
+        problem = litert_problem(run)
         if problem is None:
-            outputs, shape = load_litert(run / LITERT)
-            if shape != (metadata["image_size"], len(metadata["classes"])):
-                raise UserError(f"{run / LITERT} does not fit {run / METADATA}: restore them, or use another run", NO_DATA)
-            return _with_threshold(outputs, metadata)
+            outputs, shape = load_litert(run.litert)
+            if shape != (run.record.image_size, len(run.record.classes)):
+                raise UserError(f"{run.litert} does not fit {run.path / RECORD}: restore them, or use another run", NO_DATA)
+            return _with_threshold(outputs, run.record)
         if runtime == "litert":
             raise UserError(f"{problem}: use --runtime tensorflow")
     from classifier.networks.by_name import compile_outputs
     from classifier.runs.checkpoints import load_network
 
-    return _with_threshold(compile_outputs(load_network(run, metadata, with_ood=True)), metadata)
+    return _with_threshold(compile_outputs(load_network(run, with_ood=True)), run.record)
 
 
-def _with_threshold(outputs, metadata):
-    threshold = metadata["ood"]["threshold"] if "ood" in metadata else None
+def _with_threshold(outputs, record):
+    threshold = record.ood.threshold if record.ood else None
 
     def predictor(images):
         result = outputs(images)
@@ -193,22 +194,22 @@ def _with_threshold(outputs, metadata):
     return predictor
 
 
-def litert_problem(run, metadata):
+def litert_problem(run: Run) -> str | None:
     """Why the LiteRT file of a run cannot be used, in a few words; None if it can."""
     try:
         import ai_edge_litert  # noqa: F401
     except ImportError:
         return "the package ai-edge-litert is not installed"
-    made = metadata.get("litert")
-    if not isinstance(made, dict) or not (run / LITERT).exists():
-        return f"{run} has no LiteRT file"
-    if made.get("network") != network_digest(run, metadata):
-        return f"{run / LITERT} was made from another checkpoint"
+    made = run.record.litert
+    if not isinstance(made, dict) or not (run.litert).exists():
+        return f"{run.path} has no LiteRT file"
+    if made.get("network") != run.network_digest():
+        return f"{run.litert} was made from another checkpoint"
     with contextlib.suppress(OSError):  # it cannot be read
-        if made.get("file") == digest_of((run / LITERT).read_bytes()):
+        if made.get("file") == digest_of((run.litert).read_bytes()):
             return None
-    say(f"warning: {run / LITERT} is damaged")
-    return f"{run / LITERT} is damaged"
+    say(f"warning: {run.litert} is damaged")
+    return f"{run.litert} is damaged"
 
 
 def load_litert(path):

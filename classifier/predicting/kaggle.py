@@ -12,10 +12,10 @@ class Submission:
     Raises UserError, before any prediction, for a file in no folder, a model without dogs, or images without numbers.
     """
 
-    def __init__(self, file_path, paths, metadata):
+    def __init__(self, file_path, paths, record):
         self._path, self._ids = file_path, image_numbers(paths)
-        self._dog = dog_class(metadata["classes"])
-        self._lowest = lowest_probability(metadata)
+        self._dog = dog_class(record.classes)
+        self._lowest = lowest_probability(record)
         if not file_path.parent.is_dir():
             raise UserError(f"there is no folder {file_path.parent} for --submission", USAGE)
 
@@ -52,13 +52,13 @@ def image_numbers(paths):
     return numbers
 
 
-def lowest_probability(metadata):
+def lowest_probability(record):
     """The lowest probability in a submission: 1 / (n + 2), where n is the number of validation images.
 
     Kaggle scores log loss, in which a single incorrect prediction with certainty would dominate. After n correct
     predictions, the next is incorrect with this probability (Laplace's rule of succession).
     """
     try:
-        return 1 / (2 + sum(max(counts["validation"], 1) for counts in metadata["images"].values()))
+        return 1 / (2 + sum(max(counts["validation"], 1) for counts in record.images.values()))
     except (KeyError, TypeError, AttributeError):
-        raise UserError("--submission: the run's metadata lacks the number of validation images", NO_DATA) from None
+        raise UserError("--submission: the run's record lacks the number of validation images", NO_DATA) from None

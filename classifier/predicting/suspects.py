@@ -83,14 +83,14 @@ def find_suspects(found, run):
     """
     if len(found.classes) < 2:
         raise UserError(f"--suspects: {only_one_class(found)}: at least two are needed", NO_DATA)
-    metadata = read_metadata(run)
-    decoded = decode_once(found.paths, metadata["image_size"], run.parent / ".cache", metadata["fit"])
-    images = usable_images(found, decoded, metadata["image_size"], metadata["fit"])
+    record = read_metadata(run)
+    decoded = decode_once(found.paths, record.image_size, run.parent / ".cache", record.fit)
+    images = usable_images(found, decoded, record.image_size, record.fit)
     digests, labels = images.digests, images.labels
     for label, name in enumerate(found.classes):
         if len({digest for digest, other in zip(digests, labels, strict=True) if other == label}) < 2:
             raise UserError(f"--suspects: class {name!r} in {found.folder} has less than two different images", NO_DATA)
-    features = _features(images, run, metadata)
+    features = _features(images, run, record)
     return Suspects(
         found.classes,
         images.paths,
@@ -173,15 +173,15 @@ def _largest_eigenvalue(features):
     return 1.1 * np.linalg.norm(vector)
 
 
-def _features(images, run, metadata):
+def _features(images, run, record):
     """The features of a DataSet, (n, features) float32. The cache serves after labels were corrected, too."""
     import keras
 
     from classifier.networks.by_name import create_network, extract_features, last_features
     from classifier.runs.checkpoints import load_selected
 
-    size, fit, scales = (metadata[name] for name in ("image_size", "fit", "feature_scales"))
-    network = create_network(metadata["network"], size, len(metadata["classes"]), feature_scales=scales)
+    size, fit, scales = (record[name] for name in ("image_size", "fit", "feature_scales"))
+    network = create_network(record.network, size, len(record.classes), feature_scales=scales)
     load_selected(run, network)
     extractor = keras.Model(network.input, last_features(network))
     return extract_features(images, extractor, run.parent / ".cache", fit).load(np.arange(len(images)))

@@ -14,38 +14,12 @@ from classifier.base.files import make_folder, remove, replacing
 from classifier.cluster.workers import is_chief
 from classifier.networks.by_name import create_network, with_features
 from classifier.networks.out_of_distribution import OutOfDistributionScore
-from classifier.runs.folder import METADATA, checkpoints_in, selected_digest
+from classifier.runs.folder import Run, checkpoints_in
+from classifier.runs.record import RECORD
 
 
-class Saver:
-    """Saves checkpoints of a training into its run folder, and restores the newest sound one.
-
-    `name` is that of the folder. `tracked` are the parts to restore, by name; of these, `network` has the weights that
-    predict.
-    """
-
-    def __init__(self, run, name, **tracked):
-        self._all = tf.train.Checkpoint(**tracked)
-        self._weights = tf.train.Checkpoint(network=tracked["network"])
-        self._newest = run / "checkpoints" / name
-        self._selected = run / "checkpoints" / "selected"
-
-    def save(self, number):
-        """Save everything as the newest checkpoint, `number`; the one before it stays. Raises UserError if it fails."""
-        _write(self._all, self._newest, number, keep=2)
-
-    def save_selected(self, number):
-        """Save the weights as the selected checkpoint, of epoch `number`."""
-        _write(self._weights, self._selected, number, keep=1)
-
-    def restore(self):
-        """Restore the newest sound checkpoint; False if there is none yet."""
-        prefixes = checkpoints_in(self._newest)
-        return bool(prefixes) and bool(_restore_first_sound(self._all, prefixes))
-
-
-def _write(checkpoint, folder, number, keep):
-    """Write folder/ckpt-<number> and then delete all but the newest `keep`.
+def save(checkpoint: tf.train.Checkpoint, folder: Path, number: int, keep: int = 1) -> None:
+    """Write folder/ckpt-<number> and then delete all but the newest `keep`. Raises UserError if that fails.
 
     TensorFlow's CheckpointManager does this, too, but with a state file: damaged, that is one more way to lose a run.
     Of several workers, only the chief writes.
@@ -66,10 +40,11 @@ def _write(checkpoint, folder, number, keep):
         raise UserError(f"cannot save a checkpoint in {folder} (the last good one is kept): {reason}") from None
 
 
-def _restore_first_sound(checkpoint, prefixes):
+def restore_first_sound(checkpoint: tf.train.Checkpoint, prefixes: list[Path]) -> Path:
     """Restore the first of `prefixes` that is sound and fits; reports the others. Returns it.
 
-    A checkpoint is a TensorFlow tensor bundle: reading it checks every tensor's checksum and never runs code.
+    A checkpoint is a TensorFlow tensor bundle: reading it checks every tensor's checksum and never runs code. Raises
+    UserError if none is sound.
     """
     for prefix in prefixes:
         try:
@@ -99,96 +74,67 @@ def _restore(checkpoint, prefix):
     reader = tf.train.load_checkpoint(prefix)
     types = reader.get_variable_to_dtype_map()
     claimed = sum(math.prod(shape) * types[name].size for name, shape in reader.get_variable_to_shape_map().items())
-    if claimed > 1.1 * bytes_of(prefix):  # or reading it could fill the memory, with what a few bytes claim
+    if claimed > 1.1 * _bytes_of(prefix):  # or reading it could fill the memory, with what a few bytes claim
         raise OSError("it claims more than it has")
-    try:
-        checkpoint.read(prefix).expect_partial().assert_existing_objects_matched()
-    except (ValueError, AssertionError):
-        parts = {name: part for name, part in vars(checkpoint).items() if not name.startswith("_")}
-        if "network" not in parts or parts["network"].name != "cnn":
-            raise
-        _restore_older_cnn(prefix, **parts)
+    checkpoint.read(prefix).expect_partial().assert_existing_objects_matched()
 
 
-def _restore_older_cnn(prefix, network, trained=None, **others):
-    """Restore a cnn in which bias and ReLU still came after pooling: its layers have other numbers, in the same order.
-
-    The weights of `trained` are restored with the optimizer, which has them in the same order, too.
-    """
-    reader = tf.train.load_checkpoint(prefix)
-    found = [re.match(r"network/_operations/(\d+)/(_kernel|bias)/", key) for key in reader.get_variable_to_shape_map()]
-    found = sorted(filter(None, found), key=lambda match: (int(match[1]), match[2]))
-    if found or not others:  # else the optimizer has them: there is no averaging
-        network.set_weights([reader.get_tensor(match.string) for match in found])
-    if others:
-        tf.train.Checkpoint(**others).read(prefix).expect_partial().assert_existing_objects_matched()
-
-
-def bytes_of(prefix):
+def _bytes_of(prefix):
     """How many bytes a checkpoint's files have. A training may replace it meanwhile."""
     files = Path(prefix).parent.glob(f"{Path(prefix).name}.*")
     return sum(path.stat().st_size for path in files if path.exists())
 
 
-def load_selected(run, network, recorded=None):
+def load_selected(run: Run, network: keras.Model) -> None:
     """Load the selected weights of a run, or its newest where those cannot be read, which is said.
 
-    Raises UserError with exit code 3 for a folder that has no sound checkpoint, or one whose selected weights are not those
-    of the selected_digest() that the metadata `recorded`, if it did.
+    Raises UserError with exit code 3 if there is no sound checkpoint, or the selected weights are not the recorded ones.
     """
-    folders = [run / "checkpoints" / name for name in ("selected", "fine_tuning", "head", "training")]
-    prefixes = [prefix for folder in folders for prefix in checkpoints_in(folder)]
+    prefixes = [prefix for name in ("selected", "fine_tuning", "head", "training") for prefix in run.checkpoints(name)]
     if not prefixes:
-        raise UserError(f"{run} has no checkpoint yet", NO_DATA)
-    used = _restore_first_sound(tf.train.Checkpoint(network=network), prefixes)
+        raise UserError(f"{run.path} has no checkpoint yet", NO_DATA)
+    used, recorded = restore_first_sound(tf.train.Checkpoint(network=network), prefixes), run.record.selected_digest
     if used.parent.name != "selected":
         say(f"no sound checkpoint of the selected weights: using {used} instead")
-    elif recorded and recorded != selected_digest(run):
-        problem = f"{used} and {run / METADATA} are not of the same training"
+    elif recorded and recorded != run.selected_digest():
+        problem = f"{used} and {run.path / RECORD} are not of the same training"
         raise UserError(f"{problem}: restore them, or use another run", NO_DATA)
 
 
-def save_ood(run, ood, number):
-    """Save the OutOfDistributionScore that belongs to the selected weights, of epoch `number`."""
-    _write(tf.train.Checkpoint(ood=ood), run / "checkpoints" / "ood", number, keep=1)
+def save_ood(run: Run, ood: OutOfDistributionScore, epoch: int) -> None:
+    """Save the OOD score that belongs to the selected weights, of this epoch."""
+    save(tf.train.Checkpoint(ood=ood), run.path / "checkpoints" / "ood", epoch)
 
 
-def _refuse_too_small(run, metadata):
-    """Raise UserError if no checkpoint can have the network's weights: building what the metadata asks for takes memory."""
-    prefixes = [prefix for folder in (run / "checkpoints").glob("*") for prefix in checkpoints_in(folder)]
-    least = len(metadata["classes"])  # float32 numbers: a bias for each class
-    if metadata["network"] == "cnn":
-        least += 64 * (metadata["image_size"] // 8) ** 2 * 128  # of fc1, on the maps of conv3
-    if prefixes and max(map(bytes_of, prefixes)) < 4 * least:
-        raise UserError(f"no sound checkpoint in {run}: none is large enough for what {METADATA} says", NO_DATA)
-
-
-def load_trained_network(run, metadata):
+def load_trained_network(run: Run) -> keras.Model:
     """Rebuild the network of a run as it was trained, see create_network(); raises what load_selected() does."""
-    size, num_classes = metadata["image_size"], len(metadata["classes"])
-    _refuse_too_small(run, metadata)
-    network = create_network(metadata["network"], size, num_classes, feature_scales=metadata["feature_scales"])
-    load_selected(run, network, metadata.get("selected_digest") if metadata["finished"] else None)
+    record = run.record
+    least = len(record.classes)  # float32 numbers: a bias for each class
+    if record.network == "cnn":
+        least += 64 * (record.image_size // 8) ** 2 * 128  # of fc1, on the maps of conv3
+    prefixes = [prefix for folder in (run.path / "checkpoints").glob("*") for prefix in checkpoints_in(folder)]
+    if prefixes and max(map(_bytes_of, prefixes)) < 4 * least:  # building what the record asks for takes memory
+        raise UserError(f"no sound checkpoint in {run.path}: none is large enough for what {RECORD} says", NO_DATA)
+    network = create_network(record.network, record.image_size, len(record.classes))
+    load_selected(run, network)
     return network
 
 
-def load_network(run, metadata, with_ood=False):
+def load_network(run: Run, with_ood: bool = False) -> keras.Model:
     """Rebuild the network of a run with its selected weights; raises what load_selected() does.
 
     (n, image_size, image_size, 3) uint8 RGB → (n, classes) logits, already divided by the temperature. With `with_ood`,
     where the run has OOD scores, → (logits, (n,) OOD scores).
     """
-    size, num_classes = metadata["image_size"], len(metadata["classes"])
-    network = load_trained_network(run, metadata)
-    images = keras.Input((size, size, 3), dtype="uint8", name="images")
-    kind = metadata.get("ood", {}).get("features", "last")
-    features, logits = with_features(network, kind)(images, training=False)
-    outputs = logits / metadata.get("temperature", 1.0)
-    if with_ood and "ood" in metadata:
-        ood = OutOfDistributionScore(num_classes, name="ood")
+    record, network = run.record, load_trained_network(run)
+    images = keras.Input((record.image_size, record.image_size, 3), dtype="uint8", name="images")
+    features, logits = with_features(network, record.ood.features if record.ood else "last")(images, training=False)
+    outputs = logits / (record.temperature or 1.0)
+    if with_ood and record.ood:
+        ood = OutOfDistributionScore(len(record.classes), name="ood")
         both = (outputs, ood(features))
         try:
-            _restore_first_sound(tf.train.Checkpoint(ood=ood), checkpoints_in(run / "checkpoints" / "ood"))
+            restore_first_sound(tf.train.Checkpoint(ood=ood), run.checkpoints("ood"))
             outputs = both
         except UserError as error:
             say(f"warning: no image will be unknown: {error}")

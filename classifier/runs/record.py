@@ -1,112 +1,119 @@
-"""Run metadata: what model.json records of a training, and where it runs."""
+"""The run record, model.json: what a training was asked for, what it was made of, and what came of it."""
 
-import platform
-import shutil
+import dataclasses
+import json
+import math
+from pathlib import Path
 
-import cv2
-import numpy as np
-import tensorflow as tf
+from classifier.base.console import NO_DATA, UserError, describe
+from classifier.base.files import digest_of, write_text
+from classifier.runs.settings import Settings
 
-from classifier.base import cpu
-from classifier.base.console import NO_DATA, UserError, say
-from classifier.base.files import csv_text, write_text
-from classifier.cluster import workers
-from classifier.cluster.devices import let_memory_grow
-from classifier.data import near_copies
-from classifier.networks.pretrained import FEATURE_SCALES
-from classifier.runs.folder import read_metadata, write_metadata
-from classifier.training.optimizer import steps_in_bfloat16
-from classifier.training.settings import FINE_TUNING, is_fine_tuned, trains_head
+RECORD = "model.json"
+FORMAT = 1
 
 
-def begin_run(run, settings, sets, resuming):
-    """Write the metadata and skipped.csv of a run that begins, or is resumed with these settings. Returns the metadata.
+@dataclasses.dataclass(frozen=True)
+class OodRecord:
+    """The out-of-distribution score of a run: see networks/out_of_distribution.py."""
 
-    Raises UserError if it was begun with other images.
-    """
-    metadata = read_metadata(run) if resuming else make_metadata(settings, sets)
-    before, metadata["settings"] = metadata.get("settings", settings), settings
-    if metadata.get("fingerprint") != sets.fingerprint:
-        raise UserError(f"the images in {settings['data_dir']} are not those {run} began with", NO_DATA)
-    other_head = any(before.get(name) != settings[name] for name in ("epochs", "patience"))
-    other_fine_tuning = other_head or any(before.get(name) != settings[name] for name in FINE_TUNING)
-    if other_fine_tuning and not is_fine_tuned(metadata, before):  # no epoch of the earlier one was finished
-        shutil.rmtree(run / "checkpoints" / "fine_tuning", ignore_errors=True)
-        if other_head:  # it may not be over
-            metadata.pop("head_epochs", None)
-    write_metadata(run, metadata)
-    write_text(run / "skipped.csv", csv_text(["path", "reason"], sets.skipped))
-    if sets.near_copies:
-        write_text(run / near_copies.FILE, near_copies.near_copies_text(sets))
-    return metadata
+    threshold: float  # most images of the classes are below
+    features: str  # which ones: "last" or "maps", see networks.by_name.with_features()
+    left_out_area_under_roc: float  # how well a class would be told from the others if it were left out
 
 
-def prepare_machines(settings):
-    """Make the devices ready, before anything uses them, and compare the workers, if there are several.
+@dataclasses.dataclass(frozen=True)
+class RunRecord:
+    """What is known of a run. Only Run.update() changes the record of a run."""
 
-    Raises UserError on every worker unless all have the same settings, versions of packages, and number of devices.
-    """
-    let_memory_grow()
-    paths = ("data_dir", "validation_dir", "weights")  # may be others on each machine: what they hold is compared later
-    packages = {name: version for name, version in versions().items() if name != "python"}
-    devices = {"number of GPUs": len(tf.config.list_physical_devices("GPU")), "bfloat16": steps_in_bfloat16(settings)}
-    settings = {name: str(value) for name, value in settings.items() if name not in paths}
-    workers.compare(settings=settings, versions=packages, devices=devices)
+    settings: Settings
+    classes: list[str]  # in label order
+    images: dict  # {class: {"training": n, "validation": n}}
+    skipped: int  # files that could not be used
+    split: dict  # how the split was made
+    fingerprint: str  # of classes, images and split
+    versions: dict  # {package: version} of all that shapes a training
+    device: dict  # what it was trained on
+    epochs: int = 0  # done
+    head_epochs: int | None = None  # done when the head of a pretrained network was finished; None before that
+    fine_tune_auto: bool = False  # --fine-tune auto has chosen the settings of fine-tuning
+    selected: dict | None = None  # the row of the history whose weights predict
+    history_digest: str | None = None
+    selected_digest: str | None = None  # of the selected weights
+    temperature: float | None = None
+    ood: OodRecord | None = None
+    litert: dict | None = None  # digests of the "network" that model.tflite was made of, and of the "file"
+    finished: bool = False
 
+    @property
+    def network(self) -> str:
+        """The name of the network."""
+        return self.settings.network
 
-def make_metadata(settings, sets):
-    """The metadata of a new run: all that prediction needs, and all that shaped the network."""
-    return {
-        "network": settings["network"],
-        "classes": sets.classes,
-        "image_size": settings["image_size"],
-        "feature_scales": FEATURE_SCALES if trains_head(settings) else 1,
-        "fit": settings["fit"],
-        "images": count_images(sets),
-        "skipped": len(sets.skipped),
-        "split": sets.split,
-        "fingerprint": sets.fingerprint,
-        "versions": versions(),
-        "device": device(settings),
-        "finished": False,
-    }
+    @property
+    def image_size(self) -> int:
+        """Side of the network's images in pixels."""
+        return self.settings.image_size
 
+    @property
+    def fit(self) -> str:
+        """How images become squares."""
+        return self.settings.fit
 
-def count_images(sets):
-    """{class: {"training": n, "validation": n}}."""
-    sides = {"training": sets.train, "validation": sets.valid}
-    return {
-        name: {side: int((data_set.labels == label).sum()) for side, data_set in sides.items()}
-        for label, name in enumerate(sets.classes)
-    }
-
-
-def versions():
-    """{package: version} of all that shapes a training."""
-    modules = {"tensorflow": tf, "keras": tf.keras, "opencv": cv2, "numpy": np}
-    return {"python": platform.python_version()} | {name: module.__version__ for name, module in modules.items()}
+    @property
+    def is_fine_tuned(self) -> bool:
+        """True if at least one epoch of fine-tuning is done."""
+        return self.head_epochs is not None and self.epochs > self.head_epochs
 
 
-def device(settings):
-    """The devices that a training with these settings uses, and their arithmetic."""
-    return {
-        "gpus": [gpu.name for gpu in tf.config.list_logical_devices("GPU")],
-        "cpu": cpu.name(),
-        "cores": cpu.cores(),
-        "instruction set": cpu.instruction_set(),
-        "oneDNN": cpu.has_onednn(),
-        "bfloat16": steps_in_bfloat16(settings),
-    }
+def write_record(path: Path, record: RunRecord) -> None:
+    """Write a record, whole or not at all, with a digest that shows any change. Raises UserError."""
+    data = {"format": FORMAT} | dataclasses.asdict(record) | {"settings": record.settings.as_json()}
+    data = json.loads(json.dumps(data))  # as it will be read
+    write_text(path, json.dumps(data | {"digest": _digest_of(data)}, indent=2) + "\n")
 
 
-def say_what_differs(metadata):
-    """Say in one line why a run that is resumed here may not end with the same weights as where it began."""
-    if "device" not in metadata:
-        say("note       it began with an earlier version of this project: do not expect the same weights, bit for bit")
-        return
-    began = metadata.get("versions", {}) | metadata["device"]
-    now = versions() | device(metadata["settings"])
-    del now["python"]
-    others = [f"{name} {began[name]}, not {value}" for name, value in now.items() if began.get(name, value) != value]
-    if others:
-        say(f"note       it began with {'; '.join(others)}: do not expect the same weights, bit for bit")
+def _digest_of(data):
+    return digest_of(json.dumps(data, sort_keys=True).encode())
+
+
+def read_record(path: Path) -> RunRecord:
+    """The record in a file. Raises UserError if there is none, it is damaged, or it has another format."""
+    try:
+        data = json.loads(path.read_text(encoding="utf-8"))
+        if data.get("format") != FORMAT:
+            raise UserError(f"{path} has another format: this version reads format {FORMAT} only; train again", NO_DATA)
+        digest = data.pop("digest")
+        if digest != _digest_of(data):
+            raise ValueError("it was changed")
+        del data["format"]
+        data["settings"] = Settings.from_json(data["settings"])
+        data["ood"] = data["ood"] and OodRecord(**data["ood"])
+        record = RunRecord(**data)
+        _check(record)
+    except OSError as error:
+        raise UserError(f"{path.parent} is not a run folder of this project: {describe(error)}", NO_DATA) from None
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
+        raise UserError(f"{path} is damaged: restore it, or use another run", NO_DATA) from None
+    return record
+
+
+def _check(record):
+    """Raise an error for values that a training cannot have written: a digest shows no intention."""
+    names = {name.encode(errors="surrogateescape") for name in record.classes}
+    sound = (
+        isinstance(record.classes, list)
+        and len(names) == len(record.classes) >= 2
+        and all(isinstance(value, dict) for value in (record.images, record.split, record.versions, record.device))
+        and all(type(number) is int for number in (record.skipped, record.epochs, record.head_epochs or 0))
+        and all(isinstance(value, dict | None) for value in (record.selected, record.litert))
+        and isinstance(record.finished, bool)
+        and (record.temperature is None or _is_positive(record.temperature))
+        and (record.ood is None or (_is_positive(record.ood.threshold) and record.ood.features in ("last", "maps")))
+    )
+    if not sound:
+        raise ValueError("values of other kinds")
+
+
+def _is_positive(number):
+    return isinstance(number, float) and 0 < number < math.inf

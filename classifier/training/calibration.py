@@ -15,19 +15,19 @@ from classifier.networks.out_of_distribution import (
     left_out_area_under_roc,
     usual_threshold,
 )
+from classifier.runs.record import OodRecord
 
 MOST_IMAGES = 3000  # of training and of validation each
 
 
-def calibrate(network, sets, image_size, on_features):
-    """Fit to the predictions of a trained network: returns (fitted, ood, confusion).
+def calibrate(state) -> tuple[float, OodRecord, OutOfDistributionScore, np.ndarray]:
+    """Fit to the predictions of a trained network, state.average: returns (temperature, ood, fitted, confusion).
 
-    `fitted` is what the metadata records: the temperature; of the OOD scores, under "ood", the threshold that most
-    images of the classes are below, the kind of features, see with_features(), and left_out_area_under_roc(). `ood` is an
-    OutOfDistributionScore. `confusion`, (classes, classes), is how often validation images of each class are predicted as
-    each class. With `on_features`, sets and network are those of extract_features() and of the head alone.
+    `fitted` is the OutOfDistributionScore that `ood` tells of. `confusion`, (classes, classes), is how often validation
+    images of each class are predicted as each class.
     """
-    if on_features:
+    network, sets, image_size = state.average, state.sets, state.settings.image_size
+    if state.phase.is_head:
         both, kind = keras.Model(network.input, (SignedLogarithms()(network.input), network.output)), "last"
     else:
         both, kind = with_features(network, "maps"), "maps"
@@ -49,10 +49,8 @@ def calibrate(network, sets, image_size, on_features):
     ood.fit(train_features, train_labels)
     parts = np.array_split(features, math.ceil(len(features) / 8))  # it computes images × classes × features numbers
     distances = np.concatenate([ood.distances(part) for part in parts])  # (n, classes)
-    left_out = left_out_area_under_roc(distances, labels)
-    recorded = {"threshold": usual_threshold(distances.min(axis=1)), "features": kind, "left_out_area_under_roc": left_out}
-    confusion = confusion_matrix(logits.argmax(axis=1), labels, len(sets.classes))
-    return {"temperature": temperature, "ood": recorded}, ood, confusion
+    recorded = OodRecord(usual_threshold(distances.min(axis=1)), kind, left_out_area_under_roc(distances, labels))
+    return temperature, recorded, ood, confusion_matrix(logits.argmax(axis=1), labels, len(sets.classes))
 
 
 def some_of_each(labels, most, rng):

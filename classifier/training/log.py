@@ -1,22 +1,26 @@
 """What train.py prints: the header, a line for each epoch, and the end."""
 
 import collections
-from pathlib import Path
+import math
 
 import numpy as np
 
 from classifier.base.console import command, say, shell_path, show
 from classifier.base.metrics import accuracy_interval
 from classifier.cluster.devices import devices, unused_gpus
-from classifier.runs.record import count_images, device, versions
-from classifier.training.settings import DEFAULTS, PRETRAINED_NETWORKS
+from classifier.networks import PRETRAINED_NETWORKS
+from classifier.runs.folder import Run
+from classifier.runs.settings import DEFAULTS
+from classifier.training.phases import TRAINING
+from classifier.training.preparation import device, versions
 
 MOST_NAMED = 100  # classes: with more, the header would be pages
 
 
-def say_header(run, metadata, sets):
+def say_header(run: Run, sets) -> None:
     """Say what is about to be trained, on what, and with what."""
-    computing = device(metadata["settings"])
+    record = run.record
+    computing = device(record.settings)
     on_or_off = (f"{name} {'on' if computing[name] else 'off'}" for name in ("oneDNN", "bfloat16"))
     cpu = ("CPU", computing["cpu"], f"{computing['cores']} cores", computing["instruction set"])
     say("versions   " + ", ".join(f"{name} {version}" for name, version in versions().items()))
@@ -28,8 +32,8 @@ def say_header(run, metadata, sets):
         )
     if len(names := devices()) > 1:
         say(f"devices    {len(names)} in this machine, each takes its share of every batch: {', '.join(names)}")
-    say(f"images     {_counts(count_images(sets))} (training + validation)")
-    split = metadata.get("split", {})
+    say(f"images     {_counts(record.images)} (training + validation)")
+    split = record.split
     if split.get("group_by"):
         say(f"split      {split['groups']} groups of images, each on one side")
     if "near_copies" in split:
@@ -38,8 +42,8 @@ def say_header(run, metadata, sets):
     if sets.skipped:
         reasons = collections.Counter(reason for _, reason in sets.skipped)
         summary = ", ".join(f"{count} {reason}" for reason, count in reasons.most_common())
-        say(f"skipped    {len(sets.skipped)}: {summary}; all in {shell_path(run / 'skipped.csv')}")
-    say(f"run        {shell_path(run)}")
+        say(f"skipped    {len(sets.skipped)}: {summary}; all in {shell_path(run.path / 'skipped.csv')}")
+    say(f"run        {shell_path(run.path)}")
 
 
 def _counts(counts):
@@ -54,16 +58,17 @@ def _counts(counts):
     )
 
 
-def say_phase(metadata, training):
+def say_phase(state) -> None:
     """Say what is trained now."""
-    trained, total = training.networks.count_parameters()
+    trained = sum(math.prod(weight.shape) for weight in state.network.trainable_weights)
+    total = state.whole.count_params()
     parts = f"{trained:,} of {total:,} parameters are trained" if trained < total else f"{total:,} parameters"
-    resumed = f", resumed after epoch {training.epoch}" if training.epoch else ""
-    precision = ", steps in bfloat16" if training.in_bfloat16 else ""
-    say(f"network    {metadata['network']}, {metadata['image_size']} px, {parts}{precision}{resumed}")
+    resumed = f", resumed after epoch {state.epoch}" if state.epoch else ""
+    precision = ", steps in bfloat16" if state.in_bfloat16 else ""
+    say(f"network    {state.settings.network}, {state.settings.image_size} px, {parts}{precision}{resumed}")
 
 
-def epoch_line(row, epochs, selected):
+def epoch_line(row: dict, epochs: int, selected: bool) -> str:
     """A row of the history as a line for people."""
     return (
         f"epoch {row['epoch']:{len(str(epochs))}}/{epochs}"
@@ -73,62 +78,58 @@ def epoch_line(row, epochs, selected):
     )
 
 
-def print_closing(run, metadata, training, sets, confusion):
+def print_closing(run: Run, state, confusion: np.ndarray) -> None:
     """Print the result, where it is, and what to do next. `confusion`: see calibration.calibrate()."""
-    row = training.history.selected()
-    predicted = confusion.sum(axis=0)
+    record, settings, phase = run.record, run.record.settings, state.phase
+    row, predicted = record.selected, confusion.sum(axis=0)
     if (predicted > 0).sum() == 1:
         say(
-            f"warning: the network predicts {sets.classes[predicted.argmax()]!r} for every validation image: try more"
+            f"warning: the network predicts {record.classes[predicted.argmax()]!r} for every validation image: try more"
             " --epochs, another --lr, or --class-weights balanced if some classes are smaller than others"
         )
-    elif row and _may_be_chance(confusion):
+    elif _may_be_chance(confusion):
         say(
             "warning: it may be no better than always predicting the largest class: the images may show too little of the"
             " classes, or many labels be wrong"
         )
-    if not (training.is_over or training.phase.until_best):
-        show(f"stopped early: no better one in {training.settings['patience']} epochs (to continue: --resume --patience 0)")
-    if row:
-        if training.phase.unfrozen and row["epoch"] <= training.phase.first:
-            show("fine-tuning made it no better: the head on frozen features predicts")
-        largest = max(n["validation"] for n in count_images(sets).values()) / len(sets.valid)
-        majority = 1 / len(sets.classes) if training.settings["class_weights"] == "balanced" else largest
-        show(
-            f"selected: epoch {row['epoch']}, validation accuracy {row['val_accuracy']:.1%}, loss {row['val_loss']:.4f}"
-            f" (always predicting the largest class: {majority:.1%})"
-        )
-        say(f"likely to help next: {'; '.join(_likely_to_help(run, training, row, confusion, sets.classes))}")
-    show(_how_far_to_trust_unknown(training.phase, metadata["ood"]["left_out_area_under_roc"]))
-    show(f"saved in {shell_path(run)}; now run:")
-    show(f"  {command('predict.py', '--model', run, sets.valid.paths[0])}")
+    if state.epoch < phase.last and not phase.is_head:
+        show(f"stopped early: no better one in {settings.patience} epochs (to continue: --resume --patience 0)")
+    if phase.unfrozen and row["epoch"] <= phase.first:
+        show("fine-tuning made it no better: the head on frozen features predicts")
+    largest = max(counts["validation"] for counts in record.images.values()) / len(state.sets.valid)
+    majority = 1 / len(record.classes) if settings.class_weights == "balanced" else largest
+    show(
+        f"selected: epoch {row['epoch']}, validation accuracy {row['val_accuracy']:.1%}, loss {row['val_loss']:.4f}"
+        f" (always predicting the largest class: {majority:.1%})"
+    )
+    say(f"likely to help next: {'; '.join(_likely_to_help(run, phase, confusion))}")
+    show(_how_far_to_trust_unknown(phase, record.ood.left_out_area_under_roc))
+    show(f"saved in {shell_path(run.path)}; now run:")
+    show(f"  {command('predict.py', '--model', run.path, state.sets.valid.paths[0])}")
 
 
-def _likely_to_help(run, training, row, confusion, classes):
+def _likely_to_help(run, phase, confusion):
     """What is likely to make the network better, by what was trained, and on how many images; the best first."""
-    settings, errors = training.settings, confusion.sum() - confusion.trace()
+    settings, row, errors = run.record.settings, run.record.selected, confusion.sum() - confusion.trace()
     if errors < 3:
         return ["images for testing, from other times and places: the validation images show too few errors to learn from"]
     advice = []
-    if training.phase.on_features:
-        advice.append(f"fine-tuning: {command('train.py', '--resume', run, '--fine-tune', 'auto')}")
-    elif not training.phase.unfrozen and settings["weights"] == DEFAULTS["weights"]:
+    if phase.is_head:
+        advice.append(f"fine-tuning: {command('train.py', '--resume', run.path, '--fine-tune', 'auto')}")
+    elif not phase.unfrozen and settings.weights == DEFAULTS.weights:
         advice.append("a pretrained network: --network mobilenet_v2")
-    if row["accuracy"] > row["val_accuracy"] or training.phase.on_features:  # more than it can generalize from
+    if row["accuracy"] > row["val_accuracy"] or phase.is_head:  # more than it can generalize from
         counts = confusion.sum(axis=1)
         recalls = confusion.diagonal() / np.maximum(counts, 1)
         worst = int(np.argmin(recalls))
-        advice.append(
-            f"more images of {classes[worst]!r}: {recalls[worst]:.0%} of {counts[worst]} validation images are "
-            "predicted correctly"
-        )
+        few = f"{recalls[worst]:.0%} of {counts[worst]} validation images are predicted correctly"
+        advice.append(f"more images of {run.record.classes[worst]!r}: {few}")
     else:
-        advice.append(f"more --epochs than {settings['epochs']}: the training images are not learnt yet")
-    if settings["image_size"] < 224 and settings["network"] in PRETRAINED_NETWORKS:
+        advice.append(f"more --epochs than {settings.epochs}: the training images are not learnt yet")
+    if settings.image_size < 224 and settings.network in PRETRAINED_NETWORKS:
         advice.append("--image-size 224, for which the network was pretrained")
-    suspects = command("evaluate.py", Path(settings["data_dir"]), "--model", run, "--suspects", "suspects.csv")
-    advice.append(f"if labels may be wrong: {suspects}")
-    return advice
+    suspects = command("evaluate.py", settings.data_dir, "--model", run.path, "--suspects", "suspects.csv")
+    return [*advice, f"if labels may be wrong: {suspects}"]
 
 
 def _may_be_chance(confusion):
@@ -138,9 +139,9 @@ def _may_be_chance(confusion):
 
 
 def _how_far_to_trust_unknown(phase, left_out):
-    """`left_out`: see left_out_area_under_roc(), all that can be measured here. The rest was: see results/README.md."""
+    """`left_out`: see left_out_area_under_roc(), all that can be measured here. The rest was: see docs/results."""
     near = "few" if left_out < 0.75 else "some" if left_out < 0.95 else "most"
     advice = "do not rely on it: a network from scratch sees little but that colours or textures are unusual"
-    if phase.on_features or phase.unfrozen:
+    if phase.name != TRAINING:
         advice = f"expect it for many photographs of other things, and for {near} of things like the classes"
     return f"unknown: {advice} (area under the ROC curve {left_out:.2f} if a class is left out, 0.50 by chance)"

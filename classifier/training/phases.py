@@ -5,111 +5,86 @@ import dataclasses
 from classifier.base.console import NO_DATA, UserError
 from classifier.networks.by_name import create_network
 from classifier.networks.pretrained import first_layer_of_last_sizes, unfreeze
-from classifier.runs.folder import checkpoints_in
-from classifier.training.settings import AUTO, head_epochs, trains_head
+from classifier.runs.folder import Run
+from classifier.runs.settings import AUTO, DEFAULTS, FINE_TUNING, Settings
 
-FINE_TUNING = {"weight_decay": 0.02, "dropout": 0.2}  # less than for a head alone: images are augmented
+TRAINING, HEAD, FINE_TUNED = "training", "head", "fine_tuning"
+# Weight decay and dropout of fine-tuning: less than for a head alone, for images are augmented.
+FINE_TUNING_DECAY, FINE_TUNING_DROPOUT = 0.02, 0.2
 # Validation accuracy of a head: at 98.9 %, dogs and cats lost by large steps; tiles (95 %) and clothes (88 %) gained.
 SUITED = 0.97
 
 
-@dataclasses.dataclass
+@dataclasses.dataclass(frozen=True)
 class Phase:
     """Some epochs of a run that train the same part of the network."""
 
     name: str  # of the folder of its checkpoints
     first: int  # epochs done before it
-    last: int  # epochs done after it
+    last: int  # epochs done after it, unless it ends early
     lr: float
     weight_decay: float
     dropout: float
-    on_features: bool = False  # trains the head on the features of a frozen pretrained network
-    until_best: bool = False  # at a constant learning rate, until the validation loss is not lower any more
     unfrozen: str | None = None  # which pretrained layers are trained: those from this one on, or this many of the last ones
 
-
-def phases_of(metadata):
-    """The phases of a run."""
-    settings = metadata["settings"]
-    options = {name: settings[name] for name in ("lr", "weight_decay", "dropout")}
-    if not trains_head(settings):
-        return [Phase("training", 0, settings["epochs"], **options)]
-    first, more = head_epochs(metadata, settings), settings["fine_tune_epochs"]
-    phases = [Phase("head", 0, first, **options, on_features=True, until_best=metadata["feature_scales"] > 1)]
-    if _fine_tuning_asked_for(settings):
-        options |= {"lr": settings["fine_tune_lr"], "unfrozen": settings["fine_tune"]}
-        options |= FINE_TUNING if phases[0].until_best else {}
-        phases.append(Phase("fine_tuning", first, first + more, **options))
-    return phases
+    @property
+    def is_head(self) -> bool:
+        """True if it trains the head alone, on features of the frozen network, until the validation loss is not lower."""
+        return self.name == HEAD
 
 
-def phases_to_do(run, metadata):
-    """Yield the phases of a run from the newest one that has a checkpoint on. Raises UserError if checkpoints are missing.
-
-    The metadata may change in a phase: where the head stops early, fine-tuning begins.
-    """
-    phases = phases_of(metadata)
-    begun = [phase for phase in phases if checkpoints_in(run / "checkpoints" / phase.name)]
-    if any(phase not in begun and phase.first < metadata.get("epochs", 0) for phase in phases):
-        raise UserError(f"the checkpoints of {run} are gone: start a new run", NO_DATA)
-    done = max(len(begun) - 1, 0)
-    while len(phases_of(metadata)) > done:
-        yield phases_of(metadata)[done]
-        done += 1
+def first_phase(settings: Settings) -> Phase:
+    """The first phase of a training: the head of a pretrained network, or the only one of all others."""
+    name = HEAD if settings.is_pretrained else TRAINING
+    return Phase(name, 0, settings.epochs, settings.lr, settings.weight_decay, settings.dropout)
 
 
-def phase_to_fit(metadata, num_images):
-    """The phase whose epochs --minutes chooses: the only one, or fine-tuning, even if it was not asked for."""
-    (phase, *_) = phases_of(metadata)
-    if phase.on_features:
-        settings = metadata["settings"]
-        chosen = _fine_tuning_asked_for(settings) or choose_fine_tuning(
-            create_network(settings["network"], settings["image_size"], num_classes=2), num_images
-        )
-        phase = dataclasses.replace(
-            phase,
-            name="fine_tuning",
-            last=chosen["fine_tune_epochs"],
-            on_features=False,
-            until_best=False,
-            lr=chosen["fine_tune_lr"],
-            **FINE_TUNING,
-            unfrozen=chosen["fine_tune"],
-        )
-    return phase
+def fine_tuning_phase(settings: Settings, head_epochs: int) -> Phase:
+    """The phase after `head_epochs` of a head."""
+    last = head_epochs + settings.fine_tune_epochs
+    rates = settings.fine_tune_lr, FINE_TUNING_DECAY, FINE_TUNING_DROPOUT
+    return Phase(FINE_TUNED, head_epochs, last, *rates, settings.fine_tune)
 
 
-def settings_that_fit(settings, training, train_pace, valid_pace, seconds):
-    """The settings with which the phase of phase_to_fit() ends within these seconds; paces are seconds for an image."""
-    num_train, num_valid, phase = len(training.sets.train), len(training.sets.valid), training.phase
-    epoch = num_train * train_pace + num_valid * valid_pace
-    if not phase.unfrozen:
-        return {"epochs": int(min(max(seconds / (epoch * training.mean_relative_area()), 1), settings["epochs"]))}
-    epochs = (seconds - (num_train + num_valid) * valid_pace) // epoch  # each image goes through the frozen network first
-    if epochs < 1:
-        return {"fine_tune": None}
-    return {"fine_tune": phase.unfrozen, "fine_tune_epochs": int(min(epochs, phase.last)), "fine_tune_lr": phase.lr}
+def choose_fine_tuning(settings: Settings, num_images: int, accuracy: float = 0.0) -> Settings:
+    """The settings with what --fine-tune auto chooses: from which layer on, for how many epochs, how fast.
 
-
-def _fine_tuning_asked_for(settings):
-    asked = settings["fine_tune"] not in (None, AUTO)
-    return {name: settings[name] for name in ("fine_tune", "fine_tune_epochs", "fine_tune_lr")} if asked else None
-
-
-def choose_fine_tuning(network, num_images, accuracy=0.0):
-    """The settings of --fine-tune auto: from which layer on, for how many epochs, how fast.
-
-    The more training images there are, the more layers they can train without being overfitted, and the fewer epochs are
-    needed. Where the head alone reaches a high validation `accuracy`, the features suit the classes already: large steps
-    would spoil them.
+    What was given stays. The more training images there are, the more layers they can train without being overfitted, and
+    the fewer epochs are needed. Where the head alone reaches a high validation `accuracy`, the features suit the classes
+    already: large steps would spoil them.
     """
     suited = accuracy >= SUITED
-    layers = first_layer_of_last_sizes(network, 1 if suited or num_images < 500 else 2)
-    epochs = round(min(max(30_000 / num_images, 6), 40))
-    return {"fine_tune": layers, "fine_tune_epochs": epochs, "fine_tune_lr": 1e-4 if suited else 3e-4}
+    network = create_network(settings.network, settings.image_size, num_classes=2)
+    chosen = {
+        "fine_tune": first_layer_of_last_sizes(network, 1 if suited or num_images < 500 else 2),
+        "fine_tune_epochs": round(min(max(30_000 / num_images, 6), 40)),
+        "fine_tune_lr": 1e-4 if suited else 3e-4,
+    }
+    given = {name: getattr(settings, name) for name in FINE_TUNING}
+    return settings.replace(
+        **chosen | {name: value for name, value in given.items() if value not in (getattr(DEFAULTS, name), AUTO)}
+    )
 
 
-def check_layer(settings, num_classes):
+def end_head(run: Run, epochs: int, num_images: int) -> None:
+    """Record that the head is finished after these epochs, and what --fine-tune auto chooses then."""
+    settings = run.record.settings
+    if settings.fine_tune == AUTO:
+        chosen = choose_fine_tuning(settings, num_images, run.record.selected["val_accuracy"])
+        run.update(head_epochs=epochs, settings=chosen, fine_tune_auto=True)
+    else:
+        run.update(head_epochs=epochs)
+
+
+def check_checkpoints(run: Run) -> None:
+    """Raise UserError if a phase of which epochs are done has no checkpoint."""
+    record = run.record
+    done = {first_phase(record.settings).name: record.epochs > 0, FINE_TUNED: record.is_fine_tuned}
+    if any(begun and not run.checkpoints(name) for name, begun in done.items()):
+        raise UserError(f"the checkpoints of {run.path} are gone: start a new run", NO_DATA)
+
+
+def check_layer(settings: Settings, num_classes: int) -> None:
     """Raise UserError, before any training, if the network has no layer of the name that --fine-tune gives."""
-    if _fine_tuning_asked_for(settings):
-        unfreeze(create_network(settings["network"], settings["image_size"], num_classes), settings["fine_tune"])
+    if settings.fine_tune not in (None, AUTO):
+        unfreeze(create_network(settings.network, settings.image_size, num_classes), settings.fine_tune)

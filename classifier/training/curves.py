@@ -1,6 +1,5 @@
 """Watching a training: the first batch and the curves as images in the run folder, and what TensorBoard shows."""
 
-import functools
 import os
 import time
 
@@ -11,7 +10,8 @@ from classifier.base.console import describe, say
 from classifier.base.figures import draw_curves, draw_sheet, save_png
 from classifier.base.files import replacing
 from classifier.cluster.workers import is_chief
-from classifier.data.augmentation import augment
+from classifier.runs.folder import Run
+from classifier.training.batches import train_batches
 
 FIRST_BATCH, CURVES, TENSORBOARD = "first_batch.png", "curves.png", "tensorboard"
 MOST_IMAGES = 32  # of the first batch
@@ -25,48 +25,47 @@ class Watcher:
     None of it can stop the training: a warning says what cannot be written. Of several workers, only the chief writes.
     """
 
-    def __init__(self, run, settings, sets):
-        self._run, self._settings, self._sets = run, settings, sets
+    def __init__(self, run: Run, sets):
+        self._run, self._settings, self._sets = run.path, run.record.settings, sets
         self._drawn, self._cost = time.monotonic(), EXPECTED_SECONDS
         self._board, self._warned = None, False
 
-    def begin_phase(self, training):
+    def begin_phase(self, state):
         """Draw the first batch of a phase that has not begun yet; begin to write for TensorBoard."""
-        if training.epoch == training.phase.first and not int(training.step):
-            self._try(FIRST_BATCH, lambda: self._draw(FIRST_BATCH, draw_sheet(*self._first_batch(training))))
-        if self._settings["tensorboard"] and self._board is None:
-            self._try(TENSORBOARD, lambda: self._begin_board(training))
+        if state.epoch == state.phase.first and not int(state.step):
+            self._try(FIRST_BATCH, lambda: self._draw(FIRST_BATCH, draw_sheet(*self._first_batch(state))))
+        if self._settings.tensorboard and self._board is None:
+            self._try(TENSORBOARD, lambda: self._begin_board(state))
 
-    def after_epoch(self, training):
+    def after_epoch(self, state):
         """Write the epoch for TensorBoard, and draw the curves if that takes little of the time since the last ones."""
         if self._board:
-            self._try(TENSORBOARD, lambda: self._board.add(training.history.rows[-1]))
+            self._try(TENSORBOARD, lambda: self._board.add(state.history.rows[-1]))
         if self._cost < SHARE * (time.monotonic() - self._drawn):
-            self.draw_curves(training)
+            self.draw_curves(state)
 
-    def draw_curves(self, training):
+    def draw_curves(self, state):
         """Draw the curves of all epochs so far."""
-        if not training.history.rows:
+        if not state.history.rows:
             return
         started = time.monotonic()
-        phases = {"head": 0, "fine-tuning": training.phase.first} if training.phase.unfrozen else None
-        selected = training.history.selected()["epoch"]
-        self._try(CURVES, lambda: self._draw(CURVES, draw_curves(training.history.rows, selected, phases)))
+        phases = {"head": 0, "fine-tuning": state.phase.first} if state.phase.unfrozen else None
+        selected = state.history.selected()["epoch"]
+        self._try(CURVES, lambda: self._draw(CURVES, draw_curves(state.history.rows, selected, phases)))
         self._drawn = time.monotonic()
         self._cost = self._drawn - started
 
-    def _first_batch(self, training):
+    def _first_batch(self, state):
         """(images, captions): as the phase sees them; a head sees features of images as they are."""
-        augmented = self._settings["augment"] and not training.phase.on_features
-        view = functools.partial(augment, size=training.training_image_size()) if augmented else None
-        batches = self._sets.train.batches(training.batch_size, self._settings["seed"], training.epoch, augment=view)
+        augmented = not state.phase.is_head
+        batches = train_batches(self._sets.train, self._settings, state.epoch, state.batch_size, augmented)
         images, labels = next(batches)
         return images[:MOST_IMAGES], [self._sets.classes[label] for label in labels[:MOST_IMAGES]]
 
-    def _begin_board(self, training):
+    def _begin_board(self, state):
         self._board = Board(self._run / TENSORBOARD)
         if self._board.is_new:
-            self._board.begin(training.networks.whole, self._run / FIRST_BATCH, training.history.rows)
+            self._board.begin(state.whole, self._run / FIRST_BATCH, state.history.rows)
 
     def _draw(self, name, figure):
         with replacing(self._run / name) as partial:
