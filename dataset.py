@@ -20,17 +20,9 @@ from classifier.base.console import DONE, NO_DATA, PROJECT, UserError, say, show
 from classifier.base.files import digest_of
 from classifier.base.prefetch import in_chunks, prefetch
 from classifier.cluster.workers import compare_files
+from classifier.data import inspection
 from classifier.data.cache import Decoded, Parts, decode_once
 from classifier.data.finding import Found, Paths, find_images, only_one_class
-from classifier.data.inspection import (
-    class_sections,
-    finding_sections,
-    inspect_found,
-    table_of,
-    warn_of_blank,
-    warn_of_contradictions,
-    warn_of_copies,
-)
 from classifier.data.splitting import group_names_of, members_of, refuse_small_classes, split_classes
 from classifier.runs.settings import Settings
 
@@ -41,7 +33,7 @@ class Images:
 
     found: Found
     data: DataSet  # those that can be decoded
-    num_in_data_dir: int  # so many of these come from the data_dir, the others from the validation_dir
+    border: int  # position in `data` of the first one from the validation_dir
     skipped: list[tuple[Path, str]]  # files, and why
 
 
@@ -61,16 +53,16 @@ def read_images(settings: Settings, cache_dir: Path | None) -> Images:
     cache_bytes = settings.cache_limit and 1e9 * settings.cache_limit
     decoded = decode_once(found.paths, settings.image_size, cache_dir, settings.fit, cache_bytes)
     data, skipped = _usable(found, decoded, settings.image_size)
-    num_in_data_dir = int(np.searchsorted(decoded.usable, num_found))
-    warn_of_contradictions(data.paths, data.labels, data.digests)
-    warn_of_blank(found.paths, decoded.blank)
-    sides = [(settings.data_dir, slice(None))]
-    if settings.validation_dir is not None:
-        sides = [(settings.data_dir, slice(num_in_data_dir)), (settings.validation_dir, slice(num_in_data_dir, None))]
-        warn_of_copies(data.paths, data.digests, num_in_data_dir)
-    for folder, side in sides:
-        refuse_small_classes(members_of(found.classes, data.labels[side]), data.digests[side], folder, least=3 - len(sides))
-    return Images(found, data, num_in_data_dir, skipped)
+    inspection.warn_of_contradictions(data.paths, data.labels, data.digests)
+    inspection.warn_of_blank(found.paths, decoded.blank)
+    border = int(np.searchsorted(decoded.usable, num_found))
+    if settings.validation_dir is None:
+        refuse_small_classes(settings.data_dir, found.classes, data.labels, data.digests, least=2)
+    else:
+        for folder, side in (settings.data_dir, slice(border)), (settings.validation_dir, slice(border, None)):
+            refuse_small_classes(folder, found.classes, data.labels[side], data.digests[side], least=1)
+        inspection.warn_of_copies(data.paths, data.digests, border)
+    return Images(found, data, border, skipped)
 
 
 def read_labelled(found: Found, image_size: int, fit: str, cache_dir: Path | None) -> tuple[DataSet, list[tuple[Path, str]]]:
@@ -117,7 +109,7 @@ def split_images(images: Images, settings: Settings, near_copies: dict[str, str]
     """
     data, found = images.data, images.found
     if settings.validation_dir is not None:
-        train, valid = np.split(np.arange(len(data)), [images.num_in_data_dir])
+        train, valid = np.split(np.arange(len(data)), [images.border])
         how = {"by": "folder", "validation_dir": str(Path(settings.validation_dir).absolute())}
     else:
         names, how = None, {"by": "image"}
@@ -210,12 +202,12 @@ def main(argv: list[str] | None = None) -> int:
     """Look at the images, print what was found, and return the exit code."""
     arguments = parse_arguments(argv)
     found = find_images(arguments.folder)
-    findings = inspect_found(found, arguments.against)
-    show(json.dumps(findings, indent=1) if arguments.format == "json" else table_of(findings))
+    findings = inspection.inspect_found(found, arguments.against)
+    show(json.dumps(findings, indent=1) if arguments.format == "json" else inspection.table_of(findings))
     if arguments.html is not None:
         from classifier.pages.report import write_report
 
-        sections = finding_sections(findings) + class_sections(found)
+        sections = inspection.finding_sections(findings) + inspection.class_sections(found)
         write_report(arguments.html, f"Images in {arguments.folder}", sections)
         say(f"written: {arguments.html}")
     return DONE

@@ -148,23 +148,26 @@ def find_images(
     if not folder.exists():
         raise UserError(f"there is no folder {folder}", NO_DATA)
     if folder.suffix.lower() == ".csv" and folder.is_file():
-        by_class = _read_csv(folder)
+        class_of = _read_csv(folder)
     elif not folder.is_dir():
         raise UserError(f"{folder} is not a folder", NO_DATA)
     else:
-        by_class = _group_by_class(folder, classes, classes_from)
+        class_of = _classes_of(folder, classes, classes_from)
+    by_class = collections.defaultdict(list)
+    for path, name in class_of.items():
+        by_class[name].append(path)
     _refuse_names_that_differ_by_case(folder, by_class)
     classes = sorted(by_class) if classes is None else list(classes)
     if unknown := sorted(set(by_class) - set(classes)):
         raise UserError(f"{folder}: class {unknown[0]!r} is not one of the model's: {', '.join(classes)}", NO_DATA)
-    chosen = [(path, label) for label, name in enumerate(classes) for path in by_class.get(name, [])[:limit_per_class]]
+    chosen = [(path, label) for label, name in enumerate(classes) for path in by_class[name][:limit_per_class]]
     found = Found(folder, classes, Paths([]), [label for _, label in chosen])
     found.paths = Paths([os.path.join(found.root, path) for path, _ in chosen])
     return found
 
 
 def _read_csv(file):
-    """{class name: its paths, from the file's folder on}, from a CSV file with the columns path and label."""
+    """{path from the file's folder on: class}, from a CSV file with the columns path and label."""
     label_of: dict[str, str] = {}
     try:
         with open(file, newline="", encoding="utf-8-sig") as opened:  # Excel begins its files with a byte order mark
@@ -187,14 +190,11 @@ def _read_csv(file):
         raise UserError(f"{file} is not a CSV file in UTF-8: {error}", NO_DATA) from None
     if not label_of:
         raise UserError(f"no images in {file}", NO_DATA)
-    by_class = collections.defaultdict(list)
-    for path in sorted(label_of, key=natural_key):
-        by_class[label_of[path]].append(path)
-    return by_class
+    return {path: label_of[path] for path in sorted(label_of, key=natural_key)}
 
 
-def _group_by_class(folder, classes, classes_from):
-    """{class name: its relative paths}: by folder, else by name."""
+def _classes_of(folder, classes, classes_from):
+    """{relative path: class} of the images in a folder: by their folders, else by their names."""
     images, others = walk_images(folder)
     if others:
         kinds = ", ".join(f"{count} {suffix}" for suffix, count in others.most_common(5))
@@ -213,10 +213,7 @@ def _group_by_class(folder, classes, classes_from):
         raise UserError(problem, NO_DATA)
     if stray:
         say(f"ignored: {len(stray)} images in {folder} that {why} ({stray[0]}{' …' if len(stray) > 1 else ''})")
-    by_class = collections.defaultdict(list)
-    for path, name in class_of.items():
-        by_class[name].append(path)
-    return by_class
+    return class_of
 
 
 def _classes_of_folders(folder, paths, classes, classes_from):

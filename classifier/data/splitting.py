@@ -19,9 +19,9 @@ def members_of(classes: list[str], labels: np.ndarray) -> dict[str, list[int]]:
     return members
 
 
-def refuse_small_classes(members: dict[str, list[int]], digests: list[str], folder: Path, least: int) -> None:
-    """Raise UserError unless each class has at least so many different images: 1 or 2."""
-    for name, positions in members.items():
+def refuse_small_classes(folder: Path, classes: list[str], labels: np.ndarray, digests: list[str], least: int) -> None:
+    """Raise UserError unless each class has at least so many different images in a folder: 1 or 2."""
+    for name, positions in members_of(classes, labels).items():
         if len({digests[i] for i in positions}) < least:
             count = ["no usable images", "one usable image", "only copies of one image"][min(len(positions), 2)]
             advice = ": it needs two, one to validate on" if least == 2 else ""
