@@ -6,7 +6,15 @@ from pathlib import Path
 import numpy as np
 import pytest
 from conftest import draw_images, predictions, run, save, train
-from run_folders import assert_runtimes_agree, assert_same_run, change_metadata, history_of, metadata_of, newest_checkpoint
+from run_folders import (
+    assert_runtimes_agree,
+    assert_same_run,
+    change_metadata,
+    damage,
+    history_of,
+    metadata_of,
+    newest_checkpoint,
+)
 
 from classifier.data.images import load_image
 
@@ -75,11 +83,13 @@ def test_class_weights_let_a_small_class_count():
     assert by_weighted > by_plain
 
 
-def test_the_residual_network_resumes_in_growing_images_and_predicts(images, photo):
+def test_the_residual_network_goes_back_to_a_sound_checkpoint_and_predicts(images, photo):
     train(images, "--network", "resnet", "--image-size", 40, "--start-size", 32)
     shutil.copytree("runs/001", "whole")
-    newest_checkpoint("runs/001").with_suffix(".index").unlink()  # as if it had been killed in the second epoch
-    assert "epoch 2/2" in run("train", "--resume", "--output", "runs").stdout
+    damage(newest_checkpoint("runs/001").with_suffix(".data-00000-of-00001"))
+    resumed = run("train", "--resume", "--output", "runs")
+    assert "is damaged" in resumed.stderr
+    assert "epoch 2/2" in resumed.stdout  # it is done again
     assert_same_run("runs/001", "whole")
     assert_runtimes_agree("runs", photo)
 

@@ -244,6 +244,8 @@ def test_batches_depend_on_seed_and_epoch_alone(images):
     assert labels(seed=2, epoch=0) != first
     assert labels(seed=1, epoch=0, first=2) == first[2:]  # resumed in the middle
     assert sum(labels(), []) == data_set.labels.tolist()
+    named = [path.parent.name for path in data_set.paths_of_batch(2, 6, seed=1, epoch=0)]  # if its loss is not finite
+    assert [["cats", "dogs"].index(name) for name in named] == first[2]
 
 
 def test_what_is_read_ahead_is_bounded_on_many_cores(images, monkeypatch):
