@@ -20,8 +20,8 @@ def test_views_are_found_by_features_and_groups_depend_on_copies_alone():
         return cv2.resize(part[:, ::-1] if k % 2 else part, (120, 120))
 
     rng = np.random.default_rng(3)
-    drawings = [cv2.resize(draw(kind, rng), (120, 120), interpolation=cv2.INTER_AREA) for kind in ("cat", "dog") * 6]
-    images = drawings + [view(drawings[k], k) for k in range(4)]
+    images = [cv2.resize(draw(kind, rng), (120, 120), interpolation=cv2.INTER_AREA) for kind in ("cat", "dog") * 6]
+    images += [view(images[k], k) for k in range(4)]
     greys = grey_images(images.__getitem__, len(images))
     features = np.eye(12, dtype=np.float32)[[*range(12), *range(4)]]
     groups = group_near_copies(greys, features)
