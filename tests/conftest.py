@@ -28,7 +28,7 @@ from classifier.base import console  # noqa: E402
 import cv2  # noqa: E402
 import numpy as np  # noqa: E402
 
-from tools.draw_samples import draw  # noqa: E402
+from experiments.draw_samples import draw  # noqa: E402
 
 PACKAGES = {"sklearn": "scikit-learn", "PIL": "pillow"}  # {module: package}, where the names differ
 QUICK = ("--image-size", 32, "--epochs", 2, "--batch-size", 8)

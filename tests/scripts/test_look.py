@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from conftest import DRAWING, draw_images, encoded, error_of, exif, run, save
 
-from tools.draw_samples import draw
+from experiments.draw_samples import draw
 
 ODD = ("blank", "very_dark", "very_bright", "tiny", "extreme_shape")
 COPIES = ("two_classes", "leaks", "exact_copies", "near_copies")

@@ -9,7 +9,7 @@ from conftest import REAL_DATA, draw_images, needs_real_data, run, save
 from classifier.data import duplicates
 from classifier.data.duplicates import grey_images, group_near_copies
 from classifier.data.images import load_image
-from tools.draw_samples import draw
+from experiments.draw_samples import draw
 
 
 def test_views_are_found_by_features_and_groups_depend_on_copies_alone():
