@@ -9,7 +9,7 @@ import tensorflow as tf
 from conftest import draw_images, error_of, predictions, run, train
 from run_folders import assert_runtimes_agree, assert_same_run, change_metadata, history_of, metadata_of, newest_checkpoint
 
-FINE_TUNING = ("--fine-tune", "auto", "--fine-tune-lr", 1e-4, "--fine-tune-epochs", 2)
+FINE_TUNING = ("--fine-tune", "auto", "--fine-tune-lr", 2e-4, "--fine-tune-epochs", 2)
 RESUME = ("train", "--resume", "--output", "runs")
 
 
@@ -65,7 +65,7 @@ def test_fine_tuning_later_is_the_same_as_in_one_command(pretrained, fine_tuned,
     finished = run(*resume, *FINE_TUNING)
     assert f"epoch {head + 2}/{head + 2}" in finished.stdout
     settings = metadata_of("runs/001")["settings"]
-    assert (settings["fine_tune"], settings["fine_tune_epochs"], settings["fine_tune_lr"]) == ("conv_dw_12", 2, 1e-4)
+    assert (settings["fine_tune"], settings["fine_tune_epochs"], settings["fine_tune_lr"]) == ("conv_dw_12", 2, 2e-4)
     assert_same_run("runs/001", fine_tuned, ("head", "fine_tuning"))
     assert "began with fine-tune conv_dw_12" in error_of(run(*resume, "--fine-tune", "9", code=2))
     shutil.rmtree("runs/001/checkpoints/fine_tuning")  # a phase that lost its checkpoints is not trained again
