@@ -16,7 +16,6 @@ from classifier.base.metrics import accuracy_interval
 from classifier.data.finding import Found, Paths
 from classifier.predicting.classifier import Prediction
 from classifier.predicting.evaluation import Scored
-from classifier.predicting.suspects import fit_heads, folds_of, out_of_fold
 from classifier.runs.settings import Settings
 from dataset import read_images, split_images
 
@@ -230,22 +229,3 @@ def test_wrong_labels_are_the_first_suspects(run_folder, monkeypatch):
         assert evaluation(run_folder, labelled, "--suspects", "s.csv")["scored"] == 25
         assert len(list(Path("runs/.cache").glob("*.features"))) == files
     assert not any(row["path"].endswith(("wrong.jpg", "copy.jpg")) for row in rows_of("s.csv")[:2])
-
-
-def test_a_head_is_not_fitted_to_the_images_that_it_predicts():
-    rng = np.random.default_rng(0)
-    labels = rng.integers(0, 3, 90)
-    features = (rng.normal(size=(90, 4)) + 2 * np.eye(3, 4)[labels]).astype(np.float32)
-    groups = [f"{i:02d}" for i in rng.permutation(90) // 2]
-    folds = folds_of(labels, groups)
-    assert all(len(set(folds[np.array(groups) == group])) == 1 for group in groups)
-    assert np.bincount(folds).min() >= 14
-    predicted = out_of_fold(features, labels, folds)
-    assert np.exp(predicted).sum(axis=1) == pytest.approx(1)
-    assert (predicted.argmax(axis=1) == labels).mean() > 0.7
-
-    logits, _ = fit_heads(features, labels, folds, 0.1)
-    changed = np.where(folds == 2, 0, labels)
-    others, _ = fit_heads(features, changed, folds, 0.1)
-    np.testing.assert_allclose(logits[:, 2], others[:, 2], atol=1e-3)
-    assert np.abs(logits[:, 1] - others[:, 1]).max() > 0.1
