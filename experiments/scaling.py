@@ -176,7 +176,7 @@ def flop_of(network, size: int) -> int:
     return total
 
 
-def inputs(arguments: argparse.Namespace, folder: Path) -> Iterator[list]:
+def inputs(arguments: argparse.Namespace, _folder: Path) -> Iterator[list]:
     """Rows: the bytes of an image, the time of one core for it, and what all cores reach."""
     paths = find_images(arguments.data_dir).paths[:200]
     as_they_are = [read_file(path) for path in paths]
@@ -201,7 +201,7 @@ def enlarged(data: bytes) -> bytes:
     return cv2.imencode(".jpg", noisy.clip(0, 255).astype(np.uint8), [cv2.IMWRITE_JPEG_QUALITY, 96])[1].tobytes()
 
 
-def with_workers(arguments: argparse.Namespace, folder: Path) -> Iterator[list]:
+def with_workers(_arguments: argparse.Namespace, folder: Path) -> Iterator[list]:
     """Rows: bytes that workers on this machine exchange in a step, and its time, with all they wait for.
 
     The bytes are those of the loopback device: nothing else should use it meanwhile. Those of a ring, in which each worker
