@@ -150,6 +150,14 @@ def choose_look(rng):
     )
 
 
+def colour_unlike(rng, fur):
+    """A colour that stands out from the fur."""
+    colour = fur
+    while np.abs(colour - fur).sum() < 130:
+        colour = mix(rng.integers(20, 250, 3), rng.choice(FURS), rng.uniform(0, 0.6))
+    return colour
+
+
 def draw_shapes(rng, pen, base):
     """Draw triangles and ellipses of no animal: a pointed shape alone must not reveal a cat."""
     for x, y, size, aspect in rng.uniform((0, 0, 0.04, 0.5), (1, 1, 0.14, 2), (rng.integers(2, 7), 4)):
@@ -160,9 +168,7 @@ def draw_shapes(rng, pen, base):
 
 def draw_background(rng, canvas, fur):
     """Fill the canvas with a scene that stands out from the fur. The unit is the longer side of the canvas here."""
-    base = fur
-    while np.abs(base - fur).sum() < 130:
-        base = mix(rng.integers(20, 250, 3), rng.choice(FURS), rng.uniform(0, 0.6))
+    base = colour_unlike(rng, fur)
     other = mix(base, rng.integers(20, 250, 3), rng.uniform(0.15, 0.5))
     canvas[:] = base
     pen = Pen(canvas, max(canvas.shape), (0, 0), outline=other, width=0.02)
