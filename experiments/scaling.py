@@ -185,7 +185,9 @@ def inputs(arguments: argparse.Namespace, _folder: Path) -> Iterator[list]:
         images = [decode_image(paths[0], data, size) for data in kept]
         decoding = [seconds_of(decode_image, paths[0], data, size) for data in kept]
         views = [seconds_of(augment, image, size, np.random.default_rng(i)) for i, image in enumerate(images)]
-        data_set = DataSet(paths, [0] * len(images), None, np.array(images).__getitem__, images[0].nbytes)
+        data_set = DataSet(
+            paths, np.zeros(len(images), np.int32), [""] * len(images), np.array(images).__getitem__, images[0].nbytes
+        )
         epochs = [data_set.batches(50, epoch, augment=partial(augment, size=size)) for epoch in range(EPOCHS_OF_INPUT)]
         seconds = seconds_of(lambda epochs=epochs: [None for batches in epochs for _ in batches])
         kilobytes = f"{statistics.mean(map(len, kept)) / 1000:.0f}", f"{3 * size**2 / 1000:.0f}"
