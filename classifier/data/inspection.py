@@ -208,12 +208,11 @@ def class_sections(found: Found) -> list[tuple]:
     return [(f"Class {found.classes[label]}", f"{len(shown)} images", None, shown) for label, shown in images.items()]
 
 
-def warn_of_blank(paths: Sequence[Path], blank: list[bool]) -> None:
-    """Warn of images that show nothing."""
-    if any(blank):
-        count, example = sum(blank), paths[blank.index(True)]
-        what = f"all {count}" if count == len(paths) else f"{count} of {len(paths)}"
-        say(f"warning: {what} images show nothing but one colour, such as {example}: there is little to learn from them")
+def warn_of_blank(blank: list[Path], num_images: int) -> None:
+    """Warn of images that show nothing, among so many."""
+    if blank:
+        count = f"all {num_images}" if len(blank) == num_images else f"{len(blank)} of {num_images}"
+        say(f"warning: {count} images show nothing but one colour, such as {blank[0]}: there is little to learn from them")
 
 
 def warn_of_contradictions(paths: Sequence[Path], labels: np.ndarray, digests: list[str]) -> None:
