@@ -6,9 +6,9 @@ import cv2
 import numpy as np
 from conftest import REAL_DATA, draw_images, needs_real_data, run, save
 
-from classifier.data import duplicates
-from classifier.data.duplicates import grey_images, group_near_copies
+from classifier.data import near_copies
 from classifier.data.images import load_image
+from classifier.data.near_copies import grey_images, group_near_copies
 from experiments.draw_samples import draw
 
 
@@ -34,7 +34,7 @@ def test_views_are_found_by_features_and_groups_depend_on_copies_alone():
 def test_among_too_many_images_only_exact_copies_are_found(monkeypatch):
     """Nothing is kept of each image that would fill the memory."""
     drawings = draw_images("images", size=120)
-    monkeypatch.setattr(duplicates, "MOST_IMAGES", 20)
+    monkeypatch.setattr(near_copies, "MOST_IMAGES", 20)
     (drawings / "dogs/copy.jpg").write_bytes((drawings / "dogs/dogs_3.jpg").read_bytes())
     save(drawings / "dogs/near.jpg", cv2.imread(str(drawings / "cats/cats_5.jpg"))[:, ::-1])
     looked = run("dataset", drawings, "--format", "json")
