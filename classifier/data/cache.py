@@ -18,7 +18,7 @@ from classifier.base.console import progress, say
 from classifier.base.files import digest_of, replacing
 from classifier.base.prefetch import prefetch
 from classifier.cluster import workers
-from classifier.data.images import BadImageError, decode_image, is_blank, load_image, read_file
+from classifier.data.images import BLANK, BadImageError, decode_image, load_image, read_file
 from classifier.data.tars import tar_of
 
 DECODING_VERSION = 2  # raise it when decode_image() comes to give other pixels
@@ -213,7 +213,8 @@ def _decode_all(paths, image_size, fit, write=None, most=0):
                 files.append((None, error.reason, False, False))
                 lasting &= error.lasting
                 continue
-            files.append((digest, None, is_blank(image), most > 0))
+            is_blank = bool(cv2.meanStdDev(image)[1].max() < BLANK)
+            files.append((digest, None, is_blank, most > 0))
             if most > 0:
                 write(image)
                 most -= 1
