@@ -43,16 +43,19 @@ def read_images(settings: Settings, cache_dir: Path | None) -> Images:
     Raises UserError where fewer than two classes, or fewer than two different images of a class, are usable, and where
     workers that train together do not find the same.
     """
+    # Find: paths and labels, no file is opened.
     found = find_images(settings.data_dir, None, settings.limit_per_class, settings.classes_from)
     if len(found.classes) < 2:
         raise UserError(f"{only_one_class(found)}: at least two are needed", NO_DATA)
     num_found = len(found.paths)
     if settings.validation_dir is not None:
         found += find_images(settings.validation_dir, found.classes, classes_from=settings.classes_from)
-    compare_files(found)  # before each worker decodes its part
+    compare_files(found)  # if several workers train together: each decodes a part
+    # Decode: each file once, for this run and later ones.
     cache_bytes = settings.cache_limit and 1e9 * settings.cache_limit
     decoded = decode_once(found.paths, settings.image_size, cache_dir, settings.fit, cache_bytes)
     data = _usable(found, decoded, settings.image_size)
+    # Check: what would spoil the training.
     inspection.warn_of_contradictions(data.paths, data.labels, data.digests)
     inspection.warn_of_blank(decoded.blank, len(found.paths))
     border = int(np.searchsorted(decoded.usable, num_found))
