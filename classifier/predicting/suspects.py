@@ -34,7 +34,7 @@ class Suspects:
     def ranked(self):
         """Positions of the images, the one whose label is the least probable first.
 
-        This "self-confidence" found as many planted labels as any other score, or more: see tools/planted_labels.py.
+        This "self-confidence" found as many planted labels as any other score, or more: see experiments/suspects.py.
         """
         return np.argsort(self._of_label(), kind="stable")
 

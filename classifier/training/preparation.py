@@ -15,7 +15,7 @@ from classifier.base.files import csv_text
 from classifier.cluster import workers
 from classifier.cluster.devices import let_memory_grow
 from classifier.data import near_copies
-from classifier.data.duplicates import are_compared
+from classifier.data.near_copies import are_compared
 from classifier.networks.by_name import create_network, extract_features
 from classifier.networks.pretrained import load_weights, split_at_features
 from classifier.runs.folder import Run
