@@ -94,15 +94,15 @@ def extract_features(images, feature_extractor: keras.Model, cache_dir: Path, fi
 
     def make(part, write):
         with progress("extracting features", len(part)) as advance:
-            for batch, _ in images.take(part).batches(inference_batch_size(size)):
+            for batch, _ in images.take(np.array(part, int)).batches(inference_batch_size(size)):
                 write(compute(batch))
                 advance(len(batch))
 
     try:
-        features, _ = rows_of_all(path, feature_extractor.output_shape[1:], np.float32, positions, make)
+        features, _ = rows_of_all(path, feature_extractor.output_shape[1:], np.float32, positions.tolist(), make)
     except OSError as error:
         say(f"no cache of features ({describe(error)}): they stay in memory")
         parts: list[np.ndarray] = []
-        make(positions, parts.append)
+        make(positions.tolist(), parts.append)
         features = np.concatenate(parts)
     return features, rows
