@@ -14,12 +14,6 @@ BLUE, VERMILLION, GREY = "#0072B2", "#D55E00", "#767676"
 DPI = 100  # pixels for an inch
 COLUMNS, SIDE, GAP, CAPTION = 8, 128, 8, 24  # of tiles; their pixels, and those between them; of the line below a tile
 MOST_CHARACTERS = 18  # of a caption: more would reach the next one
-STYLE = {
-    "text.parse_math": False,  # a class name with two dollars is no formula
-    "font.family": "sans-serif",
-    "svg.fonttype": "none",  # text is text, which the browser draws, with whatever script its fonts have
-    "svg.hashsalt": "",
-}
 
 
 def new_figure(width: float, height: float, **options):
@@ -27,7 +21,11 @@ def new_figure(width: float, height: float, **options):
     import matplotlib
     from matplotlib.figure import Figure
 
-    matplotlib.rcParams.update(STYLE)
+    matplotlib.rc("text", parse_math=False)  # a class name with two dollars is no formula
+    matplotlib.rc("font", family="sans-serif")
+    matplotlib.rc(
+        "svg", fonttype="none", hashsalt=""
+    )  # text is text, which the browser draws, whatever script its fonts have
     return Figure((width, height), DPI, **options)
 
 
@@ -62,7 +60,7 @@ def draw_curves(rows: list[dict], selected: int, phases: dict[str, int] | None =
     figure = new_figure(width, height)
     panels = figure.subplots(3, sharex=True)
     column = lambda name: [row[name] for row in rows]  # noqa: E731
-    style = {"marker": "o" if len(rows) < 20 else None, "ms": 4}
+    style: dict = {"marker": "o" if len(rows) < 20 else None, "ms": 4}
     for panel, name in zip(panels, ("loss", "accuracy"), strict=False):
         panel.plot(column("epoch"), column(name), "--", color=VERMILLION, label="training", **style)
         panel.plot(column("epoch"), column(f"val_{name}"), color=BLUE, label="validation", **style)

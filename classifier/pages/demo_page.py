@@ -30,14 +30,6 @@ MOST_BARS = 5
 EXAMPLES_PER_CLASS = 3
 ONE_AT_A_TIME: dict[str, Any] = {"concurrency_limit": 1, "concurrency_id": "network"}
 PRIVATE: dict[str, Any] = {"api_visibility": "private"}
-PASTE = """<script>
-document.addEventListener("paste", (event) => {
-  const input = document.querySelector("#photos input[type=file]");
-  if (!input || !event.clipboardData.files.length) return;
-  input.files = event.clipboardData.files;
-  input.dispatchEvent(new Event("change", { bubbles: true }));
-});
-</script>"""
 
 
 class Demo:
@@ -164,9 +156,8 @@ def launch(page: gradio.Blocks, host: str, port: int, folder: str, auth: tuple[s
         app_kwargs={"middleware": [Middleware(Guard, hosts=hosts, folder=folder)]},
         theme=gradio.themes.Default(font=["system-ui", "sans-serif"], font_mono=["monospace"]),  # no fonts from elsewhere
         css_paths=TEMPLATES / "demo.css",
-        head=PASTE,
+        head_paths=TEMPLATES / "demo_paste.html",
         footer_links=["api"],
-        inbrowser=False,
         quiet=True,
         run_history=False,
         enable_monitoring=False,

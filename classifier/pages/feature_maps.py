@@ -71,15 +71,14 @@ def choose(maps: np.ndarray) -> np.ndarray:
     return np.sort(order[:half][:: max(1, half // SHOWN)][:SHOWN])
 
 
-def signed_tiles(arrays: np.ndarray) -> np.ndarray:
-    """Arrays of both signs as images: grey is 0, white the highest, black as far below; (n, h, w[, 3]) → uint8."""
-    limits = np.abs(arrays).max(axis=tuple(range(1, arrays.ndim)), keepdims=True)
-    return (127.5 + 127.5 * arrays / np.maximum(limits, 1e-9)).round().astype(np.uint8)
+def as_images(arrays: np.ndarray, signed: bool = False) -> np.ndarray:
+    """Arrays, (n, height, width[, 3]), as uint8 images: from black, the lowest, to white, the highest of each.
 
-
-def positive_tiles(arrays: np.ndarray) -> np.ndarray:
-    """Maps as images: black is the lowest, white the highest of each; (n, height, width) → uint8."""
-    low, high = arrays.min(axis=(1, 2), keepdims=True), arrays.max(axis=(1, 2), keepdims=True)
+    Of `signed` ones, 0 is grey, and black as far below it as white is above.
+    """
+    axes = tuple(range(1, arrays.ndim))
+    high = np.maximum((np.abs(arrays) if signed else arrays).max(axis=axes, keepdims=True), 1e-9)
+    low = -high if signed else arrays.min(axis=axes, keepdims=True)
     return (255 * (arrays - low) / np.maximum(high - low, 1e-9)).round().astype(np.uint8)
 
 
@@ -90,24 +89,22 @@ def draw_lesson(photo: np.ndarray, image: np.ndarray, convolutions: Convolutions
     """
     first, *others = convolutions(image)
     shown = choose(first)
-    filters, results = (signed_tiles(np.moveaxis(a, -1, 0)[shown]) for a in (convolutions.filters, first))
-    kind = f"{convolutions.filters.shape[0]}×{convolutions.filters.shape[1]}"
+    filters, results = (as_images(np.moveaxis(each, -1, 0)[shown], signed=True) for each in (convolutions.filters, first))
+    rows = [part[start : start + COLUMNS] for start in range(0, len(shown), COLUMNS) for part in (filters, results)]
+    height, width, _, _ = convolutions.filters.shape
     title = (
         f"Filters that the network learned: {len(shown)} of {first.shape[2]} in its first layer, "
-        f"{convolutions.first_layer}. Each has a {kind} kernel for red, green\n"
+        f"{convolutions.first_layer}. Each has a {height}×{width} kernel for red, green\n"
         "and blue, shown as colours: grey is 0. Below each, what it makes of this image: grey is 0."
     )
-    rows = [part[start : start + COLUMNS] for start in range(0, len(shown), COLUMNS) for part in (filters, results)]
     sections = [(title, np.concatenate([tiled(row) for row in rows]))]
-    title = (
-        "Feature maps (white: most). A later convolution adds up its results for all maps of the layer before. ReLU makes "
-        "what is\nbelow 0 black. "
-    )
+    title = "Feature maps (white: most). A later convolution adds up its results for all maps of the layer before. "
+    title += "ReLU makes what is\nbelow 0 black. "
     for name, maps in zip(convolutions.layers, others, strict=True):
         shown = choose(maps)
         height, width, channels = maps.shape
         title += f"After {name}: {len(shown)} of {channels} maps, {height}×{width} each"
-        sections.append((title, tiled(positive_tiles(np.moveaxis(maps, 2, 0)[shown]))))
+        sections.append((title, tiled(as_images(np.moveaxis(maps, 2, 0)[shown]))))
         title = ""
     heights = [3.8, *(11 * sheet.shape[0] / sheet.shape[1] + 0.4 for _, sheet in sections)]
     figure = new_figure(11, sum(heights), layout="constrained")
@@ -123,13 +120,11 @@ def draw_lesson(photo: np.ndarray, image: np.ndarray, convolutions: Convolutions
 
 def draw_kernels(figure, grey: np.ndarray) -> None:
     """Draw the KERNELS, as numbers, and what each makes of a grey image, (height, width) uint8, beside the image itself."""
-    figure.suptitle(
+    title = (
         "A convolution slides a kernel over the image. Each number is multiplied by the pixel under it; the sum is the new "
-        "pixel.\nClassic kernels, and what they make of this image (for the last three, grey is 0):",
-        x=0.01,
-        ha="left",
-        fontsize=10,
+        "pixel.\nClassic kernels, and what they make of this image (for the last three, grey is 0):"
     )
+    figure.suptitle(title, x=0.01, ha="left", fontsize=10)
     grid = figure.subplots(2, len(KERNELS) + 1, height_ratios=(2, 1.2))
     for axes in grid.flat:
         axes.set_axis_off()
@@ -137,7 +132,7 @@ def draw_kernels(figure, grey: np.ndarray) -> None:
     grid[0, 0].set_title("the image, grey", fontsize=10)
     for (image_axes, kernel_axes), (name, (numbers, divisor, effect)) in zip(grid.T[1:], KERNELS.items(), strict=True):
         result = apply_kernel(grey, name)
-        shown = result if np.sum(numbers) else signed_tiles(result[None])[0]
+        shown = result if np.sum(numbers) else as_images(result[None], signed=True)[0]
         image_axes.imshow(shown, cmap="gray", vmin=0, vmax=255)
         image_axes.set_title(f"{name}:\n{effect}", fontsize=10)
         kernel_axes.imshow(np.sign(numbers), cmap="gray", vmin=-3, vmax=3)

@@ -97,13 +97,13 @@ def _accuracy(result):
 def _confusion_matrix(result) -> Iterator[Section]:
     """The matrix as a table, or of many classes as an image; then what is confused."""
     classes, matrix = result["classes"], np.array(result["confusion_matrix"])
-    heading, text = "Confusion matrix", "Rows are the true classes, columns the predicted ones."
+    text = "Rows are the true classes, columns the predicted ones."
     if len(classes) <= MOST_COLUMNS:
-        yield Section(heading, text, matrix=(classes, matrix.tolist()))
+        yield Section("Confusion matrix", text, matrix=(classes, matrix.tolist()))
     else:
         text += " The numbers of the classes are those in the table of classes below."
         figure = (svg_of(draw_heat_map(matrix)), f"Heat map of the confusion matrix of {len(classes)} classes")
-        yield Section(heading, text, figures=[figure])
+        yield Section("Confusion matrix", text, figures=[figure])
     of_class = dict(zip(classes, matrix.sum(axis=1), strict=True))
     rows = [[true, predicted, count, f"{count / of_class[true]:.1%}"] for count, true, predicted in confusions(result)]
     if rows:
@@ -113,16 +113,14 @@ def _confusion_matrix(result) -> Iterator[Section]:
 
 
 def _classes(result):
-    rows = [["class", "images", "recall", "precision"]]
-    for name, scores in result["per_class"].items():
+    rows = [["number", "class", "images", "recall", "precision"]]
+    for number, (name, scores) in enumerate(result["per_class"].items(), start=1):
         ratios = ("–" if scores[key] is None else f"{scores[key]:.1%}" for key in ("recall", "precision"))
-        rows.append([name, scores["images"], *ratios])
-    if len(rows) - 1 > MOST_COLUMNS:
-        rows = [["number", *rows[0]], *([number, *row] for number, row in enumerate(rows[1:], start=1))]
-    text = (
-        "Recall: how many images of the class are predicted as it. "
-        "Precision: how many images predicted as the class are of it."
-    )
+        rows.append([number, name, scores["images"], *ratios])
+    if len(result["classes"]) <= MOST_COLUMNS:  # else the heat map has only the numbers
+        rows = [row[1:] for row in rows]
+    text = "Recall: how many images of the class are predicted as it. "
+    text += "Precision: how many images predicted as the class are of it."
     return Section("Precision and recall of each class", text, rows)
 
 
@@ -133,20 +131,15 @@ def _thresholds(scored, name) -> Iterator[Section]:
     positive, scores = scored.labels == 1, scored.last_scores
     if positive.all() or not positive.any():
         return
-    area, average_precision = roc_auc_score(positive, scores), average_precision_score(positive, scores)
+    area, average_precision = (score(positive, scores) for score in (roc_auc_score, average_precision_score))
     false_positives, recalls, _ = map(_thinned, roc_curve(positive, scores))
     roc = draw_tradeoff(false_positives, recalls, f"false positive rate of {name}", f"recall of {name}", ([0, 1], [0, 1]))
     precisions, recalls, _ = map(_thinned, precision_recall_curve(positive, scores, drop_intermediate=True))
     chance = [0, 1], [positive.mean()] * 2
     tradeoff = draw_tradeoff(recalls, precisions, f"recall of {name}", f"precision of {name}", chance)
-    text = (
-        f"For every threshold on the probability of {name}: area under the ROC curve {area:.4f}, average precision "
-        f"{average_precision:.4f}."
-    )
-    figures = [
-        (svg_of(roc), f"ROC curve, area {area:.4f}"),
-        (svg_of(tradeoff), f"Precision-recall curve, average precision {average_precision:.4f}"),
-    ]
+    words = f"area under the ROC curve {area:.4f}", f"average precision {average_precision:.4f}"
+    text = f"For every threshold on the probability of {name}: {', '.join(words)}."
+    figures = [(svg_of(figure), shown) for figure, shown in zip((roc, tradeoff), words, strict=True)]
     yield Section("ROC and precision-recall curve", text, figures=figures)
 
 
@@ -160,11 +153,10 @@ def _calibration(scored, result, temperature):
         f"Of the images predicted with 90 % confidence, 90 % should be correct. Calibration error "
         f"{result['calibration_error']:.2%}, from chance alone {result['chance_error']:.2%}"
     )
-    bins = reliability(scored.confidences, scored.correct)
-    bins_of = {"as predicted": bins}
+    plain, name = scored.plain_confidences, "as predicted" if temperature == 1 else f"with temperature {temperature:.2f}"
+    bins_of = {name: reliability(scored.confidences, scored.correct)}
     if temperature != 1:
-        plain = scored.plain_confidences
-        bins_of = {f"with temperature {temperature:.2f}": bins, "without": reliability(plain, scored.correct)}
+        bins_of["without"] = reliability(plain, scored.correct)
         text += f"; without the temperature {calibration_error(plain, scored.correct):.2%}"
     figure = (svg_of(draw_reliability(bins_of)), "Reliability diagram: accuracy over confidence")
     return Section("Calibration", f"{text}.", figures=[figure])
