@@ -17,7 +17,6 @@ from classifier.runs.history import read_history
 
 MOST_MISTAKES, MOST_OTHERS = 48, 24  # images that a section shows
 MOST_CONFUSIONS = 20
-MOST_POINTS = 400  # of a curve: more than it has pixels
 EXPLAINED, SIDE = 3, 160  # images of each kind; pixels of their longer side
 SETTINGS = ("batch_size", "lr", "weight_decay", "label_smoothing", "dropout", "ema", "seed")
 
@@ -132,19 +131,15 @@ def _thresholds(scored, name) -> Iterator[Section]:
     if positive.all() or not positive.any():
         return
     area, average_precision = (score(positive, scores) for score in (roc_auc_score, average_precision_score))
-    false_positives, recalls, _ = map(_thinned, roc_curve(positive, scores))
+    false_positives, recalls, _ = roc_curve(positive, scores)
     roc = draw_tradeoff(false_positives, recalls, f"false positive rate of {name}", f"recall of {name}", ([0, 1], [0, 1]))
-    precisions, recalls, _ = map(_thinned, precision_recall_curve(positive, scores, drop_intermediate=True))
+    precisions, recalls, _ = precision_recall_curve(positive, scores, drop_intermediate=True)
     chance = [0, 1], [positive.mean()] * 2
     tradeoff = draw_tradeoff(recalls, precisions, f"recall of {name}", f"precision of {name}", chance)
     words = f"area under the ROC curve {area:.4f}", f"average precision {average_precision:.4f}"
     text = f"For every threshold on the probability of {name}: {', '.join(words)}."
     figures = [(svg_of(figure), shown) for figure, shown in zip((roc, tradeoff), words, strict=True)]
     yield Section("ROC and precision-recall curve", text, figures=figures)
-
-
-def _thinned(points):
-    return points[np.unique(np.linspace(0, len(points) - 1, MOST_POINTS).astype(int))]
 
 
 def _calibration(scored, result, temperature):
