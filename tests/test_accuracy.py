@@ -7,7 +7,7 @@ import pytest
 from conftest import PROJECT, draw_images, predictions, run, save, train
 from run_folders import assert_runtimes_agree, assert_same_run, change_metadata, history_of, metadata_of, newest_checkpoint
 
-from classifier.base.metrics import area_under_roc, calibration_error, chance_error, log_softmax
+from classifier.base.metrics import calibration_error, chance_error, log_softmax
 from classifier.data.augmentation import augment, random_places
 from classifier.data.images import load_image
 from classifier.networks.by_name import create_network, with_features
@@ -111,12 +111,6 @@ def test_chance_hardly_moves_the_temperature():
         labels = (rng.random(40) < np.exp(log_softmax(logits))[:, 1]).astype(int)
         fitted.append(fit_temperature(logits, labels))
     assert np.abs(np.log(fitted)).mean() < 0.25
-
-
-def test_the_area_under_the_roc_curve_is_the_part_of_pairs_in_order():
-    assert area_under_roc([1, 2, 3], [4, 5]) == 1
-    assert area_under_roc([1, 2, 3], [0, 0]) == 0
-    assert area_under_roc([1, 2, 3, 3], [2, 3]) == pytest.approx(((1 + 0.5) / 4 + (2 + 1) / 4) / 2)
 
 
 def test_calibration_error_by_hand_and_what_chance_alone_makes_it():

@@ -78,13 +78,17 @@ def figures(test_scores, other_scores):
     """The figures of a row as text, in the order of COLUMNS from the number of test images on."""
     import numpy as np  # not before it is needed: --help answers at once
 
-    from classifier.base.metrics import area_under_roc
+    from sklearn.metrics import roc_auc_score
 
     threshold = np.quantile(test_scores, 1 - LOST)
     pairs = (other_scores, threshold), (test_scores, 1), (other_scores, 1)
     shares = [np.mean(np.array(scores) > limit) for scores, limit in pairs]
     counts = [str(len(scores)) for scores in (test_scores, other_scores)]
-    return [*counts, f"{area_under_roc(test_scores, other_scores):.4f}", *(f"{share:.4f}" for share in shares)]
+    return [
+        *counts,
+        f"{roc_auc_score([0] * len(test_scores) + [1] * len(other_scores), [*test_scores, *other_scores]):.4f}",
+        *(f"{share:.4f}" for share in shares),
+    ]
 
 
 if __name__ == "__main__":

@@ -4,8 +4,6 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-from classifier.base.metrics import area_under_roc
-
 
 class LogMeans(keras.layers.Layer):
     """Logarithms of the means of feature maps, and of their centres, half as wide: (n, side, side, maps) → (n, 2 × maps).
@@ -72,13 +70,15 @@ def left_out_area_under_roc(distances, labels):
     `distances` are those of images from all classes, (n, classes), `labels` their own classes, (n,). Each class is left out
     in turn, with its distances; the result is the mean of the areas under the ROC curve. It is ½ for images of one class.
     """
+    from sklearn.metrics import roc_auc_score  # slow to import, and only training needs it
+
     present = np.unique(labels)
     if len(present) == 1:
         return 0.5
     areas = []
     for label in present:
         scores, is_left_out = np.delete(distances, label, axis=1).min(axis=1), labels == label
-        areas.append(area_under_roc(scores[~is_left_out], scores[is_left_out]))
+        areas.append(roc_auc_score(is_left_out, scores))
     return float(np.mean(areas))
 
 
