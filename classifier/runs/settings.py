@@ -21,159 +21,89 @@ FINE_TUNING = ("fine_tune", "fine_tune_epochs", "fine_tune_lr")
 CHANGEABLE_ON_RESUME = {"cache_limit", "data_dir", "validation_dir", "patience", "save_minutes", "tensorboard"}
 
 
-def setting(default, group, metavar, help_text, choices=None, **bounds):
+HELP = {
+    "data_dir": "class folders, images named cat.1.jpg or cat_1.jpg, or a CSV file of path,label",
+    "classes_from": "leaf or top: which folders are the classes, if some are below others: those of the images, or the "
+    "topmost",
+    "limit_per_class": "use only the first N images of each class",
+    "validation_split": "fraction of each class that is used for validation",
+    "validation_dir": "validate on the images in this folder, and train on all in --data-dir",
+    "group_near_copies": "near-copies of an image may be on either side of the split into training and validation",
+    "group_by": "keep images on one side of the split where this finds the same in their paths, such as a patient, a video "
+    "or a place: its first group in parentheses, or all that it matches",
+    "image_size": "side of the square that every image is resized to",
+    "fit": "how an image becomes a square: squash (all of it, resized), crop (the largest square in the centre), or pad "
+    "(all of it, in its shape, the rest filled with its mean colour)",
+    "start_size": "side of the augmented images in the first epoch, which grows to --image-size",
+    "cache_limit": "keep at most so many gigabytes of decoded images for later epochs and runs (default: all)",
+    "augment": "train without augmentation",
+    "network": f"cnn (default), resnet, or a pretrained one of keras.applications: {', '.join(PRETRAINED_NETWORKS)}",
+    "weights": "weights of a pretrained network: imagenet, none, or a .h5 file of Keras",
+    "fine_tune": "then train pretrained layers, too: those from the layer of this name on; a number: the last N; auto: "
+    "which layers, how long and how fast is chosen by the number of images and the validation accuracy of the head",
+    "fine_tune_epochs": "epochs of fine-tuning",
+    "fine_tune_lr": "highest learning rate of fine-tuning",
+    "dropout": "fraction of the features that a step drops",
+    "epochs": "passes over all training images (default: 40 to 100, the fewer images, the more; 150 at most for a head)",
+    "minutes": "choose --epochs, or with a pretrained network whether and how long to fine-tune, so that the training "
+    "takes about M minutes on this machine",
+    "batch_size": "images in a step",
+    "lr": "highest learning rate of AdamW: warm-up, then cosine decay to 0",
+    "weight_decay": "weight decay of AdamW",
+    "label_smoothing": "fraction of each label that is spread over all classes",
+    "ema": "decay of the weight averaging (EMA); the averaged weights predict; 0: no averaging",
+    "class_weights": "auto: images of small classes count a little more where classes differ much; none: all images count "
+    "the same; balanced: all classes count the same, in the validation figures, too",
+    "mixed_precision": "compute training steps in float32 even if the CPU or the GPUs have bfloat16, which is faster",
+    "patience": "stop after N epochs without a higher validation accuracy, or without a lower validation loss of a head; 0: "
+    "never; fine-tuning does all its epochs",
+    "seed": "random seed of the initial weights, the order of the images and their augmentation",
+    "save_minutes": "save at least this often within an epoch",
+    "tensorboard": "also write the epochs, the first batch and the network's graph for TensorBoard",
+}
+
+
+def setting(default, group, metavar=None, choices=None, **bounds):
     """A field of Settings: its default, the group of its flag in --help, and what values it may have (see number())."""
-    about = {"group": group, "metavar": metavar, "help": help_text, "choices": choices, "bounds": bounds}
+    about = {"group": group, "metavar": metavar, "choices": choices, "bounds": bounds}
     return dataclasses.field(default=default, metadata=about)
 
 
 @dataclasses.dataclass(frozen=True)
 class Settings:
-    """What a training does. Each setting has a flag; where None is allowed, it means: not asked for."""
+    """What a training does. Each setting has a flag, see HELP; None means: not asked for."""
 
-    data_dir: Path = setting(
-        PROJECT / "training_data",
-        "images",
-        "FOLDER",
-        "class folders, images named cat.1.jpg or cat_1.jpg, or a CSV file of path,label",
-    )
-    classes_from: str | None = setting(
-        None,
-        "images",
-        "LEVEL",
-        "leaf or top: which folders are the classes, if some are below others: those of the images, or the topmost",
-        ("leaf", "top"),
-    )
-    limit_per_class: int | None = setting(None, "images", "N", "use only the first N images of each class", low=2)
-    validation_split: float = setting(
-        0.2, "images", "P", "fraction of each class that is used for validation", above=0, below=1
-    )
-    validation_dir: Path | None = setting(
-        None, "images", "FOLDER", "validate on the images in this folder, and train on all in --data-dir"
-    )
-    group_near_copies: bool = setting(
-        True, "images", None, "near-copies of an image may be on either side of the split into training and validation"
-    )
-    group_by: str | None = setting(
-        None,
-        "images",
-        "REGEX",
-        "keep images together, for training or for validation, where this finds the same in their paths, such as a patient, "
-        "a video or a place: its first group in parentheses, or all that it matches",
-    )
-    image_size: int = setting(
-        128, "images", "PX", "side of the square that every image is resized to", low=MIN_IMAGE_SIZE, high=MAX_IMAGE_SIZE
-    )
-    fit: str = setting(
-        "squash",
-        "images",
-        "HOW",
-        "how an image becomes a square: squash (all of it, resized), crop (the largest square in the centre), or pad (all of "
-        "it, in its shape, the rest filled with its mean colour)",
-        FITS,
-    )
-    start_size: int | None = setting(
-        None,
-        "images",
-        "PX",
-        "side of the augmented images in the first epoch, which grows to --image-size",
-        low=MIN_IMAGE_SIZE,
-        high=MAX_IMAGE_SIZE,
-    )
-    cache_limit: float | None = setting(
-        None,
-        "images",
-        "GB",
-        "keep at most so many gigabytes of decoded images for later epochs and runs (default: all)",
-        low=0,
-    )
-    augment: bool = setting(True, "images", None, "train without augmentation")
-    network: str = setting(
-        "cnn",
-        "network",
-        "NAME",
-        f"cnn (default), resnet, or a pretrained one of keras.applications: {', '.join(PRETRAINED_NETWORKS)}",
-        NETWORKS,
-    )
-    weights: str = setting(
-        "imagenet", "network", "SOURCE", "weights of a pretrained network: imagenet, none, or a .h5 file of Keras"
-    )
-    fine_tune: str | None = setting(
-        None,
-        "network",
-        "LAYERS",
-        "then train pretrained layers, too: those from the layer of this name on; a number: the last N; auto: which layers, "
-        "how long and how fast is chosen by the number of images and the validation accuracy of the head",
-    )
-    fine_tune_epochs: int = setting(5, "network", "N", "epochs of fine-tuning", low=1)
-    fine_tune_lr: float = setting(1e-4, "network", "RATE", "highest learning rate of fine-tuning", above=0)
-    dropout: float = setting(0.3, "network", "P", "fraction of the features that a step drops", low=0, below=1)
-    epochs: int | None = setting(
-        None,
-        "training",
-        "N",
-        "passes over all training images (default: 40 to 100, the fewer images, the more; 150 at most for a head)",
-        low=1,
-    )
-    minutes: float | None = setting(
-        None,
-        "training",
-        "M",
-        "choose --epochs, or with a pretrained network whether and how long to fine-tune, so that the training takes about "
-        "M minutes on this machine",
-        above=0,
-    )
-    batch_size: int = setting(32, "training", "N", "images in a step", low=1)
-    lr: float = setting(1e-3, "training", "RATE", "highest learning rate of AdamW: warm-up, then cosine decay to 0", above=0)
-    weight_decay: float = setting(0.02, "training", "RATE", "weight decay of AdamW", low=0)
-    label_smoothing: float = setting(
-        0.1, "training", "P", "fraction of each label that is spread over all classes", low=0, below=1
-    )
-    ema: float = setting(
-        0.99,
-        "training",
-        "P",
-        "decay of the weight averaging (EMA); the averaged weights predict; 0: no averaging",
-        low=0,
-        below=1,
-    )
-    class_weights: str = setting(
-        "auto",
-        "training",
-        "HOW",
-        "auto: images of small classes count a little more where classes differ much; none: all images count the same; "
-        "balanced: all classes count the same, in the validation figures, too",
-        ("auto", "none", "balanced"),
-    )
-    mixed_precision: bool = setting(
-        True,
-        "training",
-        None,
-        "compute training steps in float32 even if the CPU or the GPUs have bfloat16, which is faster",
-    )
-    patience: int = setting(
-        0,
-        "training",
-        "N",
-        "stop after N epochs without a higher validation accuracy, or without a lower validation loss of a head; 0: never; "
-        "fine-tuning does all its epochs",
-        low=0,
-    )
-    seed: int = setting(
-        0,
-        "training",
-        "N",
-        "random seed of the initial weights, the order of the images and their augmentation",
-        low=0,
-        high=2**32 - 1,
-    )
-    save_minutes: float = setting(5.0, "runs", "MINUTES", "save at least this often within an epoch", low=0)
-    tensorboard: bool = setting(
-        False,
-        "runs",
-        None,
-        "also write the epochs, the first batch and the network's graph for TensorBoard, into the run's tensorboard/",
-    )
+    data_dir: Path = setting(PROJECT / "training_data", "images", "FOLDER")
+    classes_from: str | None = setting(None, "images", "LEVEL", ("leaf", "top"))
+    limit_per_class: int | None = setting(None, "images", "N", low=2)
+    validation_split: float = setting(0.2, "images", "P", above=0, below=1)
+    validation_dir: Path | None = setting(None, "images", "FOLDER")
+    group_near_copies: bool = setting(True, "images")
+    group_by: str | None = setting(None, "images", "REGEX")
+    image_size: int = setting(128, "images", "PX", low=MIN_IMAGE_SIZE, high=MAX_IMAGE_SIZE)
+    fit: str = setting("squash", "images", "HOW", FITS)
+    start_size: int | None = setting(None, "images", "PX", low=MIN_IMAGE_SIZE, high=MAX_IMAGE_SIZE)
+    cache_limit: float | None = setting(None, "images", "GB", low=0)
+    augment: bool = setting(True, "images")
+    network: str = setting("cnn", "network", "NAME", NETWORKS)
+    weights: str = setting("imagenet", "network", "SOURCE")
+    fine_tune: str | None = setting(None, "network", "LAYERS")
+    fine_tune_epochs: int = setting(5, "network", "N", low=1)
+    fine_tune_lr: float = setting(1e-4, "network", "RATE", above=0)
+    dropout: float = setting(0.3, "network", "P", low=0, below=1)
+    epochs: int | None = setting(None, "training", "N", low=1)
+    minutes: float | None = setting(None, "training", "M", above=0)
+    batch_size: int = setting(32, "training", "N", low=1)
+    lr: float = setting(1e-3, "training", "RATE", above=0)
+    weight_decay: float = setting(0.02, "training", "RATE", low=0)
+    label_smoothing: float = setting(0.1, "training", "P", low=0, below=1)
+    ema: float = setting(0.99, "training", "P", low=0, below=1)
+    class_weights: str = setting("auto", "training", "HOW", ("auto", "none", "balanced"))
+    mixed_precision: bool = setting(True, "training")
+    patience: int = setting(0, "training", "N", low=0)
+    seed: int = setting(0, "training", "N", low=0, high=2**32 - 1)
+    save_minutes: float = setting(5.0, "runs", "MINUTES", low=0)
+    tensorboard: bool = setting(False, "runs")
 
     @property
     def is_pretrained(self) -> bool:
@@ -193,7 +123,7 @@ class Settings:
 
     @classmethod
     def from_json(cls, values: dict) -> "Settings":
-        """The settings that as_json() gave. Raises ValueError if one is missing, unknown, of another type or out of bounds."""
+        """The settings that as_json() gave. Raises ValueError where one is missing, unknown or out of bounds."""
         if values.keys() != FIELDS.keys():
             raise ValueError(f"settings {sorted(values.keys() ^ FIELDS.keys())}")
         return cls(**{name: _checked(field, values[name]) for name, field in FIELDS.items()})
@@ -241,13 +171,13 @@ def add_flags(parser: argparse.ArgumentParser) -> dict:
         add, flag = groups[about["group"]].add_argument, name.replace("_", "-")
         if kind is bool:
             prefix, action = ("no-", "store_false") if field.default else ("", "store_true")
-            add(f"--{prefix}{flag}", dest=name, action=action, help=about["help"])
+            add(f"--{prefix}{flag}", dest=name, action=action, help=HELP[name])
             continue
         if kind in (int, float):
             kind = number(kind, **about["bounds"])
         elif name == "group_by":
             kind = regular_expression
-        shown = about["help"] + ("" if name == "network" else _defaults_of(field))
+        shown = HELP[name] + ("" if name == "network" else _defaults_of(field))
         add(f"--{flag}", type=kind, metavar=about["metavar"], choices=about["choices"], help=shown)
     return groups
 

@@ -42,7 +42,7 @@ class AdamW(tf.Module):
         )
 
     def apply(self, gradients: list, variables: list) -> None:
-        """Update Keras variables, those of the beginning, on each of several devices, with the sum of the gradients of all."""
+        """Update Keras variables; each of several devices does it with the sum of the gradients of all."""
         replica = tf.distribute.get_replica_context()
         if replica.num_replicas_in_sync > 1:
             gradients = replica.all_reduce("SUM", gradients)
