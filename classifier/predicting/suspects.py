@@ -110,7 +110,7 @@ def out_of_fold(features: np.ndarray, labels: np.ndarray, groups: np.ndarray) ->
         warnings.simplefilter("ignore", ConvergenceWarning)  # more steps would not rank the images otherwise
         warnings.filterwarnings("ignore", "The least populated class", UserWarning)
         split = list(StratifiedGroupKFold(folds).split(features, labels, groups))
-        heads = [LogisticRegression(max_iter=STEPS, warm_start=True) for _ in split]
+        heads = [LogisticRegression(tol=1e-3, max_iter=STEPS, warm_start=True) for _ in split]
         for decay in DECAYS:
             probabilities = np.full((len(labels), classes), LEAST)
             for head, (others, fold) in zip(heads, split, strict=True):
