@@ -4,10 +4,13 @@ Read here how images come from a folder to the network: find, decode, split, bat
 augmentation of its images depend on nothing but (seed, epoch, image), so that a training can resume anywhere.
 """
 
+from __future__ import annotations
+
 import argparse
 import dataclasses
 import functools
 import json
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import numpy as np
@@ -16,17 +19,69 @@ from classifier.base import console
 from classifier.base.console import DONE, NO_DATA, PROJECT, UserError, say, show
 from classifier.base.files import digest_of
 from classifier.base.prefetch import in_chunks, prefetch
-from classifier.data.cache import decode_once
-from classifier.data.finding import find_images, only_one_class
-from classifier.data.images import load_image
-from classifier.data.splitting import group_names_of, split, split_groups
+from classifier.cluster.workers import compare_files
+from classifier.data import inspection
+from classifier.data.cache import Decoded, Parts, decode_once
+from classifier.data.finding import Found, Paths, find_images, only_one_class
+from classifier.data.splitting import group_names_of, members_of, refuse_small_classes, split_classes
+from classifier.runs.settings import Settings
 
 
-@dataclasses.dataclass
+@dataclasses.dataclass(frozen=True)
+class Images:
+    """The images of a training: what was found in its folders, and what of that can be used."""
+
+    found: Found
+    data: DataSet  # those that can be decoded
+    border: int  # position in `data` of the first one from the validation_dir
+    skipped: list[tuple[Path, str]]  # files, and why
+
+
+def read_images(settings: Settings, cache_dir: Path | None) -> Images:
+    """Find, decode and check the images in the folders of the settings: see find_images() and decode_once().
+
+    Raises UserError where fewer than two classes, or fewer than two different images of a class, are usable, and where
+    workers that train together do not find the same.
+    """
+    found = find_images(settings.data_dir, None, settings.limit_per_class, settings.classes_from)
+    if len(found.classes) < 2:
+        raise UserError(f"{only_one_class(found)}: at least two are needed", NO_DATA)
+    num_found = len(found.paths)
+    if settings.validation_dir is not None:
+        found += find_images(settings.validation_dir, found.classes, classes_from=settings.classes_from)
+    compare_files(found)  # before each worker decodes its part
+    cache_bytes = settings.cache_limit and 1e9 * settings.cache_limit
+    decoded = decode_once(found.paths, settings.image_size, cache_dir, settings.fit, cache_bytes)
+    data, skipped = _usable(found, decoded, settings.image_size)
+    inspection.warn_of_contradictions(data.paths, data.labels, data.digests)
+    inspection.warn_of_blank(found.paths, decoded.blank)
+    border = int(np.searchsorted(decoded.usable, num_found))
+    if settings.validation_dir is None:
+        refuse_small_classes(settings.data_dir, found.classes, data.labels, data.digests, least=2)
+    else:
+        for folder, side in (settings.data_dir, slice(border)), (settings.validation_dir, slice(border, None)):
+            refuse_small_classes(folder, found.classes, data.labels[side], data.digests[side], least=1)
+        inspection.warn_of_copies(data.paths, data.digests, border)
+    return Images(found, data, border, skipped)
+
+
+def read_labelled(found: Found, image_size: int, fit: str, cache_dir: Path | None) -> tuple[DataSet, list[tuple[Path, str]]]:
+    """(those of the found images that can be decoded, the files that cannot, each with the reason)."""
+    return _usable(found, decode_once(found.paths, image_size, cache_dir, fit), image_size)
+
+
+def _usable(found: Found, decoded: Decoded, image_size: int) -> tuple[DataSet, list[tuple[Path, str]]]:
+    paths, labels = found.paths.take(decoded.usable), np.array(found.labels, np.int32)[decoded.usable]
+    digests = [digest for digest in decoded.digests if digest is not None]
+    skipped = [(path, reason) for path, reason in zip(found.paths, decoded.reasons, strict=True) if reason is not None]
+    return DataSet(paths, labels, digests, decoded.load, 3 * image_size**2), skipped
+
+
+@dataclasses.dataclass(frozen=True)
 class TrainSets:
     """All usable images, the positions of those on each side of the split, and what is known of them."""
 
-    images: "DataSet"
+    images: DataSet
     train_positions: np.ndarray
     valid_positions: np.ndarray
     classes: list[str]  # in label order
@@ -36,187 +91,71 @@ class TrainSets:
     fingerprint: str  # of all that the network learns from: classes, images, split
 
     @functools.cached_property
-    def train(self):
+    def train(self) -> DataSet:
         """The DataSet for training."""
         return self.images.take(self.train_positions)
 
     @functools.cached_property
-    def valid(self):
+    def valid(self) -> DataSet:
         """The DataSet for validation."""
         return self.images.take(self.valid_positions)
 
 
-@dataclasses.dataclass
-class Images:
-    """All images that were found in the folders of the settings, and those that can be used."""
+def split_images(images: Images, settings: Settings, near_copies: dict[str, str]) -> TrainSets:
+    """Split images: those in the settings' validation_dir are for validation, or else a part of each class.
 
-    found: object
-    decoded: object
-    data: "DataSet"
-    num_train: int  # of those found, how many are in --data-dir
-
-
-def read_images(settings, cache_dir):
-    """Find, check and decode the images."""
-    found = find_images(settings.data_dir, None, settings.limit_per_class, settings.classes_from)
-    if len(found.classes) < 2:
-        raise UserError(f"{only_one_class(found)}: at least two are needed", NO_DATA)
-    num_train = len(found.paths)
+    `validation_split` is that part, between 0 and 1; at least one image of a class goes to either side. Images stay
+    together if the regular expression `group_by` finds the same in their paths, or if they are in a group of near_copies.
+    """
+    data, found = images.data, images.found
     if settings.validation_dir is not None:
-        found = found.with_others(find_images(settings.validation_dir, found.classes, classes_from=settings.classes_from))
-    limit = settings.cache_limit and 1e9 * settings.cache_limit
-    decoded = decode_once(found.paths, settings.image_size, cache_dir, settings.fit, limit)
-    _warn_of_contradictions(found, decoded.digests)
-    _warn_of_blank(found, decoded.blank)
-    return Images(found, decoded, usable_images(found, decoded, settings.image_size, settings.fit), num_train)
-
-
-def split_images(images, settings, near_copies):
-    """TrainSets."""
-    found, decoded = images.found, images.decoded
-    if settings.validation_dir is not None:
-        train, valid, how = _split_by_folder(found, decoded, images.num_train, settings.validation_dir)
+        train, valid = np.split(np.arange(len(data)), [images.border])
+        how = {"by": "folder", "validation_dir": str(Path(settings.validation_dir).absolute())}
     else:
-        _refuse_classes_too_small(found, decoded)
-        train, valid, how = _split_each_class(found, decoded, settings.validation_split, settings.group_by, near_copies)
-    row_of = np.cumsum([reason is None for reason in decoded.reasons]) - 1
-    return TrainSets(
-        images.data,
-        row_of[train],
-        row_of[valid],
-        found.classes,
-        [(path, reason) for path, reason in zip(found.paths, decoded.reasons, strict=True) if reason],
-        how,
-        near_copies,
-        _fingerprint(found, decoded.digests, (train, valid), settings.fit),
-    )
-
-
-def _fingerprint(found, digests, sides, fit):
-    """Identifies classes, the images of both sides of the split, and the fit: a digest of them as JSON, piece by piece."""
-
-    def pieces():
-        yield f"[{json.dumps(found.classes)}, ["
-        for number, side in enumerate(sides):
-            yield ", [" if number else "["
-            for start in range(0, len(side), 1000):
-                rows = [[digests[i], found.labels[i]] for i in side[start : start + 1000]]
-                yield f"{', ' if start else ''}{json.dumps(rows)[1:-1]}"
-            yield "]"
-        yield "]]" if fit == "squash" else f"], {json.dumps(fit)}]"  # runs without a fit were squashed
-
-    return digest_of(*(piece.encode() for piece in pieces()), size=12)
-
-
-def _usable(found, reasons, positions):
-    """{class: the positions of its usable images}."""
-    usable = {name: [] for name in found.classes}
-    for i in positions:
-        if reasons[i] is None:
-            usable[found.classes[found.labels[i]]].append(i)
-    return usable
-
-
-def _refuse_classes_too_small(found, decoded):
-    """Raise UserError if a class has less than two different images."""
-    for name, members in _usable(found, decoded.reasons, range(len(found.paths))).items():
-        if len({decoded.digests[i] for i in members}) < 2:
-            count = ["no usable images", "one usable image", "only copies of one image"][min(len(members), 2)]
-            raise UserError(f"class {name!r} in {found.folder} has {count}: it needs two, one to validate on", NO_DATA)
-
-
-def _split_each_class(found, decoded, validation_size, group_by, near_copies):
-    """(training, validation, how): positions in found.paths, and how they were split, for the metadata."""
-    usable = _usable(found, decoded.reasons, range(len(found.paths)))
-    names = group_by and group_names_of([found.relative(i) for i in range(len(found.paths))], decoded.reasons, group_by)
-    how = {"by": "group", "group_by": group_by} if group_by else {"by": "image"}
-    if near_copies:
-        how["near_copies"] = len(near_copies) - len(set(near_copies.values()))
-        ids = [near_copies.get(digest) for digest in decoded.digests]
-        try:
-            train, valid, how["groups"] = split_groups(usable, decoded.digests, validation_size, names, ids)
-            return train, valid, how | {"together": True}
-        except UserError:  # a class has nothing else
-            how["together"] = False
-    if group_by:
-        train, valid, how["groups"] = split_groups(usable, decoded.digests, validation_size, names)
-    else:
-        sides = [split(members, decoded.digests, validation_size) for members in usable.values()]
-        train, valid = (sum(parts, []) for parts in zip(*sides, strict=True))
-    return train, valid, how
-
-
-def _split_by_folder(found, decoded, num_train, validation_path):
-    """(training, validation, how): the first `num_train` images are for training. Warns of copies on both sides."""
-    sides = []
-    for folder, positions in (found.folder, range(num_train)), (validation_path, range(num_train, len(found.paths))):
-        usable = _usable(found, decoded.reasons, positions)
-        for name, members in usable.items():
-            if not members:
-                raise UserError(f"class {name!r} has no usable images in {folder}", NO_DATA)
-        sides.append(sum(usable.values(), []))
-    digests = {decoded.digests[i]: i for i in reversed(sides[0])}
-    copies = [(i, digests[decoded.digests[i]]) for i in sides[1] if decoded.digests[i] in digests]
-    if copies:
-        copy, original = (found.paths[i] for i in copies[0])
-        say(
-            f"warning: {len(copies)} validation images are trained on, too, such as {copy}, a copy of {original}: the"
-            " validation accuracy will be too high"
-        )
-    return *sides, {"by": "folder", "validation_dir": str(Path(validation_path).absolute())}
-
-
-def _warn_of_contradictions(found, digests):
-    """Warn of images that are in more than one class: at least one of their labels is wrong."""
-    first_of, contradicting = {}, []
-    for i, digest in enumerate(digests):
-        if digest is not None:
-            other = first_of.setdefault(digest, i)
-            if found.labels[other] != found.labels[i]:
-                contradicting.append((other, i))
-    if contradicting:
-        one, other = (found.paths[i] for i in contradicting[0])
-        say(
-            f"warning: {len(contradicting)} images are in two classes, such as {other}, a copy of {one}: remove those whose"
-            " class is wrong"
-        )
-
-
-def _warn_of_blank(found, blank):
-    """Warn of images that show nothing."""
-    paths = [path for path, is_blank in zip(found.paths, blank, strict=True) if is_blank]
-    if paths:
-        count = f"all {len(paths)}" if len(paths) == len(found.paths) else f"{len(paths)} of {len(found.paths)}"
-        say(f"warning: {count} images show nothing but one colour, such as {paths[0]}: there is little to learn from them")
+        names, how = None, {"by": "image"}
+        if settings.group_by is not None:
+            relative = [path.relative_to(found.root).as_posix() for path in data.paths]
+            names, how = group_names_of(relative, settings.group_by), {"by": "group", "group_by": settings.group_by}
+        members = members_of(found.classes, data.labels)
+        sides = split_classes(members, data.digests, settings.validation_split, names, near_copies)
+        train, valid, how = np.array(sides[0]), np.array(sides[1]), how | sides[2]
+    of_all = json.dumps([found.classes, settings.fit]).encode(), "".join(data.digests).encode(), data.labels
+    fingerprint = digest_of(*of_all, train, valid, size=12)
+    return TrainSets(data, train, valid, found.classes, images.skipped, how, near_copies, fingerprint)
 
 
 class DataSet:
     """Labelled images: `paths`, `labels`, (n,) int32, and `digests` of the files, in a fixed order."""
 
-    def __init__(self, paths, labels, digests, load, image_bytes):
-        """`paths` are finding.Paths; `load` takes positions, (k,) integers, and returns their images.
+    def __init__(self, paths: Paths, labels: np.ndarray, digests: list[str], load: Callable, image_bytes: int):
+        """`load` takes positions, (k,) integers, and returns their images, (k, image_size, image_size, 3) uint8 RGB.
 
-        These are (k, image_size, image_size, 3) uint8 RGB; `image_bytes` is the size of one of them in memory.
+        `image_bytes` is the size of one of them in memory.
         """
-        self.paths, self.digests = paths, digests
-        self.labels = np.asarray(labels, np.int32)
+        self.paths, self.labels, self.digests = paths, labels, digests
         self.load, self._image_bytes = load, image_bytes
 
-    def __len__(self):
+    def __len__(self) -> int:
         return len(self.paths)
 
-    def take(self, positions):
+    def take(self, positions: np.ndarray) -> DataSet:
         """The DataSet of the images at these positions, (k,) integers, alone."""
         paths, digests = self.paths.take(positions), [self.digests[i] for i in positions]
         return DataSet(paths, self.labels[positions], digests, lambda rows: self.load(positions[rows]), self._image_bytes)
 
-    def with_features(self, features, rows):
-        """The same with features."""
-        return DataSet(
-            self.paths, self.labels, self.digests, lambda positions: features[rows[positions]], features[:1].nbytes
-        )
+    def with_features(self, features: np.ndarray | Parts, rows: np.ndarray) -> DataSet:
+        """The same labelled images with features in place of their pixels: `rows`, (n,), of (m, features) float32."""
+        return DataSet(self.paths, self.labels, self.digests, lambda i: features[rows[i]], features[rows[:1]].nbytes)
 
-    def batches(self, batch_size, seed=None, epoch=0, first=0, augment=None, share=None):
+    def batches(
+        self,
+        batch_size: int,
+        seed: int | None = None,
+        epoch: int = 0,
+        first: int = 0,
+        augment: Callable | None = None,
+        share: Callable | None = None,
+    ) -> Iterator[tuple[np.ndarray, np.ndarray]]:
         """Yield (images, labels): (k, image_size, image_size, 3) uint8 RGB and (k,) int32.
 
         The last batch may be smaller. With a `seed` the images are shuffled. The order depends on nothing but (seed, epoch),
@@ -235,7 +174,7 @@ class DataSet:
         chunks = self._chunks(batch_size, seed, epoch)[first:]
         return prefetch(load, map(share, chunks) if share else chunks, batch_size * self._image_bytes)
 
-    def paths_of_batch(self, number, batch_size, seed, epoch):
+    def paths_of_batch(self, number: int, batch_size: int, seed: int, epoch: int) -> list[Path]:
         """The paths of the images in a batch, counted from 0: see batches()."""
         return [self.paths[i] for i in self._chunks(batch_size, seed, epoch)[number]]
 
@@ -245,26 +184,7 @@ class DataSet:
         return list(in_chunks(order, batch_size))
 
 
-def usable_images(found, decoded, image_size, fit):
-    """The DataSet of all found images that can be decoded: from the cache, or from their files if there is none."""
-    usable = [i for i, reason in enumerate(decoded.reasons) if reason is None]
-    paths = found.paths.take(usable)
-    labels, digests = ([column[i] for i in usable] for column in (found.labels, decoded.digests))
-
-    def load(positions):
-        rows = decoded.rows[positions]
-        if len(rows) and (rows >= 0).all():
-            return decoded.images[rows]
-        images = np.empty((len(rows), image_size, image_size, 3), np.uint8)
-        images[rows >= 0] = decoded.images[rows[rows >= 0]] if (rows >= 0).any() else 0
-        for i in np.flatnonzero(rows < 0):
-            images[i] = load_image(paths[positions[i]], image_size, fit)
-        return images
-
-    return DataSet(paths, labels, digests, load, 3 * image_size**2)
-
-
-def parse_arguments(argv):
+def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
     """The command line as a namespace."""
     parser = argparse.ArgumentParser(
         description="Look at a folder of images before training: classes, sizes, unreadable files, copies, odd images. "
@@ -278,17 +198,17 @@ def parse_arguments(argv):
     return parser.parse_args(argv)
 
 
-def main(argv=None):
+def main(argv: list[str] | None = None) -> int:
     """Look at the images, print what was found, and return the exit code."""
     arguments = parse_arguments(argv)
-    from classifier.data.inspection import inspect, sections_of, table_of
-
-    findings, found = inspect(arguments.folder, arguments.against)
-    show(json.dumps(findings, indent=1) if arguments.format == "json" else table_of(findings))
+    found = find_images(arguments.folder)
+    findings = inspection.inspect_found(found, arguments.against)
+    show(json.dumps(findings, indent=1) if arguments.format == "json" else inspection.table_of(findings))
     if arguments.html is not None:
         from classifier.pages.report import write_report
 
-        write_report(arguments.html, f"Images in {arguments.folder}", sections_of(findings, found))
+        sections = inspection.finding_sections(findings) + inspection.class_sections(found)
+        write_report(arguments.html, f"Images in {arguments.folder}", sections)
         say(f"written: {arguments.html}")
     return DONE
 

@@ -117,6 +117,7 @@ def load(arguments):
 def show_suspects(arguments):
     """Rank the labels by how likely they are to be wrong, print them and write both files; returns the Suspects."""
     from classifier.data.finding import find_images, only_one_class
+    from classifier.data.splitting import refuse_small_classes
     from classifier.pages.report import write_report
     from classifier.predicting.suspects import DOUBTFUL, HEADER, find_suspects
     from dataset import read_labelled
@@ -125,6 +126,7 @@ def show_suspects(arguments):
     if len(found.classes) < 2:
         raise UserError(f"--suspects: {only_one_class(found)}: at least two are needed", NO_DATA)
     images, skipped = read_labelled(found, run.record.image_size, run.record.fit, run.cache)
+    refuse_small_classes(arguments.folder, found.classes, images.labels, images.digests, least=2)
     suspects = find_suspects(images, found.classes, run)
     for path, reason in skipped:
         say(f"skipped: {path}: {reason}")

@@ -58,10 +58,10 @@ def train(settings: Settings, output: Path, run: Run | None = None) -> list[dict
     """
     from classifier.training.log import print_closing, say_header
     from classifier.training.minutes import choose_epochs
-    from classifier.training.preparation import begin_run, prepare_devices, resume_run, say_what_differs
+    from classifier.training.preparation import begin_run, prepare, resume_run, say_what_differs
 
     started = time.monotonic()
-    prepare_devices(settings)
+    prepare(settings)
     with new_or_resumed(output, run) as folder:
         sets = read_data(settings, output / ".cache", run)
         settings = settings.replace(epochs=settings.epochs or epochs_for(len(sets.train)))
@@ -81,16 +81,12 @@ def train(settings: Settings, output: Path, run: Run | None = None) -> list[dict
 
 def read_data(settings, cache_dir, run):
     """Find, check, decode and split the images: TrainSets."""
-    from classifier.training.phases import check_layer
     from classifier.training.preparation import near_copies_among
     from dataset import read_images, split_images
 
     images = read_images(settings, cache_dir)
-    workers.compare_files(images.found)
     near_copies = near_copies_among(images.data, settings, cache_dir, run)  # they stay on one side
-    sets = split_images(images, settings, near_copies)
-    check_layer(settings, len(sets.classes))
-    return sets
+    return split_images(images, settings, near_copies)
 
 
 def train_phases(run, sets):

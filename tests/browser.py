@@ -23,7 +23,7 @@ FLAGS = [
 @pytest.fixture(scope="session")
 def browser():
     """Headless Chromium, started for the first test that needs it. The test skips where it, or playwright, is missing."""
-    sync_api = pytest.importorskip("playwright.sync_api", reason="no playwright: pip install playwright")
+    sync_api = pytest.importorskip("playwright.sync_api")
     program = next(filter(None, map(shutil.which, CHROMIUM)), None)
     if not program:
         pytest.skip("no Chromium: apt-get install chromium")

@@ -1,15 +1,17 @@
-"""What all tests share: drawn images, and the scripts, run as a user runs them."""
+"""What all tests share: drawn images, trained runs, and the scripts, run as a user runs them."""
 
 import csv
+import fcntl
+import functools
 import importlib
 import io
 import json
 import os
+import re
 import shutil
 import struct
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
@@ -18,7 +20,6 @@ from browser import browser as browser  # a fixture for all tests
 PROJECT = Path(__file__).resolve().parent.parent
 REAL_DATA = PROJECT.parent / "shared" / "data"
 HANGING = 1800  # seconds after which a process is taken to hang: far more than the slowest takes on the slowest machine
-sys.path.insert(0, str(PROJECT))
 pytest.register_assert_rewrite("run_folders")
 
 from classifier.base import console  # noqa: E402
@@ -27,9 +28,9 @@ from classifier.base import console  # noqa: E402
 import cv2  # noqa: E402
 import numpy as np  # noqa: E402
 
-from tools.draw_samples import draw  # noqa: E402
-from tools.reliability.trainings import write_random_weights  # noqa: E402
+from experiments.draw_samples import draw  # noqa: E402
 
+PACKAGES = {"sklearn": "scikit-learn", "PIL": "pillow"}  # {module: package}, where the names differ
 QUICK = ("--image-size", 32, "--epochs", 2, "--batch-size", 8)
 DRAWING = cv2.resize(draw("dog", np.random.default_rng(5)), (90, 70), interpolation=cv2.INTER_AREA)
 needs_real_data = pytest.mark.skipif(not REAL_DATA.is_dir(), reason=f"no real images in {REAL_DATA}")
@@ -37,7 +38,7 @@ needs_real_data = pytest.mark.skipif(not REAL_DATA.is_dir(), reason=f"no real im
 
 def start(script, *arguments, **options):
     """Start a script as a user does; returns the process."""
-    what = ["-m", script] if script.startswith("tools.") else [str(PROJECT / f"{script}.py")]
+    what = ["-m", script] if "." in script else [str(PROJECT / f"{script}.py")]
     command = [sys.executable, *what, *map(str, arguments)]
     if what[0] == "-m":
         options["env"] = options.get("env", os.environ) | {"PYTHONPATH": str(PROJECT)}
@@ -117,15 +118,6 @@ def rows_of(table):
         return list(csv.DictReader(file))
 
 
-def wait_until(process, condition):
-    """Wait until the condition holds, while the process is running."""
-    end = time.monotonic() + HANGING
-    while not condition():
-        assert process.poll() is None, process.communicate()
-        assert time.monotonic() < end
-        time.sleep(0.002)
-
-
 def encoded(suffix, image=DRAWING, *parameters):
     """The bytes of a file of an RGB (or grey) array; the suffix says in which format."""
     return cv2.imencode(suffix, image[:, :, ::-1] if image.ndim == 3 else image, parameters)[1].tobytes()
@@ -143,17 +135,24 @@ def save(path, image=DRAWING):
     return path
 
 
+@functools.cache
+def drawn(name, seed, size):
+    """The bytes of a JPEG file of a small drawing; of a class that is neither cats nor dogs, of stripes."""
+    rng = np.random.default_rng(seed)
+    if name in ("cats", "dogs"):
+        image = cv2.resize(draw(name[:-1], rng), (size, size), interpolation=cv2.INTER_AREA)
+    else:
+        stripes = np.arange(size)[:, None, None] // rng.integers(2, 6) % 2
+        image = np.broadcast_to(stripes * rng.integers(60, 256, 3), (size, size, 3)).astype(np.uint8)
+    return encoded(".jpg", image)
+
+
 def draw_images(folder, per_class=12, classes=("cats", "dogs"), size=48):
-    """Class folders with small drawings in them; a class that is neither cats nor dogs is stripes."""
-    for name in classes:
+    """Class folders with small drawings in them."""
+    for position, name in enumerate(classes):
+        Path(folder, name).mkdir(parents=True, exist_ok=True)
         for k in range(per_class):
-            rng = np.random.default_rng([classes.index(name), k])
-            if name in ("cats", "dogs"):
-                image = cv2.resize(draw(name[:-1], rng), (size, size), interpolation=cv2.INTER_AREA)
-            else:
-                stripes = np.arange(size)[:, None, None] // rng.integers(2, 6) % 2
-                image = np.broadcast_to(stripes * rng.integers(60, 256, 3), (size, size, 3)).astype(np.uint8)
-            save(Path(folder, name, f"{name}_{k}.jpg"), image)
+            Path(folder, name, f"{name}_{k}.jpg").write_bytes(drawn(name, (position, k), size))
     return Path(folder)
 
 
@@ -170,20 +169,70 @@ def photo(images):
 
 
 @pytest.fixture(scope="session")
-def trained(tmp_path_factory):
-    """The folder of a run that nothing disturbed, made once, on what the fixture `images` draws. Not to be changed."""
-    folder = tmp_path_factory.mktemp("trained")
-    finished = train(draw_images(folder / "images"), "--output", folder / "runs")
-    (folder / "runs/stderr.txt").write_text(finished.stderr)
-    return folder / "runs" / "001"
+def made_once(tmp_path_factory, worker_id):
+    """Call made_once(name, make) for a folder that all processes share; the first one that asks fills it: make(folder)."""
+    here = tmp_path_factory.getbasetemp()
+    shared = here if worker_id == "master" else here.parent
+
+    def folder_of(name, make):
+        folder, done = shared / name, shared / f"{name}.done"
+        with open(shared / f"{name}.lock", "w") as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX)
+            if not done.exists():
+                shutil.rmtree(folder, ignore_errors=True)  # what another process failed to make
+                folder.mkdir()
+                make(folder)
+                done.touch()
+        return folder
+
+    return folder_of
 
 
 @pytest.fixture(scope="session")
-def weights(tmp_path_factory):
-    """A file of weights as Keras writes them."""
-    path = tmp_path_factory.mktemp("weights") / "mobilenet.weights.h5"
-    write_random_weights(path)
-    return path
+def train_once(made_once):
+    """Call train_once(name, *flags) for the folder of a run on what the fixture `images` draws, which is not to be changed.
+
+    What it printed is beside it, in stdout.txt and stderr.txt; the images are in ../images.
+    """
+
+    def run_of(name, *flags):
+        def make(folder):
+            finished = train(draw_images(folder / "images"), *flags, "--output", folder / "runs")
+            (folder / "runs/stdout.txt").write_text(finished.stdout)
+            (folder / "runs/stderr.txt").write_text(finished.stderr)
+
+        return made_once(name, make) / "runs" / "001"
+
+    return run_of
+
+
+@pytest.fixture(scope="session")
+def trained(train_once):
+    """The folder of a run of the default network that nothing disturbed. Not to be changed."""
+    return train_once("trained")
+
+
+@pytest.fixture(scope="session")
+def weights(made_once):
+    """A file of random weights for mobilenet, as Keras writes them."""
+
+    def make(folder):
+        import keras
+
+        keras.utils.set_random_seed(0)
+        network = keras.applications.MobileNet(include_top=False, weights=None, input_shape=(32, 32, 3), pooling="avg")
+        for layer in network.layers:
+            if isinstance(layer, keras.layers.BatchNormalization):
+                layer.gamma.assign(np.full(layer.gamma.shape, 6.0))  # or features would be 0 but for rounding
+        network.save_weights(folder / "mobilenet.weights.h5")
+
+    return made_once("weights", make) / "mobilenet.weights.h5"
+
+
+@pytest.fixture(scope="session")
+def pretrained(train_once, weights):
+    """The folder of a run of a head on pretrained features, which stops early. Not to be changed."""
+    return train_once("pretrained", "--network", "mobilenet", "--weights", weights, "--epochs", 60, "--patience", 1)
 
 
 @pytest.fixture
@@ -197,3 +246,16 @@ def in_tmp_path(tmp_path, monkeypatch):
     """Every test works in a folder of its own, not in the project's."""
     monkeypatch.chdir(tmp_path)
     assert not os.path.exists("runs")
+
+
+def pytest_terminal_summary(terminalreporter):
+    """Say in one line what was skipped, and how to have it."""
+    reasons = [report.longrepr[2].removeprefix("Skipped: ") for report in terminalreporter.stats.get("skipped", [])]
+    missing = [re.match(r"could not import '(\w+)", reason) for reason in reasons]
+    packages = sorted({PACKAGES.get(match[1], match[1].replace("_", "-")) for match in missing if match})
+    others = sorted({reason for reason, match in zip(reasons, missing, strict=True) if not match})
+    if packages:
+        install = f"pip install -r requirements.txt -c requirements-optional.txt {' '.join(packages)}"
+        others.insert(0, f"optional packages are missing: {install}")
+    if others:
+        terminalreporter.write_line(f"skipped {len(reasons)} tests: {'; '.join(others)}")

@@ -8,6 +8,8 @@ import pytest
 import tensorflow as tf
 from conftest import predictions, rows_of
 
+from classifier.base.files import digest_of
+
 
 def history_of(run_folder):
     rows = rows_of(Path(run_folder, "history.csv"))
@@ -19,9 +21,13 @@ def metadata_of(run_folder):
 
 
 def change_metadata(run_folder, **changes):
-    """Change entries of a run's metadata, or remove those that become None, as an earlier version would write it."""
-    metadata = metadata_of(run_folder) | changes | {"digest": None}
-    metadata = {name: value for name, value in metadata.items() if value is not None}
+    """Change entries of a run's record, with a digest that fits; those that are dictionaries in both are joined."""
+    metadata = metadata_of(run_folder)
+    for name, value in changes.items():
+        both = isinstance(value, dict) and isinstance(metadata.get(name), dict)
+        metadata[name] = metadata[name] | value if both else value
+    del metadata["digest"]
+    metadata["digest"] = digest_of(json.dumps(metadata, sort_keys=True).encode())
     Path(run_folder, "model.json").write_text(json.dumps(metadata))
 
 

@@ -1,4 +1,4 @@
-"""From files to decoded images. What command lines need to know of it without importing NumPy or OpenCV:"""
+"""The data: images found in folders, decoded, kept and split. Command lines read these bounds without NumPy or OpenCV."""
 
 FITS = ("squash", "crop", "pad")  # how an image becomes a square: see images.fit_square()
-MIN_IMAGE_SIZE, MAX_IMAGE_SIZE = 8, 2048  # the cnn halves an image three times
+MIN_IMAGE_SIZE, MAX_IMAGE_SIZE = 8, 2048  # pixels: the cnn halves an image three times

@@ -7,7 +7,9 @@ import math
 import os
 import time
 import zlib
+from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 import cv2
 import numpy as np
@@ -16,14 +18,14 @@ from classifier.base.console import progress, say
 from classifier.base.files import digest_of, replacing
 from classifier.base.prefetch import prefetch
 from classifier.cluster import workers
-from classifier.data.images import BadImageError, decode_image, is_blank, read_file
+from classifier.data.images import BadImageError, decode_image, is_blank, load_image, read_file
 from classifier.data.tars import tar_of
 
 DECODING_VERSION = 2  # raise it when decode_image() comes to give other pixels
 DAYS_UNUSED = 30
 
 
-def cached_rows(path, row_shape, dtype, make):
+def cached_rows(path: Path, row_shape: tuple[int, ...], dtype: type, make: Callable) -> tuple[np.ndarray, Any]:
     """(rows, index): the rows, (n, *row_shape), are a memory map of the file `path`.
 
     If that file is missing or not whole, `make(write)` computes the rows, passes them to write() in arrays of any number,
@@ -37,19 +39,19 @@ def cached_rows(path, row_shape, dtype, make):
         kept = json.loads(text) if digest == digest_of(text.encode()) else {}
         rows = _map_rows(path, (kept["rows"], *row_shape), dtype)
         if checksum_of(path) != kept["checksum"]:
-            raise ValueError(f"{path} was changed")
+            raise ValueError
         for used in (path, index_path):
             os.utime(used)
         return rows, kept["index"]
     except OSError:  # there is none yet, or it cannot be read
         pass
-    except (ValueError, KeyError, TypeError):
-        say(f"warning: {path} is damaged, or of an earlier version: it is made anew")
+    except (ValueError, KeyError):
+        say(f"warning: {path} is damaged: it is made anew")
     path.parent.mkdir(parents=True, exist_ok=True)
     _remove_unused(path.parent)
     with replacing(path) as partial, open(partial, "wb") as file:
         # Not through the memory map: on a full disk that would be a crash, this is an error.
-        index = make(lambda array: file.write(np.ascontiguousarray(array, dtype)))
+        index = make(lambda array: file.write(np.ascontiguousarray(array, dtype).data))
         count = file.tell() // (math.prod(row_shape) * np.dtype(dtype).itemsize)
     rows = _map_rows(path, (count, *row_shape), dtype)
     if not (index and index.get("temporary")):
@@ -59,41 +61,41 @@ def cached_rows(path, row_shape, dtype, make):
     return rows, index
 
 
-def rows_of_all(path, row_shape, dtype, items, make):
+def rows_of_all(
+    path: Path, row_shape: tuple[int, ...], dtype: type, items: Sequence, make: Callable
+) -> tuple["np.ndarray | Parts", list]:
     """(rows, indexes): cached_rows() of these items, with make(items, write); of several workers, each makes a part.
 
     The parts are files of their own in one folder, where every worker finds the rows of all. `indexes` are those of the
     parts. Raises OSError, on all workers, if one of them cannot write or read a part.
     """
-    if workers.count > 1:
-        path = path.with_stem(f"{path.stem}-{workers.index + 1}-of-{workers.count}")
+    if workers.count == 1:
+        rows, index = cached_rows(path, row_shape, dtype, lambda write: make(items, write))
+        return rows, [index]
+    path = path.with_stem(f"{path.stem}-{workers.index + 1}-of-{workers.count}")
+    count, index, maps, problem = 0, None, [], None
     try:
         rows, index = cached_rows(path, row_shape, dtype, lambda write: make(workers.part_of(items), write))
-        if workers.count == 1:
-            return rows, [index]
-        problem = None
+        count = len(rows)
     except OSError as error:
-        if workers.count == 1:
-            raise
-        rows, index, problem = [], None, str(error)
-    parts = workers.gather([path.name, len(rows), index, problem])
+        problem = str(error)
+    parts = workers.gather([path.name, count, index])
     try:
-        maps = [_map_rows(path.with_name(name), (length, *row_shape), dtype) for name, length, _, _ in parts]
+        maps = [_map_rows(path.with_name(name), (length, *row_shape), dtype) for name, length, _ in parts]
     except (OSError, ValueError) as error:
-        maps, problem = [], problem or str(error)
-    problems = [problem for problem in workers.gather(problem) if problem]
-    if problems:
+        problem = problem or str(error)
+    if problems := [told for told in workers.gather(problem) if told]:
         raise OSError(problems[0])
-    return Parts(maps), [index for _, _, index, _ in parts]
+    return Parts(maps), [index for _, _, index in parts]
 
 
 class Parts:
     """Rows of several arrays, one after the other; indexed by an array of positions."""
 
-    def __init__(self, arrays):
+    def __init__(self, arrays: list[np.ndarray]):
         self._arrays, self._starts = arrays, np.cumsum([0, *map(len, arrays)])
 
-    def __getitem__(self, positions):
+    def __getitem__(self, positions: np.ndarray) -> np.ndarray:
         rows = np.empty((len(positions), *self._arrays[0].shape[1:]), self._arrays[0].dtype)
         for row, position in zip(rows, positions, strict=True):
             part = np.searchsorted(self._starts, position, side="right") - 1
@@ -101,7 +103,7 @@ class Parts:
         return rows
 
 
-def checksum_of(path):
+def checksum_of(path: Path) -> int:
     """The CRC-32 of a file: it finds damage, not intent, in much less time than an epoch takes with the same images."""
     checksum = 0
     with open(path, "rb") as file:
@@ -126,55 +128,55 @@ def _remove_unused(folder):
 
 @dataclasses.dataclass
 class Decoded:
-    """The result of decoding files: for each path the digest of its bytes, or None and the reason why it is skipped.
+    """The result of decoding files: what is in them, which can be used, and the images of these."""
 
-    `blank` says which show nothing. `images`, (k, image_size, image_size, 3) uint8 RGB, are the usable ones that are in the
-    cache; `rows`, (n,), says where each of the n usable ones is: -1 if it is not. Where there is no cache, none is.
-    """
-
-    digests: list[str | None]
-    reasons: list[str | None]
-    blank: list[bool]
-    rows: np.ndarray
-    images: np.ndarray | None = None
+    digests: list[str | None]  # of the bytes of each file
+    reasons: list[str | None]  # why a file is skipped
+    blank: list[bool]  # whether an image shows nothing
+    usable: np.ndarray  # (n,), positions of the files that are not skipped
+    load: Callable[[np.ndarray], np.ndarray]  # of rows of `usable`, (k,), the images, (k, image_size, image_size, 3) uint8
 
 
-def decode_once(paths, image_size, folder=None, fit="squash", limit=None):
-    """Decode every image, once for this run and later ones: they are kept in a folder. Returns Decoded.
+def decode_once(
+    paths: Sequence[Path], image_size: int, folder: Path | None = None, fit: str = "squash", limit: float | None = None
+) -> Decoded:
+    """Decode every image, once for this run and later ones: they are kept in a folder.
 
     With a `limit`, in bytes, only the first ones are kept; the others will be decoded again whenever they are needed.
-
     The file is named after all that shapes its pixels: each image's path, size and time, image size and fit, OpenCV.
     Where nothing can be written (or `folder` is None) all images are checked, but decoded again whenever they are needed.
     Of several workers, each decodes its part.
     """
-    images = indexes = None
     most = len(paths) if limit is None else min(int(limit // (3 * image_size**2)) // workers.count, len(paths))
-    make = lambda part, write: _decode_all(part, image_size, fit, write, most)  # noqa: E731
     if most < len(paths) and folder is not None:
         say(
             f"--cache-limit: at most {most * workers.count} images are kept decoded; the others are decoded whenever they"
             " are needed, which is slower"
         )
+    images: np.ndarray | Parts | None = None
     if folder is not None and most:
         path = Path(folder, f"{_decoding_key(paths, image_size, fit, most)}.pixels")
+        make = lambda part, write: _decode_all(part, image_size, fit, write, most)  # noqa: E731
         try:
             images, indexes = rows_of_all(path, (image_size, image_size, 3), np.uint8, paths, make)
         except OSError as error:
             say(f"no cache ({error}): images are decoded whenever they are needed, which is slower")
-    indexes = indexes or workers.gather(make(workers.part_of(paths), lambda image: None))
-    # Earlier versions did not look which are blank.
-    columns = [(part["digests"], part["reasons"], part.get("blank", [False] * len(part["digests"]))) for part in indexes]
-    rows = [_rows_of(reasons, most if images is not None else 0) for _, reasons, _ in columns]
-    starts = np.cumsum([0, *((part >= 0).sum() for part in rows)])
-    rows = np.concatenate([np.where(part >= 0, part + start, -1) for part, start in zip(rows, starts[:-1], strict=True)])
-    return Decoded(*(sum(parts, []) for parts in zip(*columns, strict=True)), rows, images)
+    if images is None:
+        indexes = workers.gather(_decode_all(workers.part_of(paths), image_size, fit))
+    digests, reasons, blank, cached = map(list, zip(*(file for index in indexes for file in index["files"]), strict=True))
+    usable = np.array([i for i, reason in enumerate(reasons) if reason is None], int)
+    is_cached = np.array(cached)[usable]
+    row_of = np.where(is_cached, np.cumsum(is_cached) - 1, -1)
 
+    def load(positions):
+        rows = row_of[positions]
+        if images is not None and (rows >= 0).all():
+            return images[rows]
+        pairs = zip(rows, usable[positions], strict=True)
+        loaded = [images[[row]][0] if row >= 0 else load_image(paths[i], image_size, fit) for row, i in pairs]
+        return np.array(loaded, np.uint8).reshape(-1, image_size, image_size, 3)  # of the same shape if there is none
 
-def _rows_of(reasons, most):
-    """The rows of a part's usable images in the cache, which has the first `most`; -1 of the others."""
-    rows = np.arange(sum(reason is None for reason in reasons))
-    return np.where(rows < most, rows, -1)
+    return Decoded(digests, reasons, blank, usable, load)
 
 
 def _decoding_key(paths, image_size, fit, most):
@@ -188,8 +190,11 @@ def _decoding_key(paths, image_size, fit, most):
     return digest_of(*parts, size=12)
 
 
-def _decode_all(paths, image_size, fit, write, most):
-    """Decode all files in parallel, and pass the first usable images, at most so many, to write(); returns the index."""
+def _decode_all(paths, image_size, fit, write=None, most=0):
+    """Decode all files in parallel, and pass the first usable images, at most so many, to write().
+
+    Returns the index: "files" are (digest, reason, whether it is blank, whether it was written).
+    """
 
     def attempt(path):
         try:
@@ -198,17 +203,16 @@ def _decode_all(paths, image_size, fit, write, most):
         except BadImageError as error:
             return None, None, error
 
-    index, usable = {"digests": [], "reasons": [], "blank": [], "temporary": False}, 0
+    files, lasting = [], True
     with progress("decoding images", len(paths)) as advance:
         for digest, image, error in prefetch(attempt, paths, 3 * image_size**2):
-            index["digests"].append(digest)
-            index["reasons"].append(error and error.reason)
-            index["blank"].append(error is None and is_blank(image))
-            if error is None:
-                if usable < most:
-                    write(image)
-                usable += 1
-            elif not error.lasting:
-                index["temporary"] = True
             advance()
-    return index
+            if error is not None:
+                files.append((None, error.reason, False, False))
+                lasting &= error.lasting
+                continue
+            files.append((digest, None, is_blank(image), most > 0))
+            if most > 0:
+                write(image)
+                most -= 1
+    return {"files": files, "temporary": not lasting}

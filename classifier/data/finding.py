@@ -1,18 +1,20 @@
 """Finding: which images a folder has, and which class each of them belongs to."""
 
 import collections
-import collections.abc
 import csv
 import dataclasses
+import functools
 import os
 import re
 import unicodedata
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 from classifier.base.console import NO_DATA, UserError, progress, say, shell_path
-from classifier.data.images import KIND_OF_SUFFIX
+from classifier.data.images import KIND_OF_SUFFIX, ImagePath
 from classifier.data.tars import is_tar, members_of
 
+HIDDEN = (".", "__MACOSX")
 PARTS = {"train": ("train", "training"), "validation": ("val", "valid", "validation"), "test": ("test", "testing")}
 # Folders that are not classes: they hold some of the images of the class above, such as cats/session1 or cats/images.
 SERIES = re.compile(
@@ -26,10 +28,10 @@ CAMERAS = re.compile(
 )
 
 
-class Paths(collections.abc.Sequence):
+class Paths(Sequence):
     """A sequence of Paths that are kept as strings: a million Path objects would take 400 MB."""
 
-    def __init__(self, names):
+    def __init__(self, names: list[str]):
         self._names = names
 
     def __len__(self):
@@ -38,10 +40,10 @@ class Paths(collections.abc.Sequence):
     def __getitem__(self, i):
         return Paths(self._names[i]) if isinstance(i, slice) else Path(self._names[i])
 
-    def __add__(self, others):
+    def __add__(self, others: Iterable[ImagePath]) -> "Paths":
         return Paths(self._names + [os.fspath(path) for path in others])
 
-    def take(self, positions):
+    def take(self, positions: Iterable[int]) -> "Paths":
         """The Paths at these positions alone."""
         return Paths([self._names[i] for i in positions])
 
@@ -58,20 +60,21 @@ class Found:
     paths: Paths
     labels: list[int]
 
-    def relative(self, i):
-        """A path below the folder, or below that of the CSV file, with / between its parts."""
-        return self.paths[i].relative_to(_root(self.folder)).as_posix()
+    @functools.cached_property
+    def root(self) -> Path:
+        """The folder that the paths are below."""
+        return self.folder if self.folder.is_dir() else self.folder.parent
 
-    def with_others(self, others):
+    def relative(self, i: int) -> str:
+        """A path below the root, with / between its parts."""
+        return self.paths[i].relative_to(self.root).as_posix()
+
+    def __add__(self, others: "Found") -> "Found":
         """These images, and after them others of the same classes."""
         return Found(self.folder, self.classes, self.paths + others.paths, self.labels + others.labels)
 
 
-def _root(folder):
-    return folder if folder.is_dir() else folder.parent
-
-
-def natural_key(path):
+def natural_key(path: str) -> str:
     """Sort key, a string, that reads numbers as numbers: `cat.2.jpg` before `cat.10.jpg`."""
 
     def number(match):
@@ -81,13 +84,13 @@ def natural_key(path):
     return f"{re.sub('[0-9]+', number, path)}\0\0{path}"
 
 
-def walk_images(folder):
+def walk_images(folder: ImagePath) -> tuple[list[str], collections.Counter]:
     """Relative paths of all files below `folder` with an image's suffix, in natural order, and a count of the others.
 
     Hidden files and folders are not counted, links are followed, tar files are like folders. A folder or tar that cannot be
     opened is reported.
     """
-    images, others = [], collections.Counter()
+    images, others = [], collections.Counter[str]()
     with progress("finding images") as advance:
         for place, names in _walk(folder):
             for name in names:
@@ -103,7 +106,7 @@ def walk_images(folder):
 def _walk(folder):
     """Yield (relative path, names of the files in it) of each folder and tar below a folder: see walk_images()."""
     cannot_open = lambda error: say(f"ignored: {error.filename}: {error.strerror}")  # noqa: E731
-    seen, hidden = set(), (".", "__MACOSX")
+    seen = set()
     for root, folders, names in os.walk(folder, onerror=cannot_open, followlinks=True):
         status = os.stat(root)
         if (status.st_dev, status.st_ino) in seen:  # a link to a folder above it
@@ -111,7 +114,7 @@ def _walk(folder):
             continue
         seen.add((status.st_dev, status.st_ino))
         place = "" if os.path.samefile(root, folder) else os.path.relpath(root, folder)
-        folders[:] = [name for name in folders if not name.startswith(hidden)]
+        folders[:] = [name for name in folders if not name.startswith(HIDDEN)]
         names = [name for name in names if not name.startswith(".")]
         yield place, [name for name in names if not is_tar(name)]
         for tar in filter(is_tar, names):
@@ -120,16 +123,18 @@ def _walk(folder):
             except OSError as error:
                 cannot_open(error)
             else:
-                yield os.path.join(place, tar), [m for m in members if not any(p.startswith(hidden) for p in Path(m).parts)]
+                yield os.path.join(place, tar), [m for m in members if not any(p.startswith(HIDDEN) for p in Path(m).parts)]
 
 
-def parts_of(path):
+def parts_of(path: str) -> tuple[str, ...]:
     """The parts of a relative path that can be classes: what is in a tar counts as if it were beside the tar."""
     *folders, name = path.split(os.sep)
     return (*(part for part in folders if not is_tar(part)), name)
 
 
-def find_images(folder, classes=None, limit_per_class=None, classes_from=None):
+def find_images(
+    folder: ImagePath, classes: list[str] | None = None, limit_per_class: int | None = None, classes_from: str | None = None
+) -> Found:
     """Find labelled images: in class folders (`cats/1.jpg`), by their names (`cat.1.jpg`), or in a CSV file.
 
     `classes` are the classes to look for, in the order of their labels; None takes all, sorted by name.
@@ -137,39 +142,33 @@ def find_images(folder, classes=None, limit_per_class=None, classes_from=None):
     if some are below others: "top", "leaf" (those that hold the images), or None: see _is_from_leaf(). A CSV file has the
     columns path, from its own folder on, and label. What is ignored is reported.
     Raises UserError where there are no labelled images, it is not clear what their classes are, or a class is not one of
-    `classes`, or workers that train together do not find the same.
+    `classes`.
     """
     folder = Path(folder)
     if not folder.exists():
         raise UserError(f"there is no folder {folder}", NO_DATA)
     if folder.suffix.lower() == ".csv" and folder.is_file():
-        by_class = _read_csv(folder)
+        class_of = _read_csv(folder)
     elif not folder.is_dir():
         raise UserError(f"{folder} is not a folder", NO_DATA)
     else:
-        images, others = walk_images(folder)
-        if others:
-            kinds = ", ".join(f"{count} {suffix}" for suffix, count in others.most_common(5))
-            say(f"ignored: {others.total()} files in {folder} that are not images ({kinds})")
-        by_class = _group_by_class(folder, images, classes, classes_from)
+        class_of = _classes_of(folder, classes, classes_from)
+    by_class = collections.defaultdict(list)
+    for path, name in class_of.items():
+        by_class[name].append(path)
     _refuse_names_that_differ_by_case(folder, by_class)
-    names = sorted(by_class) if classes is None else list(classes)
-    unknown = sorted(set(by_class) - set(names))
-    if unknown:
-        raise UserError(f"{folder}: class {unknown[0]!r} is not one of the model's: {', '.join(names)}", NO_DATA)
-    paths, labels, root = [], [], _root(folder)
-    for label, name in enumerate(names):
-        chosen = by_class.get(name, [])[:limit_per_class]
-        paths += [os.path.join(root, path) for path in chosen]
-        labels += [label] * len(chosen)
-    found = Found(folder, names, Paths(paths), labels)
-
+    classes = sorted(by_class) if classes is None else list(classes)
+    if unknown := sorted(set(by_class) - set(classes)):
+        raise UserError(f"{folder}: class {unknown[0]!r} is not one of the model's: {', '.join(classes)}", NO_DATA)
+    chosen = [(path, label) for label, name in enumerate(classes) for path in by_class[name][:limit_per_class]]
+    found = Found(folder, classes, Paths([]), [label for _, label in chosen])
+    found.paths = Paths([os.path.join(found.root, path) for path, _ in chosen])
     return found
 
 
 def _read_csv(file):
-    """{class name: its paths, from the file's folder on}, from a CSV file with the columns path and label."""
-    label_of = {}
+    """{path from the file's folder on: class}, from a CSV file with the columns path and label."""
+    label_of: dict[str, str] = {}
     try:
         with open(file, newline="", encoding="utf-8-sig") as opened:  # Excel begins its files with a byte order mark
             table = csv.DictReader(opened)
@@ -178,60 +177,62 @@ def _read_csv(file):
                 named = ", ".join(map(repr, columns)) or "none"
                 raise UserError(f"{file} needs the columns path and label, with a comma between: it has {named}", NO_DATA)
             for row in table:
-                path, label = _row_of_csv(row, f"{file}, line {table.line_num}")
+                path, label = ((row[name] or "").strip() for name in ("path", "label"))
+                place = f"{file}, line {table.line_num}"
+                if not path or not label:
+                    raise UserError(f"{place} has no {'label' if path else 'path'}", NO_DATA)
+                path = os.path.normpath(path)
+                if os.path.isabs(path) or ".." in path.split(os.sep):
+                    raise UserError(f"{place}: {path} is outside the folder of the CSV file", NO_DATA)
                 if label_of.setdefault(path, label) != label:
                     raise UserError(f"{file}: {path} has two labels, {label_of[path]!r} and {label!r}", NO_DATA)
     except (UnicodeDecodeError, csv.Error) as error:
         raise UserError(f"{file} is not a CSV file in UTF-8: {error}", NO_DATA) from None
     if not label_of:
         raise UserError(f"no images in {file}", NO_DATA)
-    by_class = collections.defaultdict(list)
-    for path in sorted(label_of, key=natural_key):
-        by_class[label_of[path]].append(path)
-    return by_class
+    return {path: label_of[path] for path in sorted(label_of, key=natural_key)}
 
 
-def _row_of_csv(row, where):
-    """(path, label) of a row. `where` is its place, for an error."""
-    path, label = ((row[name] or "").strip() for name in ("path", "label"))
-    if not path or not label:
-        raise UserError(f"{where} has no {'label' if path else 'path'}", NO_DATA)
-    path = os.path.normpath(path)
-    if os.path.isabs(path) or ".." in path.split(os.sep):
-        raise UserError(f"{where}: {path} is outside the folder of the CSV file", NO_DATA)
-    return path, label
-
-
-def _group_by_class(folder, images, classes, classes_from):
-    """{class name: its relative paths}: by folder, else by name."""
+def _classes_of(folder, classes, classes_from):
+    """{relative path: class} of the images in a folder: by their folders, else by their names."""
+    images, others = walk_images(folder)
+    if others:
+        kinds = ", ".join(f"{count} {suffix}" for suffix, count in others.most_common(5))
+        say(f"ignored: {others.total()} files in {folder} that are not images ({kinds})")
     in_folders = [path for path in images if len(parts_of(path)) > 1]
-    flat = [path for path in images if len(parts_of(path)) == 1]
-    by_class = collections.defaultdict(list)
     if in_folders:
-        from_leaf = _is_from_leaf(folder, in_folders, classes) if classes_from is None else classes_from == "leaf"
-        for path in in_folders:
-            by_class[parts_of(path)[-2 if from_leaf else 0]].append(path)
-        for name, paths in by_class.items():
-            places = sorted({Path(*parts_of(path)[:-1]) for path in paths})
-            if from_leaf and len(places) > 1:
-                say(f"note: {len(places)} folders are one class, {name!r}, such as {places[0]} and {places[1]}")
-        holding = {part for path in in_folders for part in (path.split(os.sep)[0], parts_of(path)[0])}
-        for name in sorted(os.listdir(folder)):
-            if os.path.isdir(folder / name) and name not in holding and not name.startswith((".", "__MACOSX")):
-                say(f"ignored: folder {folder / name}, which holds no image")
-        stray, why = flat, "are not in a class folder"
+        why = "are not in a class folder"
+        class_of = _classes_of_folders(folder, in_folders, classes, classes_from)
     else:
-        labelled = _classes_in_names(flat, classes)
-        for path, name in labelled.items():
-            by_class[name].append(path)
-        stray, why = [path for path in flat if path not in labelled], "have no class in their names"
-    if not by_class:
+        why = "have no class in their names"
+        class_of = _classes_in_names(images, classes)
+    stray = [path for path in images if path not in class_of]
+    if not class_of:
         advice = "put them in a folder for each class, or name them like cat.1.jpg"
         problem = f"the images in {folder} have no class: {advice}" if stray else f"no images in {folder}"
         raise UserError(problem, NO_DATA)
     if stray:
         say(f"ignored: {len(stray)} images in {folder} that {why} ({stray[0]}{' …' if len(stray) > 1 else ''})")
-    return by_class
+    return class_of
+
+
+def _classes_of_folders(folder, paths, classes, classes_from):
+    """{path: class} of images in folders: of each the topmost, or the one that holds it."""
+    from_leaf = _is_from_leaf(folder, paths, classes) if classes_from is None else classes_from == "leaf"
+    class_of = {path: parts_of(path)[-2 if from_leaf else 0] for path in paths}
+    if from_leaf:
+        places = collections.defaultdict(set)
+        for path, name in class_of.items():
+            places[name].add(Path(*parts_of(path)[:-1]))
+        for name, several in places.items():
+            if len(several) > 1:
+                one, other, *_ = sorted(several)
+                say(f"note: {len(several)} folders are one class, {name!r}, such as {one} and {other}")
+    holding = {part for path in paths for part in (path.split(os.sep)[0], parts_of(path)[0])}
+    for name in sorted(os.listdir(folder)):
+        if os.path.isdir(folder / name) and name not in holding and not name.startswith(HIDDEN):
+            say(f"ignored: folder {folder / name}, which holds no image")
+    return class_of
 
 
 def _classes_in_names(paths, classes):
@@ -292,17 +293,17 @@ def _refuse_parts(folder, paths):
 
 
 def _refuse_names_that_differ_by_case(folder, names):
-    seen = {}
+    seen: dict[str, str] = {}
     for name in sorted(names):
         other = seen.setdefault(unicodedata.normalize("NFC", name).casefold(), name)
         if other != name:
             raise UserError(f"{folder}: the classes {other!r} and {name!r} differ only by case: rename one", NO_DATA)
 
 
-def only_one_class(found):
+def only_one_class(found: Found) -> str:
     """Say which class is the only one, and what to do if the class folders are one level deeper."""
     message = f"there is only one class, {found.classes[0]!r}, in {found.folder}"
-    parts = parts_of(str(Path(found.relative(0))))
+    parts = parts_of(os.path.normpath(found.relative(0)))
     if found.folder.is_dir() and (len(parts) > 2 or (len(parts) == 2 and parts[-1].count(".") >= 2)):
         message += f" (are the classes in {found.folder / parts[0]}?)"
     return message

@@ -6,9 +6,8 @@ import warnings
 import keras
 import numpy as np
 
-from classifier.base.console import NO_DATA, UserError, progress
-from classifier.data.duplicates import are_compared
-from classifier.data.near_copies import find_near_copies
+from classifier.base.console import progress
+from classifier.data.near_copies import are_compared, find_near_copies
 from classifier.networks.by_name import extract_features, last_features
 from classifier.runs.checkpoints import load_trained_network
 from classifier.runs.folder import Run
@@ -34,7 +33,7 @@ class Suspects:
     def ranked(self) -> np.ndarray:
         """Positions of the images, the one whose label is the least probable first.
 
-        This "self-confidence" found as many planted labels as any other score, or more: see docs/results.
+        This "self-confidence" found as many planted labels as any other score, or more: see experiments/suspects.py.
         """
         return np.argsort(self._of_label(), kind="stable")
 
@@ -71,12 +70,9 @@ def find_suspects(images, classes: list[str], run: Run) -> Suspects:
     """Suspects among a DataSet of these classes, by the features of a run's network: the input of its last layer.
 
     The run's cache keeps the features for later, after labels were corrected, too. The classes may be other ones than the
-    run's. Raises UserError where a class has less than two different images.
+    run's; each has at least two different images.
     """
     digests, labels = np.array(images.digests), images.labels
-    for label, name in enumerate(classes):
-        if len(set(digests[labels == label])) < 2:
-            raise UserError(f"--suspects: class {name!r} has less than two different images", NO_DATA)
     network, settings = load_trained_network(run), run.record.settings
     extractor = keras.Model(network.input, last_features(network))
     rows, row_of_image = extract_features(images, extractor, run.cache, settings.fit)

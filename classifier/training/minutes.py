@@ -31,7 +31,7 @@ def choose_epochs(run: Run, sets, make_train_step: Callable, end: float) -> None
     run.update(settings=run.record.settings.replace(**fitting))
 
 
-def measure_speed(state: TrainingState, train_step: Callable, steps: int = 8) -> list[float]:
+def measure_speed(state: TrainingState, train_step: Callable, steps: int = 8) -> tuple[float, float]:
     """Seconds for a training image, and for a validation image, from a few steps after a first one."""
     times = []
     batches = itertools.chain.from_iterable(state.batches_from(0) for _ in itertools.count())
@@ -41,7 +41,8 @@ def measure_speed(state: TrainingState, train_step: Callable, steps: int = 8) ->
         trained = time.monotonic()
         state.predict(images)
         times.append((trained - started, time.monotonic() - trained))
-    return [statistics.median(column) / state.batch_size for column in zip(*times[1:], strict=True)]
+    trained, predicted = (statistics.median(column) for column in zip(*times[1:], strict=True))
+    return trained / state.batch_size, predicted / state.batch_size
 
 
 def settings_that_fit(settings: Settings, phase, sets, train_pace: float, valid_pace: float, seconds: float) -> dict:

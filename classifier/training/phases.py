@@ -4,7 +4,7 @@ import dataclasses
 
 from classifier.base.console import NO_DATA, UserError
 from classifier.networks.by_name import create_network
-from classifier.networks.pretrained import first_layer_of_last_sizes, unfreeze
+from classifier.networks.pretrained import first_layer_of_last_sizes
 from classifier.runs.folder import Run
 from classifier.runs.settings import AUTO, DEFAULTS, FINE_TUNING, Settings
 
@@ -82,9 +82,3 @@ def check_checkpoints(run: Run) -> None:
     done = {first_phase(record.settings).name: record.epochs > 0, FINE_TUNED: record.is_fine_tuned}
     if any(begun and not run.checkpoints(name) for name, begun in done.items()):
         raise UserError(f"the checkpoints of {run.path} are gone: start a new run", NO_DATA)
-
-
-def check_layer(settings: Settings, num_classes: int) -> None:
-    """Raise UserError, before any training, if the network has no layer of the name that --fine-tune gives."""
-    if settings.fine_tune not in (None, AUTO):
-        unfreeze(create_network(settings.network, settings.image_size, num_classes), settings.fine_tune)

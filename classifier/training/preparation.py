@@ -15,20 +15,21 @@ from classifier.base.files import csv_text
 from classifier.cluster import workers
 from classifier.cluster.devices import let_memory_grow
 from classifier.data import near_copies
-from classifier.data.duplicates import are_compared
+from classifier.data.near_copies import are_compared
 from classifier.networks.by_name import create_network, extract_features
-from classifier.networks.pretrained import load_weights, split_at_features
+from classifier.networks.pretrained import load_weights, split_at_features, unfreeze
 from classifier.runs.folder import Run
 from classifier.runs.record import RunRecord
-from classifier.runs.settings import FINE_TUNING, Settings
+from classifier.runs.settings import AUTO, FINE_TUNING, Settings
 from classifier.training.optimizer import steps_in_bfloat16
 from classifier.training.phases import FINE_TUNED
 
 
-def prepare_devices(settings: Settings) -> None:
+def prepare(settings: Settings) -> None:
     """Make the devices ready, before anything uses them, and compare the workers, if there are several.
 
-    Raises UserError on every worker unless all have the same settings, versions of packages, and number of devices.
+    Raises UserError on every worker unless all have the same settings, versions of packages, and number of devices, and if
+    --fine-tune names a layer that the network lacks.
     """
     let_memory_grow()
     paths = ("data_dir", "validation_dir", "weights")  # may be others on each machine: what they hold is compared later
@@ -36,6 +37,8 @@ def prepare_devices(settings: Settings) -> None:
     devices = {"number of GPUs": len(tf.config.list_physical_devices("GPU")), "bfloat16": steps_in_bfloat16(settings)}
     values = {name: str(value) for name, value in settings.as_json().items() if name not in paths}
     workers.compare(settings=values, versions=packages, devices=devices)
+    if settings.fine_tune not in (None, AUTO):
+        unfreeze(create_network(settings.network, settings.image_size, num_classes=2), settings.fine_tune)
 
 
 def near_copies_among(images, settings: Settings, cache_dir: Path, run: Run | None) -> dict[str, str]:

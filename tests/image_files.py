@@ -1,0 +1,42 @@
+"""Image files that are bad in every way."""
+
+import os
+import struct
+import zlib
+
+from conftest import encoded
+
+
+def png(width, height, colour_type, *chunks):
+    """A PNG file of 8 bits a sample with these chunks, (name, data)."""
+    header = struct.pack(">IIBBBBB", width, height, 8, colour_type, 0, 0, 0)
+    file = b"\x89PNG\r\n\x1a\n"
+    for name, data in ((b"IHDR", header), *chunks, (b"IEND", b"")):
+        file += struct.pack(">I", len(data)) + name + data + struct.pack(">I", zlib.crc32(name + data))
+    return file
+
+
+def bomb_png(side=60_000):
+    """A file of a few hundred bytes that says it holds 3.6 billion pixels."""
+    return png(side, side, 2, (b"IDAT", zlib.compress(bytes(1000))))
+
+
+BAD_FILES = {
+    "empty.jpg": (b"", "empty file"),
+    "text.jpg": (b"this is not an image", "not an image of a known kind"),
+    "renamed.jpg": (encoded(".gif"), "GIF data in a .jpg file"),
+    "bomb.png": (bomb_png(), "too large"),
+    "end_missing.jpg": (encoded(".jpg")[:-2], "damaged, truncated or unsupported JPEG"),
+}
+for kind in ("JPEG", "PNG", "BMP", "GIF", "WebP", "TIFF"):
+    whole = encoded(f".{kind.lower()}")
+    BAD_FILES[f"half.{kind.lower()}"] = whole[: len(whole) // 2], f"damaged, truncated or unsupported {kind}"
+REASONS = {name: reason for name, (_, reason) in BAD_FILES.items()} | {"pipe.jpg": "not a file", "gone.jpg": "No such file"}
+
+
+def add_bad_files(folder):
+    """Put a file of every bad kind into a folder."""
+    for name, (data, _) in BAD_FILES.items():
+        (folder / name).write_bytes(data)
+    os.mkfifo(folder / "pipe.jpg")  # reading it would never end
+    (folder / "gone.jpg").symlink_to("nowhere")

@@ -1,0 +1,120 @@
+"""Pretrained networks: a head on frozen features first, then fine-tuning."""
+
+import re
+import shutil
+from pathlib import Path
+
+import pytest
+import tensorflow as tf
+from conftest import draw_images, error_of, predictions, run, train
+from run_folders import assert_runtimes_agree, assert_same_run, change_metadata, history_of, metadata_of, newest_checkpoint
+
+FINE_TUNING = ("--fine-tune", "auto", "--fine-tune-lr", 1e-4, "--fine-tune-epochs", 2)
+RESUME = ("train", "--resume", "--output", "runs")
+
+
+@pytest.fixture(scope="session")
+def fine_tuned(made_once, weights):
+    """A run of both phases in one command, with its features in memory; otherwise as `pretrained`. Not to be changed."""
+
+    def make(folder):
+        (folder / "runs").mkdir()
+        (folder / "runs/.cache").write_text("a file is in the way")
+        flags = ("--network", "mobilenet", "--weights", weights, "--epochs", 60, "--patience", 1, *FINE_TUNING)
+        finished = train(draw_images(folder / "images"), *flags, "--output", folder / "runs")
+        assert "no cache of features" in finished.stderr
+
+    return made_once("fine_tuned", make) / "runs" / "001"
+
+
+def variances_of(run_folder):
+    """The averages of each batch normalization in the selected network of a run."""
+    reader = tf.train.load_checkpoint(str(newest_checkpoint(run_folder, "selected")))
+    names = [name for name in reader.get_variable_to_shape_map() if "/moving_variance/" in name]
+    return [reader.get_tensor(name) for name in names]
+
+
+def test_a_head_stops_early_and_says_what_it_found(pretrained):
+    losses = [float(row["val_loss"]) for row in history_of(pretrained)]
+    head = len(losses)
+    assert head == metadata_of(pretrained)["head_epochs"] < 60
+    assert losses[-2] == min(losses)
+    stdout, stderr = ((pretrained.parent / name).read_text() for name in ("stdout.txt", "stderr.txt"))
+    shown = [int(re.match(r"epoch (\d+)/60", line)[1]) for line in stdout.splitlines() if line.startswith("epoch")]
+    assert shown == [*range(10, head, 10), head]  # of a head, every tenth and the last
+    assert f"selected: epoch {head - 1}," in stdout
+    assert "unknown: expect it for many photographs of other things" in stdout
+    assert "likely to help next: " in stderr
+    assert "3,586 of 3,236,034 parameters are trained" in stderr
+
+
+def test_fine_tuning_later_is_the_same_as_in_one_command(pretrained, fine_tuned, images, photo):
+    shutil.copytree(pretrained, "runs/001")
+    head = metadata_of("runs/001")["head_epochs"]
+    change_metadata("runs/001", settings={"weights": "gone.h5"})  # all that is needed from now on is in the run
+    resume = (*RESUME, "--data-dir", images)
+    assert "has no layer" in error_of(run(*resume, "--fine-tune", "conv_99", code=2))  # a typing error costs nothing
+    too_few = run(*resume, "--fine-tune", "conv_pw_11", "--epochs", 1, code=2)
+    assert f"has done {head} epochs already" in error_of(too_few)
+
+    before = predictions("runs", photo)
+    failed = run(*resume, *FINE_TUNING, "--fine-tune-lr", 1e30, code=1)
+    assert re.search(r"--resume, from \S+/fine_tuning/ckpt-\d+, with a lower --fine-tune-lr than 1e\+30", error_of(failed))
+    assert predictions("runs", photo) == before  # it is as finished as it was
+
+    finished = run(*resume, *FINE_TUNING)
+    assert f"epoch {head + 2}/{head + 2}" in finished.stdout
+    settings = metadata_of("runs/001")["settings"]
+    assert (settings["fine_tune"], settings["fine_tune_epochs"], settings["fine_tune_lr"]) == ("conv_dw_12", 2, 1e-4)
+    assert_same_run("runs/001", fine_tuned, ("head", "fine_tuning"))
+    assert "began with fine-tune conv_dw_12" in error_of(run(*resume, "--fine-tune", "9", code=2))
+    shutil.rmtree("runs/001/checkpoints/fine_tuning")  # a phase that lost its checkpoints is not trained again
+    assert "are gone" in error_of(run(*resume, code=3))
+
+
+def test_batch_normalization_keeps_its_statistics_in_fine_tuning_and_learns_them_from_nothing(images, fine_tuned):
+    kept = [variance for variance in variances_of(fine_tuned) if (variance == 1).all()]
+    assert len(kept) == 27  # all but that of the head
+    train(images, "--network", "mobilenet", "--weights", "none", "--epochs", 1)
+    learnt = [abs(variance - 1).mean() for variance in variances_of("runs/001")]
+    assert len(learnt) == 27
+    assert min(learnt) > 0.1  # after 3 steps, which Keras' own would count as 0.3 %
+
+
+def test_litert_predicts_as_tensorflow(pretrained, fine_tuned, photo):
+    """The last features know little but the classes after fine-tuning, so the OOD score is of others."""
+    for run_folder, features in ((pretrained, "last"), (fine_tuned, "maps")):
+        by_litert, by_tensorflow = (answers[str(photo)]["ood_score"] for answers in assert_runtimes_agree(run_folder, photo))
+        assert by_litert == pytest.approx(by_tensorflow, abs=2e-4)
+        assert metadata_of(run_folder)["ood"]["features"] == features
+
+
+@pytest.mark.parametrize(
+    ("flags", "code", "problem"),
+    [
+        (("--fine-tune", "3"), 2, "--fine-tune"),
+        (("--fine-tune-lr", 1), 2, "--fine-tune-lr"),
+        (("--weights", "none"), 2, "--weights"),
+        (("--start-size", 32), 2, "--start-size"),
+        (("--network", "mobilenet", "--weights", "none", "--fine-tune", "3"), 2, "--fine-tune"),
+        (("--network", "mobilenet", "--image-size", 16), 1, "at least 32x32"),
+        (("--network", "mobilenet", "--weights", "nowhere.h5"), 3, "cannot read the weights nowhere.h5"),
+        (("--network", "mobilenet", "--fine-tune", "conv_99"), 2, "conv_pw_13_relu"),  # one of those that it has
+    ],
+)
+def test_settings_that_are_not_for_the_network_are_one_clear_line(images, flags, code, problem):
+    assert problem in error_of(train(images, *flags, code=code))
+    assert not list(Path("runs").glob("0*"))  # or --resume would choose one that never began
+
+
+def test_weights_that_cannot_be_downloaded_are_one_clear_line(images, tmp_path, monkeypatch):
+    monkeypatch.setenv("HTTPS_PROXY", "http://127.0.0.1:9")  # nobody listens
+    monkeypatch.setenv("KERAS_HOME", str(tmp_path))
+    monkeypatch.setattr("keras.src.backend.config._KERAS_DIR", str(tmp_path))  # what Keras made of it when it was imported
+    for offline, flag in (
+        (train(images, "--network", "mobilenet", code=1), True),
+        (run("evaluate", images, "--zero-shot", "mobilenet_v2", code=1), False),
+    ):
+        assert f"cannot download what {tmp_path / 'models'} lacks" in error_of(offline)
+        assert ("--weights FILE" in offline.stderr) is flag  # evaluate.py has no such flag
+    assert not list(Path("runs").glob("0*"))

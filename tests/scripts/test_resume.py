@@ -1,0 +1,160 @@
+"""Runs that are stopped, resumed, or damaged. For SIGKILL, power cuts, failing disks and random damage see reliability/."""
+
+import os
+import re
+import shutil
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from conftest import PROJECT, error_of, run, train
+from run_folders import assert_same_run, change_metadata, history_of, metadata_of, newest_checkpoint
+
+from classifier.base import cpu
+
+
+def disturb(monkeypatch, pattern, what):
+    """Call what() once, just before a file gets a name that matches the pattern."""
+    replace = os.replace
+
+    def disturbed(source, target):
+        if re.search(pattern, str(target)):
+            monkeypatch.setattr(os, "replace", replace)
+            what()
+        return replace(source, target)
+
+    monkeypatch.setattr(os, "replace", disturbed)
+
+
+def test_stopped_in_the_middle_of_an_epoch_and_resumed_it_is_the_same_run(images, trained, monkeypatch):
+    disturb(monkeypatch, r"training/ckpt-1\.index$", lambda: os.kill(os.getpid(), signal.SIGINT))  # in its second step
+    stopped = train(images, "--save-minutes", 0, code=130)
+    assert stopped.stderr.rstrip().endswith("train.py --resume runs/001")
+    assert "in epoch 1, after 2 of 3 steps" in stopped.stderr
+    finished = run("train", "--resume", "--output", "runs", "--save-minutes", 5)
+    assert "resumed" in finished.stderr
+    assert "do not expect" not in finished.stderr
+    assert_same_run("runs/001", trained)
+
+
+def test_while_the_last_epoch_is_saved_another_training_is_refused_and_a_signal_is_heard(images, trained, monkeypatch):
+    refused = []
+
+    def resume_and_stop():
+        refused.append(run("train", "--resume", "runs/001", code=1))
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    disturb(monkeypatch, r"training/ckpt-8\.index$", resume_and_stop)  # 3 steps and the end, twice
+    stopped = train(images, code=143)
+    assert "another process is working" in error_of(refused[0])
+    assert "stopped after epoch 2; to resume:" in stopped.stderr
+    assert not metadata_of("runs/001")["finished"]
+    assert "no finished run" in error_of(run("predict", "--model", "runs", images, code=3))
+    run("train", "--resume", "--output", "runs")
+    assert_same_run("runs/001", trained)
+
+
+SIGNAL_AT_IMPORT = """
+import contextlib, os, signal, sys
+class Finder:
+    def find_spec(name, *_):
+        if name == "tensorflow":
+            with contextlib.suppress(SystemExit):
+                os.kill(os.getpid(), signal.SIGTERM)
+sys.meta_path.insert(0, Finder)
+"""
+
+
+def test_a_signal_that_an_import_swallows_is_heard_at_the_first_step(images):
+    Path("sitecustomize.py").write_text(SIGNAL_AT_IMPORT)  # Python imports it when it starts
+    stopped = train(images, code=143, env=os.environ | {"PYTHONPATH": "."})
+    assert "after 1 of 3 steps" in stopped.stderr
+
+
+SIGNAL_WHERE_NOTHING_CAN_BE_RAISED = """
+import os, signal, sys
+sys.path.insert(0, sys.argv[1])
+from classifier.base import console
+class Collected:
+    def __del__(self):
+        os.kill(os.getpid(), signal.SIGINT)
+        os.getpid()  # Python raises it here
+def main(argv=None):
+    Collected()
+    return console.StopRequest.signum - signal.SIGINT
+console.run(main)
+"""
+
+
+def test_a_signal_where_nothing_can_be_raised_shows_no_traceback():
+    """While an object is collected, Python reports what is raised, and goes on."""
+    command = [sys.executable, "-c", SIGNAL_WHERE_NOTHING_CAN_BE_RAISED, PROJECT]
+    finished = subprocess.run(command, capture_output=True, text=True)
+    assert (finished.returncode, finished.stderr) == (0, "")
+
+
+def test_a_finished_run_goes_on_elsewhere_with_images_that_moved(run_folder, trained, images):
+    Path("runs/002").mkdir()  # killed before it had a record
+    again = run("train", "--resume", "--output", "runs")
+    assert "skipped: " in again.stderr
+    assert "epoch 1/" not in again.stdout
+    assert "note" not in again.stderr
+    assert_same_run(run_folder, trained)
+    device = metadata_of(run_folder)["device"]
+    assert (device["cpu"], device["oneDNN"]) == (cpu.name(), cpu.has_onednn())
+    change_metadata(run_folder, device={"instruction set": "AVX", "bfloat16": None})
+    odd, moved = Path("runs").rename("odd[1]\\*?"), images.rename("moved")  # TensorFlow takes such a name for a pattern
+    resume = ("train", "--resume", odd / "001", "--data-dir", moved, "--epochs")
+    said = run(*resume, 4).stderr
+    assert f"it began with instruction set AVX, not {device['instruction set']}; bfloat16 None, not" in said
+    assert "do not expect the same weights, bit for bit" in said
+    rows = history_of(odd / "001")
+    assert [row["epoch"] for row in rows] == ["1", "2", "3", "4"]
+    assert rows[:2] == history_of(trained)
+    shutil.copy(moved / "cats/cats_1.jpg", moved / "cats/another.jpg")
+    assert "not those" in error_of(run(*resume, 5, code=3))
+
+
+def without(name):
+    return lambda run_folder: (run_folder / name).rename("aside")
+
+
+def with_other_loss(run_folder):
+    text = (run_folder / "history.csv").read_text()
+    (run_folder / "history.csv").write_text(text.replace("0.6", "0.5", 1))
+
+
+def with_other_temperature(run_folder):
+    record = run_folder / "model.json"
+    record.write_text(re.sub(r'"temperature": [\d.]+', '"temperature": 1.5', record.read_text()))
+
+
+MORE = ("--epochs", 3)
+NOT_RESUMED = {  # what is done to the run, the flags, the exit code, and what is said
+    "lr": (None, ("--lr", 0.1), 2, "began with lr 0.001: that cannot change"),
+    "augment": (None, ("--no-augment",), 2, "began with augment True: that cannot change"),
+    "no history": (without("history.csv"), MORE, 3, "does not have a row for each of 2 epochs"),
+    "no checkpoints": (without("checkpoints/training"), MORE, 3, "checkpoints of"),
+    "history": (with_other_loss, MORE, 3, "are not of the same training"),
+    "weights": (lambda run: change_metadata(run, selected_digest="of another"), (), 3, "are not of the same training"),
+    "settings": (lambda run: change_metadata(run, settings={"batch_size": "x"}), MORE, 3, "model.json is damaged"),
+    "temperature": (with_other_temperature, MORE, 3, "model.json is damaged"),
+}
+
+
+@pytest.mark.parametrize("kind", NOT_RESUMED)
+def test_a_run_that_changed_or_other_settings_are_refused(run_folder, photo, kind):
+    change, flags, code, problem = NOT_RESUMED[kind]
+    if change:
+        change(run_folder)
+    assert problem in error_of(run("train", "--resume", run_folder, *flags, code=code))
+    if kind in ("weights", "temperature"):
+        assert problem in error_of(run("predict", "--model", run_folder, "--runtime", "tensorflow", photo, code=3))
+
+
+def test_without_the_selected_weights_the_newest_are_used_and_that_is_said(run_folder, photo):
+    newest_checkpoint(run_folder, "selected").with_suffix(".index").unlink()
+    for script in (("predict", "--model", run_folder, "--runtime", "tensorflow", photo), ("train", "--resume", run_folder)):
+        assert "no sound checkpoint of the selected weights: using" in run(*script).stderr
