@@ -34,7 +34,6 @@ def main(argv=None):
 
     classifier = Classifier(arguments.model, arguments.runtime)
     answers = classifier.predict(paths, arguments.tta, arguments.min_confidence or 0.0)
-
     if arguments.copy_to:
         answers = sorting(answers, arguments.copy_to, classifier.classes, arguments.min_confidence)
     if arguments.submission:
