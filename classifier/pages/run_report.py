@@ -4,7 +4,7 @@ import numpy as np
 
 from classifier.base.console import UserError, progress
 from classifier.base.figures import draw_curves, draw_heat_map, draw_reliability, draw_steps, svg_of
-from classifier.base.metrics import calibration_error, reliability
+from classifier.base.metrics import area_under_roc, calibration_error, reliability, threshold_curves
 from classifier.data.images import load_image, load_in_shape
 from classifier.data.inspection import finding_sections, inspect_found
 from classifier.pages.explanations import Explainer, in_shape, overlay
@@ -135,19 +135,25 @@ def _classes(result):
 
 def _thresholds(scored, classes):
     """ROC and precision-recall curve of the second of two classes, if the folder has images of both."""
-    from sklearn.metrics import average_precision_score, precision_recall_curve, roc_auc_score, roc_curve
-
     positive = scored.labels == 1
     if positive.all() or not positive.any():
         return
     scores = scored.last_scores
-    area, average_precision = roc_auc_score(positive, scores), average_precision_score(positive, scores)
+    false_positives, recalls, precisions = threshold_curves(scores, positive)
+    area = area_under_roc(scores[~positive], scores[positive])
+    average_precision = float(np.diff(recalls, prepend=0) @ precisions)
+    some = np.unique(np.linspace(0, len(recalls) - 1, MOST_POINTS).astype(int))
     name, share = classes[1], positive.mean()
-    some = lambda curve: curve[np.unique(np.linspace(0, len(curve) - 1, MOST_POINTS).astype(int))]  # noqa: E731
-    false_positives, recalls, _ = map(some, roc_curve(positive, scores))
-    roc = draw_steps(false_positives, recalls, f"false positive rate of {name}", f"recall of {name}", ([0, 1], [0, 1]))
-    precisions, recalls = (some(curve[-2::-1]) for curve in precision_recall_curve(positive, scores)[:2])
-    tradeoff = draw_steps(recalls, precisions, f"recall of {name}", f"precision of {name}", ([0, 1], [share, share]))
+    roc = draw_steps(
+        np.append(0, false_positives[some]),
+        np.append(0, recalls[some]),
+        f"false positive rate of {name}",
+        f"recall of {name}",
+        ([0, 1], [0, 1]),
+    )
+    tradeoff = draw_steps(
+        recalls[some], precisions[some], f"recall of {name}", f"precision of {name}", ([0, 1], [share, share])
+    )
     text = (
         f"For every threshold on the probability of {name}: area under the ROC curve {area:.4f}, average precision "
         f"{average_precision:.4f}."
