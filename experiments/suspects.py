@@ -90,7 +90,7 @@ def rankings(folder: Path, run: Path) -> dict[str, list[str]]:
         from classifier.predicting.suspects import find_suspects
         from dataset import read_labelled
 
-        found, opened = find_images(folder), find_run(run)
+        opened, found = find_run(run), find_images(folder)
         images, _ = read_labelled(found, opened.record.image_size, opened.record.fit, opened.cache)
         suspects = find_suspects(images, found.classes, opened)  # once more, for the probabilities of all classes
         paths, labels = [str(path) for path in suspects.paths], suspects.labels

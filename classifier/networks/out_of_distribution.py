@@ -34,7 +34,7 @@ class OutOfDistributionScore(keras.layers.Layer):
     square root of the number of features.
     """
 
-    def __init__(self, num_classes, **options):
+    def __init__(self, num_classes: int, **options):
         super().__init__(trainable=False, **options)
         self.num_classes = num_classes
 
@@ -46,12 +46,12 @@ class OutOfDistributionScore(keras.layers.Layer):
     def call(self, features):
         return tf.reduce_min(self.distances(features), axis=1)
 
-    def distances(self, features):
+    def distances(self, features: np.ndarray) -> tf.Tensor:
         """The distances of features, (n, features), from all classes: (n, classes)."""
         differences = tf.matmul(features, self.whitening)[:, None] - self.centres  # (n, classes, features)
         return tf.sqrt(tf.reduce_mean(tf.square(differences), axis=2))
 
-    def fit(self, features, labels):
+    def fit(self, features: np.ndarray, labels: np.ndarray) -> None:
         """Fit to the features of training images of all classes, (n, features), and their labels, (n,)."""
         means = np.stack([features[labels == label].mean(axis=0) for label in range(self.num_classes)])
         centred = features - means[labels]
@@ -64,25 +64,22 @@ class OutOfDistributionScore(keras.layers.Layer):
         self.set_weights([whitening, means @ whitening])
 
 
-def left_out_area_under_roc(distances, labels):
+def left_out_area_under_roc(distances: np.ndarray, labels: np.ndarray) -> float:
     """How well images of a class would be recognized if it were none of the classes: ½ is chance, 1 perfect.
 
     `distances` are those of images from all classes, (n, classes), `labels` their own classes, (n,). Each class is left out
     in turn, with its distances; the result is the mean of the areas under the ROC curve. It is ½ for images of one class.
     """
-    from sklearn.metrics import roc_auc_score  # slow to import, and only training needs it
+    from sklearn.metrics import roc_auc_score
 
     present = np.unique(labels)
     if len(present) == 1:
         return 0.5
-    areas = []
-    for label in present:
-        scores, is_left_out = np.delete(distances, label, axis=1).min(axis=1), labels == label
-        areas.append(roc_auc_score(is_left_out, scores))
-    return float(np.mean(areas))
+    scores_without = {label: np.delete(distances, label, axis=1).min(axis=1) for label in present}
+    return float(np.mean([roc_auc_score(labels == label, scores) for label, scores in scores_without.items()]))
 
 
-def usual_threshold(scores):
+def usual_threshold(scores: np.ndarray) -> float:
     """A threshold that one in fifty images like these, whose OOD scores are given, (n,), exceeds.
 
     Fewer than fifty do not tell: then it is three σ above the median. σ is that of the logarithm, estimated from the median
