@@ -23,11 +23,11 @@ def main(argv=None):
         raise UserError("--submission needs all images, not a --shard of them", USAGE)
     from classifier import Classifier
     from classifier.predicting.classifier import list_images
-    from classifier.predicting.kaggle import Submission
-    from classifier.predicting.sorting import outside, sorting
 
     paths = list_images(arguments.paths)
     if arguments.copy_to:
+        from classifier.predicting.sorting import outside, sorting
+
         paths = outside(paths, arguments.copy_to)
     part, parts = arguments.shard or (1, 1)
     paths = paths[len(paths) * (part - 1) // parts : len(paths) * part // parts]
@@ -37,6 +37,8 @@ def main(argv=None):
     if arguments.copy_to:
         answers = sorting(answers, arguments.copy_to, classifier.classes, arguments.min_confidence)
     if arguments.submission:
+        from classifier.predicting.kaggle import Submission
+
         submission = Submission(arguments.submission, paths, classifier.record)
         answers = list(answers)
     if arguments.format == "text":

@@ -1,12 +1,11 @@
 """Metrics that scikit-learn does not have: how far a confidence, or an accuracy, can be trusted."""
 
 import numpy as np
-from numpy.typing import ArrayLike
 
 BINS = 15  # of equal width, for confidences from 0 to 1
 
 
-def log_softmax(logits: ArrayLike) -> np.ndarray:
+def log_softmax(logits: np.ndarray) -> np.ndarray:
     """Logarithm of the softmax over the last axis, in float64, without overflow; exp() of it are the probabilities."""
     logits = np.asarray(logits, np.float64)
     shifted = logits - logits.max(axis=-1, keepdims=True)
@@ -24,7 +23,7 @@ def accuracy_interval(correct: float, count: float) -> tuple[float, float]:
     return float(middle - half), float(middle + half)
 
 
-def reliability(confidences: ArrayLike, correct: ArrayLike) -> list[tuple[float, float, float, float, int]]:
+def reliability(confidences: np.ndarray, correct: np.ndarray) -> list[tuple[float, float, float, float, int]]:
     """A row for each of BINS that has images: (mean confidence, accuracy, low, high, images).
 
     `confidences` are (n,), from 0 to 1, `correct` (n,) bool. `low` and `high` are the accuracy_interval() of the bin.
@@ -38,7 +37,7 @@ def reliability(confidences: ArrayLike, correct: ArrayLike) -> list[tuple[float,
     ]
 
 
-def calibration_error(confidences: ArrayLike, correct: ArrayLike) -> float:
+def calibration_error(confidences: np.ndarray, correct: np.ndarray) -> float:
     """Expected calibration error: the mean |accuracy - mean confidence| of the bins of reliability(), weighted by images.
 
     Guo et al., "On Calibration of Modern Neural Networks", 2017.
@@ -47,7 +46,7 @@ def calibration_error(confidences: ArrayLike, correct: ArrayLike) -> float:
     return float(np.average(np.abs(accuracy - confidence), weights=counts))
 
 
-def chance_error(confidences: ArrayLike) -> float:
+def chance_error(confidences: np.ndarray) -> float:
     """The calibration_error() to expect by chance from this many images, if their confidences, (n,), were perfect.
 
     The number of correct predictions in a bin then varies around the sum of its confidences, nearly normally, and the mean

@@ -98,7 +98,7 @@ DAMAGED = "model.json is damaged"
         (None, {"settings": {"image_size": 10**9}}, DAMAGED),
         (None, {"ood": {"threshold": math.nan}}, DAMAGED),
         (None, {"classes": ["a", "b", "c"]}, "does not fit"),
-        (None, {"settings": {"network": "transformer"}, "litert": None}, "no network 'transformer'"),
+        (None, {"settings": {"network": "transformer"}}, DAMAGED),
         (lambda: shutil.rmtree("runs/001/checkpoints"), {}, "no checkpoint"),
         (None, {"classes": ["a", "b", "c"], "litert": None}, "no sound checkpoint"),
         (None, {"settings": {"image_size": 64}, "litert": None}, "no sound checkpoint"),
