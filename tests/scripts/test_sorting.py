@@ -11,7 +11,7 @@ import pytest
 from conftest import DRAWING, error_of, predictions, run, save
 from run_folders import change_metadata
 
-from classifier.predicting.classifier import Classifier
+from classifier import Classifier
 from classifier.predicting.sorting import folder_names
 
 SURE = ("--min-confidence", 0.5)  # of two classes, one always is
