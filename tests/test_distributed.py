@@ -3,6 +3,7 @@
 import json
 import re
 import shutil
+import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -36,10 +37,11 @@ tf.config.set_logical_device_configuration(cpu, [tf.config.LogicalDeviceConfigur
 import train
 from classifier.cluster import devices
 fed, shares_of = {}, devices.shares_of
-def watched_shares_of(images, labels, names):
-    for share in shares_of(images, labels, names):
+def watched_shares_of(columns, names):
+    images = columns[0]
+    for share in shares_of(columns, names):
         sizes = fed.setdefault(share[0].device[-5:], [])
-        sizes.append((len(labels), images.nbytes, len(share[1].numpy().tobytes()) // 4, len(share[0].numpy().tobytes())))
+        sizes.append((len(images), images.nbytes, len(share[0].numpy()), len(share[0].numpy().tobytes())))
         yield share
 devices.shares_of = watched_shares_of
 train.main(sys.argv[3:])
@@ -73,7 +75,7 @@ def test_four_devices_take_a_quarter_of_a_batch_each_and_train_what_one_would(im
 @pytest.mark.long
 def test_a_resnet_trains_on_several_gpus_with_layers_in_bfloat16(images):
     """Two virtual CPUs stand for GPUs: the sums of batch normalization over both are of float32."""
-    patch = "from classifier import optimizer\noptimizer.gpus_have_bfloat16 = lambda: True\n"
+    patch = "from classifier.training import optimizer\noptimizer.gpus_have_bfloat16 = lambda: True\n"
     code = TRAIN_ON_DEVICES.replace("import train\n", f"import train\n{patch}")
     finished = train_on_devices(2, images, "--network", "resnet", "--batch-size", 8, "--epochs", 1, code=code)
     assert "steps in bfloat16" in finished.stderr
@@ -128,3 +130,29 @@ def test_what_tf_config_and_slurm_say_of_the_workers(monkeypatch):
     addresses, index = workers.cluster()
     assert sorted(addresses) == ["n10:8888", "n10:8889", "n9:8888"]
     assert addresses[index] == "n10:8889"
+
+
+def test_workers_wait_for_each_other_and_name_who_is_missing(monkeypatch):
+    here, other = (socket.create_server(("localhost", 0)) for _ in range(2))
+    ports = [listening.getsockname()[1] for listening in (here, other)]
+    here.close()  # for the one that waits
+    for name, value in {"addresses": [f"localhost:{port}" for port in ports], "count": 2, "SECONDS_TO_CONNECT": 1}.items():
+        monkeypatch.setattr(workers, name, value)
+    workers._wait_for_others()
+    other.close()
+    with pytest.raises(console.UserError, match=rf"^worker 1 \(localhost:{ports[1]}\) did not come within 1 seconds$"):
+        workers._wait_for_others()
+    with socket.create_server(("", ports[0])), pytest.raises(console.UserError, match="cannot listen at localhost"):
+        workers._wait_for_others()
+
+
+def test_an_error_of_tensorflow_is_told_in_words(monkeypatch):
+    for name, value in {"addresses": ["a:1", "b:1", "c:1"], "index": 1, "count": 3}.items():
+        monkeypatch.setattr(workers, name, value)
+    told = "Graph execution error:\n\nCollective ops is aborted by: Error reported from /job:worker/task:2: "
+    assert workers._what_happened(f"{told}worker 2 (c:1): no image\nRestart") == "worker 2 (c:1): no image"
+    for message, who in {
+        "from /job:worker/replica:0/task:1: peer /job:worker/replica:0/task:2 is gone": "worker 2 (c:1)",
+        "connection closed": "another worker",
+    }.items():
+        assert workers._what_happened(message).startswith(f"{who} stopped or does not answer: ")

@@ -270,9 +270,9 @@ sys.exit(abs(task.wait()))
 MACHINE = """
 import os, runpy, signal, sys
 sys.path.insert(0, sys.argv[1])
-from classifier.cluster import devices
+from classifier.cluster import workers
 from classifier.training.state import Training
-devices.SLURM_PORT = int(sys.argv[2])
+workers.SLURM_PORT = int(sys.argv[2])
 batches_from = Training.batches_from
 def batches_until_death(training, first):
     if training.epoch == 1 and os.environ.get("JOB_COMPLETION_INDEX") == "1":

@@ -19,7 +19,6 @@ from run_folders import assert_same_run, damage, history_of, metadata_of, newest
 
 from classifier.base import cpu
 from classifier.base.files import digest_of
-from classifier.cluster import devices
 from classifier.data.cache import checksum_of
 from classifier.runs.history import History
 from classifier.training import log as training_log
@@ -320,10 +319,10 @@ def test_layers_for_gpus_compute_in_bfloat16(images, monkeypatch):
 def test_a_gpu_that_is_not_used_is_said_and_many_classes_are_summed_up(tmp_path, monkeypatch, images):
     (tmp_path / "gpus/0").mkdir(parents=True)
     (tmp_path / "gpus/0/information").write_text("Model: \t\t NVIDIA A100\nIRQ:   \t\t 33\n")
-    monkeypatch.setattr(devices, "NVIDIA_GPUS", tmp_path / "gpus")
+    monkeypatch.setattr(cpu, "NVIDIA_GPUS", tmp_path / "gpus")
     monkeypatch.setattr(training_log, "MOST_NAMED", 1)
     said = train(images, "--epochs", 1).stderr
     assert "device     NVIDIA A100 not used: " in said
     assert "images     20 + 4 of 2 classes, the fewest of cats: 10 + 2 (training + validation)" in said
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
-    assert devices.unused_gpus() == []
+    assert cpu.unused_gpus() == []

@@ -11,7 +11,6 @@ from classifier.base import cpu
 from classifier.base.console import NO_DATA, UserError, say
 from classifier.base.files import csv_text, write_text
 from classifier.cluster import workers
-from classifier.cluster.devices import let_memory_grow
 from classifier.data import near_copies
 from classifier.networks.pretrained import FEATURE_SCALES
 from classifier.runs.folder import read_metadata, write_metadata
@@ -42,11 +41,10 @@ def begin_run(run, settings, sets, resuming):
 
 
 def prepare_machines(settings):
-    """Make the devices ready, before anything uses them, and compare the workers, if there are several.
+    """Compare the workers, if there are several.
 
     Raises UserError on every worker unless all have the same settings, versions of packages, and number of devices.
     """
-    let_memory_grow()
     paths = ("data_dir", "validation_dir", "weights")  # may be others on each machine: what they hold is compared later
     packages = {name: version for name, version in versions().items() if name != "python"}
     devices = {"number of GPUs": len(tf.config.list_physical_devices("GPU")), "bfloat16": steps_in_bfloat16(settings)}

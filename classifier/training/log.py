@@ -6,8 +6,9 @@ from pathlib import Path
 import numpy as np
 
 from classifier.base.console import command, say, shell_path, show
+from classifier.base.cpu import unused_gpus
 from classifier.base.metrics import accuracy_interval
-from classifier.cluster.devices import devices, unused_gpus
+from classifier.cluster.devices import devices
 from classifier.runs.record import count_images, device, versions
 from classifier.training.settings import DEFAULTS, PRETRAINED_NETWORKS
 
