@@ -9,8 +9,8 @@ import keras
 import numpy as np
 
 from classifier.base.console import NO_DATA, USAGE, UserError
+from classifier.networks.layers import Dropout
 from classifier.training.settings import PRETRAINED_NETWORKS
-from model import Dropout
 
 FEATURE_SCALES = 3
 
