@@ -4,22 +4,22 @@ Read create_cnn() first: three convolutions and two fully connected layers.
 """
 
 import keras
-from keras import layers
+from keras import KerasTensor, layers
 
 from classifier.networks.layers import BatchNormalization, BiasReluPool, Dropout  # as Keras' own, but faster: see there
 
 
-def create_weights():
+def create_weights() -> keras.Initializer:
     """How weights start: a normal distribution with σ = 0.05, truncated at 2 σ."""
     return keras.initializers.TruncatedNormal(stddev=0.05)
 
 
-def create_biases():
+def create_biases() -> keras.Initializer:
     """How biases start: a little above zero, so that every ReLU is active for some inputs at first."""
     return keras.initializers.Constant(0.05)
 
 
-def create_convolutional_layer(inputs, num_filters, name):
+def create_convolutional_layer(inputs: KerasTensor, num_filters: int, name: str) -> KerasTensor:
     """3×3 convolution, bias, ReLU, 2×2 max-pooling: (n, h, w, channels) → (n, h // 2, w // 2, num_filters)."""
     convolution = layers.Conv2D(
         num_filters, 3, padding="same", use_bias=False, kernel_initializer=create_weights(), name=name
@@ -27,18 +27,18 @@ def create_convolutional_layer(inputs, num_filters, name):
     return BiasReluPool(create_biases(), name=f"{name}_pool")(convolution(inputs))
 
 
-def create_flatten_layer(inputs):
+def create_flatten_layer(inputs: KerasTensor) -> KerasTensor:
     """(n, h, w, channels) → (n, h * w * channels)."""
     return layers.Flatten(name="flatten")(inputs)
 
 
-def create_fc_layer(inputs, num_outputs, name, use_relu=True):
+def create_fc_layer(inputs: KerasTensor, num_outputs: int, name: str, use_relu: bool = True) -> KerasTensor:
     """Fully connected layer, with ReLU if wanted: (n, features) → (n, num_outputs)."""
     dense = layers.Dense(num_outputs, kernel_initializer=create_weights(), bias_initializer=create_biases(), name=name)
     return layers.ReLU(name=f"{name}_relu")(dense(inputs)) if use_relu else dense(inputs)
 
 
-def create_cnn(image_size, num_classes, dropout=0.0):
+def create_cnn(image_size: int, num_classes: int, dropout: float = 0.0) -> keras.Model:
     """Three convolutions and two fully connected layers; dropout before each of the latter, in training only.
 
     (n, image_size, image_size, 3) uint8 RGB → (n, num_classes) logits.
@@ -56,7 +56,9 @@ def create_cnn(image_size, num_classes, dropout=0.0):
     return keras.Model(images, logits, name="cnn")
 
 
-def create_normalized_convolution(inputs, num_filters, name, kernel_size=3, stride=1, use_relu=True):
+def create_normalized_convolution(
+    inputs: KerasTensor, num_filters: int, name: str, kernel_size: int = 3, stride: int = 1, use_relu: bool = True
+) -> KerasTensor:
     """Convolution, batch normalization, ReLU if wanted: (n, h, w, channels) → (n, h / stride, w / stride, num_filters)."""
     maps = layers.Conv2D(
         num_filters, kernel_size, stride, padding="same", use_bias=False, kernel_initializer="he_normal", name=name
@@ -65,7 +67,7 @@ def create_normalized_convolution(inputs, num_filters, name, kernel_size=3, stri
     return layers.ReLU(name=f"{name}_relu")(maps) if use_relu else maps
 
 
-def create_residual_block(inputs, num_filters, name, stride=1):
+def create_residual_block(inputs: KerasTensor, num_filters: int, name: str, stride: int = 1) -> KerasTensor:
     """Two convolutions whose result is added to their input (He et al., "Deep Residual Learning", 2016).
 
     (n, h, w, channels) → (n, h / stride, w / stride, num_filters). Where the shape changes, the shortcut is an average
@@ -81,7 +83,7 @@ def create_residual_block(inputs, num_filters, name, stride=1):
     return layers.ReLU(name=f"{name}_relu")(layers.Add(name=f"{name}_add")([maps, shortcut]))
 
 
-def create_resnet(image_size, num_classes, dropout=0.0):
+def create_resnet(image_size: int, num_classes: int, dropout: float = 0.0) -> keras.Model:
     """A residual network of three stages and global average pooling, for images of any size from 32 px.
 
     (n, side, side, 3) uint8 RGB → (n, num_classes) logits.

@@ -1,5 +1,8 @@
 """Layers that compute what Keras' own would, faster or for several devices: tests/test_model.py holds them against Keras."""
 
+from collections.abc import Callable
+from typing import Any
+
 import keras
 import tensorflow as tf
 
@@ -12,19 +15,19 @@ class BiasReluPool(keras.layers.Layer):
     Keras' layers do the same. One layer for all three makes the gradients cheaper: see bias_relu_pool().
     """
 
-    def __init__(self, bias_initializer="zeros", **options):
+    def __init__(self, bias_initializer: str | keras.Initializer = "zeros", **options: Any) -> None:
         super().__init__(**options)
         self.bias_initializer = keras.initializers.get(bias_initializer)
 
-    def build(self, input_shape):
+    def build(self, input_shape: tuple) -> None:
         self.bias = self.add_weight(name="bias", shape=(input_shape[-1],), initializer=self.bias_initializer)
 
-    def call(self, maps):
+    def call(self, maps: tf.Tensor) -> tf.Tensor:
         return bias_relu_pool(maps, tf.convert_to_tensor(self.bias))
 
 
 @tf.custom_gradient
-def bias_relu_pool(maps, biases):
+def bias_relu_pool(maps: tf.Tensor, biases: tf.Tensor) -> tuple[tf.Tensor, Callable]:
     """The computation of BiasReluPool; `biases`: (channels,).
 
     TensorFlow fuses a convolution with the first two steps. Their gradients are computed after the pooling, where there are
@@ -49,7 +52,7 @@ class Dropout(keras.layers.Dropout):
     With Keras' own, every device would drop the same positions of its share, and the result would depend on their number.
     """
 
-    def call(self, inputs, training=False):
+    def call(self, inputs: tf.Tensor, training: bool = False) -> tf.Tensor:
         replica = replica_of_several()
         if replica is None or not training or not self.rate:
             return super().call(inputs, training=training)
@@ -65,11 +68,11 @@ class BatchNormalization(keras.layers.BatchNormalization):
     with `synchronized=True`, but its moving variance is divided by n, that of the fused operation by n - 1.
     """
 
-    def __init__(self, **options):
+    def __init__(self, **options: Any) -> None:
         super().__init__(**options)
         self.autocast = False  # its weights stay float32 where maps are bfloat16
 
-    def call(self, inputs, training=False):
+    def call(self, inputs: tf.Tensor, training: bool = False) -> tf.Tensor:
         if not training:
             return super().call(inputs, training=False)
         gamma, beta = tf.convert_to_tensor(self.gamma), tf.convert_to_tensor(self.beta)
