@@ -76,11 +76,11 @@ def cluster() -> tuple[list[str], int]:
         raise UserError(f"TF_CONFIG does not name this worker among chief and worker: {text}", USAGE) from None
     if (tasks := os.environ.get("SLURM_STEP_NUM_TASKS", "1")) == "1":
         return [""], 0
-    from tensorflow.distribute.cluster_resolver import SlurmClusterResolver
+    import tensorflow as tf
 
     try:  # it wants GPUs, but Slurm itself says which are for whom
-        step = SlurmClusterResolver(port_base=SLURM_PORT, gpus_per_node=int(tasks), gpus_per_task=1, auto_set_gpu=False)
-        found = step.cluster_spec().as_dict()["worker"]
+        options = {"port_base": SLURM_PORT, "gpus_per_node": int(tasks), "gpus_per_task": 1, "auto_set_gpu": False}
+        found = tf.distribute.cluster_resolver.SlurmClusterResolver(**options).cluster_spec().as_dict()["worker"]
         here = f"{os.environ.get('SLURMD_NODENAME')}:{SLURM_PORT + int(os.environ.get('SLURM_LOCALID', 0))}"
         # Not in the order of Slurm's numbers: it sorts n10 before n9.
         return found, found.index(here) if here in found else int(os.environ["SLURM_PROCID"])
