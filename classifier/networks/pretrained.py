@@ -11,7 +11,7 @@ import numpy as np
 
 from classifier.base.console import NO_DATA, USAGE, UserError
 from classifier.networks import PRETRAINED_NETWORKS
-from model import Dropout
+from classifier.networks.layers import Dropout
 
 FEATURE_SIZES = 3  # of maps whose means are the features
 

@@ -23,10 +23,11 @@ tf.config.set_logical_device_configuration(cpu, [tf.config.LogicalDeviceConfigur
 import train
 from classifier.cluster import devices
 fed, shares_of = {}, devices.shares_of
-def watched_shares_of(images, labels, names):
-    for share in shares_of(images, labels, names):
+def watched_shares_of(columns, names):
+    images = columns[0]
+    for share in shares_of(columns, names):
         sizes = fed.setdefault(share[0].device[-5:], [])
-        sizes.append((len(labels), images.nbytes, len(share[1].numpy().tobytes()) // 4, len(share[0].numpy().tobytes())))
+        sizes.append((len(images), images.nbytes, len(share[0].numpy()), len(share[0].numpy().tobytes())))
         yield share
 devices.shares_of = watched_shares_of
 train.main(sys.argv[3:])
@@ -73,3 +74,29 @@ def test_what_tf_config_and_slurm_say_of_the_workers(monkeypatch):
     addresses, index = workers.cluster()
     assert sorted(addresses) == ["n10:8888", "n10:8889", "n9:8888"]
     assert addresses[index] == "n10:8889"
+
+
+def test_workers_wait_for_each_other_and_name_who_is_missing(monkeypatch):
+    here, other = (socket.create_server(("localhost", 0)) for _ in range(2))
+    ports = [listening.getsockname()[1] for listening in (here, other)]
+    here.close()  # for the one that waits
+    for name, value in {"addresses": [f"localhost:{port}" for port in ports], "count": 2, "SECONDS_TO_CONNECT": 1}.items():
+        monkeypatch.setattr(workers, name, value)
+    workers._wait_for_others()
+    other.close()
+    with pytest.raises(console.UserError, match=rf"^worker 1 \(localhost:{ports[1]}\) did not come within 1 seconds$"):
+        workers._wait_for_others()
+    with socket.create_server(("", ports[0])), pytest.raises(console.UserError, match="cannot listen at localhost"):
+        workers._wait_for_others()
+
+
+def test_an_error_of_tensorflow_is_told_in_words(monkeypatch):
+    for name, value in {"addresses": ["a:1", "b:1", "c:1"], "index": 1, "count": 3}.items():
+        monkeypatch.setattr(workers, name, value)
+    told = "Graph execution error:\n\nCollective ops is aborted by: Error reported from /job:worker/task:2: "
+    assert workers._what_happened(f"{told}worker 2 (c:1): no image\nRestart") == "worker 2 (c:1): no image"
+    for message, who in {
+        "from /job:worker/replica:0/task:1: peer /job:worker/replica:0/task:2 is gone": "worker 2 (c:1)",
+        "connection closed": "another worker",
+    }.items():
+        assert workers._what_happened(message).startswith(f"{who} stopped or does not answer: ")
