@@ -83,7 +83,7 @@ def create_residual_block(inputs: KerasTensor, num_filters: int, name: str, stri
     return layers.ReLU(name=f"{name}_relu")(layers.Add(name=f"{name}_add")([maps, shortcut]))
 
 
-def create_resnet(image_size: int, num_classes: int, dropout: float = 0.0) -> keras.Model:
+def create_resnet(image_size: int, num_classes: int, dropout: float = 0.0) -> keras.Model:  # noqa: ARG001  for any size
     """A residual network of three stages and global average pooling, for images of any size from 32 px.
 
     (n, side, side, 3) uint8 RGB → (n, num_classes) logits.

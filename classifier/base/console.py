@@ -12,7 +12,7 @@ import signal
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import NoReturn
+from typing import Any, NoReturn
 
 PROJECT = Path(__file__).resolve().parents[2]
 is_silent = False  # True where only errors are to be printed
@@ -193,21 +193,16 @@ def progress(description: str, total: int | None = None) -> Iterator[Callable[..
         yield lambda count=1: bars.advance(task, count)
 
 
-def outside_bounds(value, low=None, high=None, above=None, below=None):
+def outside_bounds(value: float, low=None, high=None, above=None, below=None) -> str | None:
     """Why a number is not within these bounds, in words; None if it is."""
-    bounds = {
-        "at least": (operator.ge, low),
-        "at most": (operator.le, high),
-        "above": (operator.gt, above),
-        "below": (operator.lt, below),
-    }
-    bounds = {word: (holds, bound) for word, (holds, bound) in bounds.items() if bound is not None}
-    if all(holds(value, bound) for holds, bound in bounds.values()):  # NaN is within no bounds
+    holds = {"at least": operator.ge, "at most": operator.le, "above": operator.gt, "below": operator.lt}
+    bounds = {word: bound for word, bound in zip(holds, (low, high, above, below), strict=True) if bound is not None}
+    if all(holds[word](value, bound) for word, bound in bounds.items()):  # NaN is within no bounds
         return None
-    return f"is not {' and '.join(f'{word} {bound}' for word, (_, bound) in bounds.items())}"
+    return f"is not {' and '.join(f'{word} {bound}' for word, bound in bounds.items())}"
 
 
-def number(kind, low=None, high=None, **bounds):
+def number(kind: type, low=None, high=None, **bounds) -> Callable[[str], Any]:
     """An argparse type: an int or a float (`kind`) within bounds, see outside_bounds()."""
 
     def parse(text):

@@ -1,6 +1,7 @@
 """Several devices, and several machines, train what one would."""
 
 import json
+import socket
 import subprocess
 import sys
 from pathlib import Path
