@@ -84,7 +84,7 @@ def resume_run(run: Run, settings: Settings, sets) -> None:
         raise UserError(f"the images in {settings.data_dir} are not those {run.path} began with", NO_DATA)
     differ = {name for name in ("epochs", "patience", *FINE_TUNING) if getattr(before, name) != getattr(settings, name)}
     if differ and not record.is_fine_tuned:  # no epoch of the earlier fine-tuning was finished
-        shutil.rmtree(run.path / "checkpoints" / FINE_TUNED, ignore_errors=True)
+        workers.of_chief(lambda: shutil.rmtree(run.path / "checkpoints" / FINE_TUNED, ignore_errors=True))
         if differ & {"epochs", "patience"}:  # the head may not be over
             run.update(head_epochs=None)
     run.update(settings=settings)
