@@ -31,7 +31,7 @@ import numpy as np  # noqa: E402
 
 from experiments.draw_samples import draw  # noqa: E402
 
-PACKAGES = {"sklearn": "scikit-learn", "PIL": "pillow"}  # {module: package}, where the names differ
+PACKAGES = {"sklearn": "scikit-learn", "gradio_client": "gradio"}  # {module: package}, where the names differ
 QUICK = ("--image-size", 32, "--epochs", 2, "--batch-size", 8)
 DRAWING = cv2.resize(draw("dog", np.random.default_rng(5)), (90, 70), interpolation=cv2.INTER_AREA)
 needs_real_data = pytest.mark.skipif(not REAL_DATA.is_dir(), reason=f"no real images in {REAL_DATA}")
