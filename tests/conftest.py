@@ -16,6 +16,7 @@ from pathlib import Path
 
 import pytest
 from browser import browser as browser  # a fixture for all tests
+from comparing import write_random_weights
 
 PROJECT = Path(__file__).resolve().parent.parent
 REAL_DATA = PROJECT.parent / "shared" / "data"
@@ -215,18 +216,8 @@ def trained(train_once):
 @pytest.fixture(scope="session")
 def weights(made_once):
     """A file of random weights for mobilenet, as Keras writes them."""
-
-    def make(folder):
-        import keras
-
-        keras.utils.set_random_seed(0)
-        network = keras.applications.MobileNet(include_top=False, weights=None, input_shape=(32, 32, 3), pooling="avg")
-        for layer in network.layers:
-            if isinstance(layer, keras.layers.BatchNormalization):
-                layer.gamma.assign(np.full(layer.gamma.shape, 6.0))  # or features would be 0 but for rounding
-        network.save_weights(folder / "mobilenet.weights.h5")
-
-    return made_once("weights", make) / "mobilenet.weights.h5"
+    name = "mobilenet.weights.h5"
+    return made_once("weights", lambda folder: write_random_weights(folder / name)) / name
 
 
 @pytest.fixture(scope="session")

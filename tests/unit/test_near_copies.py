@@ -4,10 +4,9 @@ import json
 
 import cv2
 import numpy as np
-from conftest import REAL_DATA, draw_images, needs_real_data, run, save
+from conftest import draw_images, run, save
 
 from classifier.data import near_copies
-from classifier.data.images import load_image
 from classifier.data.near_copies import grey_images, group_near_copies
 from experiments.draw_samples import draw
 
@@ -41,13 +40,3 @@ def test_among_too_many_images_only_exact_copies_are_found(monkeypatch):
     assert "near-copies are not looked for" in looked.stderr
     findings = json.loads(looked.stdout)
     assert [len(findings[name]) for name in ("two_classes", "leaks", "exact_copies", "near_copies")] == [0, 0, 1, 0]
-
-
-@needs_real_data
-def test_other_photographs_are_not_joined():
-    paths = [REAL_DATA / f"kaggle/train/{kind}.{k}.jpg" for kind in ("cat", "dog") for k in range(150)]
-    tiles = sorted((REAL_DATA / "tiles/train/Free").glob("exp1_*"))  # of exposure 1: each of another tile
-    for images in (paths, tiles[:100]):
-        groups = group_near_copies(grey_images(lambda i, images=images: load_image(images[i], 128), len(images)))
-        joined = [(images[i].name, images[group].name) for i, group in enumerate(groups) if i != group]
-        assert joined == []
