@@ -57,3 +57,13 @@ def test_an_error_of_tensorflow_is_told_in_words(monkeypatch):
         "connection closed": "another worker",
     }.items():
         assert workers._what_happened(message).startswith(f"{who} stopped or does not answer: ")
+
+
+def test_what_differs_between_workers_is_named(monkeypatch):
+    here = {"dogs/1.jpg": "9 bytes of class 1", "dogs/3.jpg": "7 bytes of class 1"}
+    there = {"dogs/1.jpg": "9 bytes of class 1"}
+    monkeypatch.setattr(workers, "addresses", ["a:1", "b:1"])
+    monkeypatch.setattr(workers, "gather", lambda values: [values, {"images": there}])
+    differ = r"^worker 0 \(a:1\) and worker 1 \(b:1\) differ in images: dogs/3.jpg is 7 bytes of class 1, and missing$"
+    with pytest.raises(console.UserError, match=differ):
+        workers.compare(images=here)
