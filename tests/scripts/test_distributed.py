@@ -1,4 +1,4 @@
-"""Several devices, and several machines, train what one would."""
+"""Several devices train what one would. Of several machines the reliability harness tries it."""
 
 import json
 import socket
@@ -6,12 +6,8 @@ import subprocess
 import sys
 from pathlib import Path
 
-import pytest
 from comparing import distance
 from conftest import PROJECT, QUICK, train
-
-from classifier.base import console
-from classifier.cluster import workers
 
 FLAGS = ("--batch-size", 9, "--no-mixed-precision")  # of 20 training images: batches of 9, 9 and 2
 
@@ -51,53 +47,3 @@ def test_four_devices_take_a_quarter_of_a_batch_each_and_train_what_one_would(im
             assert size * batch_size == batch_bytes * count
     train(images, *FLAGS)
     assert distance(Path("runs/001"), Path("runs/002")).is_rounding
-
-
-def test_what_tf_config_and_slurm_say_of_the_workers(monkeypatch):
-    config = {"cluster": {"chief": ["a:1"], "worker": ["b:1", "c:1"]}, "task": {"type": "worker", "index": 1}}
-    monkeypatch.setenv("TF_CONFIG", json.dumps(config))
-    assert workers.cluster() == (["a:1", "b:1", "c:1"], 2)
-    for wrong in ("{", "[]", json.dumps(config | {"task": {"type": "ps", "index": 0}}), json.dumps(config | {"task": {}})):
-        monkeypatch.setenv("TF_CONFIG", wrong)
-        with pytest.raises(console.UserError, match="TF_CONFIG"):
-            workers.cluster()
-    monkeypatch.setenv("TF_CONFIG", "{}")
-    assert workers.cluster() == ([""], 0)
-    monkeypatch.delenv("TF_CONFIG")
-
-    monkeypatch.setenv("SLURM_STEP_NUM_TASKS", "3")
-    with pytest.raises(console.UserError, match="Slurm"):
-        workers.cluster()
-    step = {"STEP_NODELIST": "n[9-10]", "STEP_TASKS_PER_NODE": "1,2"}
-    for name, value in (step | {"PROCID": "2", "LOCALID": "1"}).items():
-        monkeypatch.setenv(f"SLURM_{name}", value)
-    monkeypatch.setenv("SLURMD_NODENAME", "n10")
-    addresses, index = workers.cluster()
-    assert sorted(addresses) == ["n10:8888", "n10:8889", "n9:8888"]
-    assert addresses[index] == "n10:8889"
-
-
-def test_workers_wait_for_each_other_and_name_who_is_missing(monkeypatch):
-    here, other = (socket.create_server(("localhost", 0)) for _ in range(2))
-    ports = [listening.getsockname()[1] for listening in (here, other)]
-    here.close()  # for the one that waits
-    for name, value in {"addresses": [f"localhost:{port}" for port in ports], "count": 2, "SECONDS_TO_CONNECT": 1}.items():
-        monkeypatch.setattr(workers, name, value)
-    workers._wait_for_others()
-    other.close()
-    with pytest.raises(console.UserError, match=rf"^worker 1 \(localhost:{ports[1]}\) did not come within 1 seconds$"):
-        workers._wait_for_others()
-    with socket.create_server(("", ports[0])), pytest.raises(console.UserError, match="cannot listen at localhost"):
-        workers._wait_for_others()
-
-
-def test_an_error_of_tensorflow_is_told_in_words(monkeypatch):
-    for name, value in {"addresses": ["a:1", "b:1", "c:1"], "index": 1, "count": 3}.items():
-        monkeypatch.setattr(workers, name, value)
-    told = "Graph execution error:\n\nCollective ops is aborted by: Error reported from /job:worker/task:2: "
-    assert workers._what_happened(f"{told}worker 2 (c:1): no image\nRestart") == "worker 2 (c:1): no image"
-    for message, who in {
-        "from /job:worker/replica:0/task:1: peer /job:worker/replica:0/task:2 is gone": "worker 2 (c:1)",
-        "connection closed": "another worker",
-    }.items():
-        assert workers._what_happened(message).startswith(f"{who} stopped or does not answer: ")
