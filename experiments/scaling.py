@@ -26,6 +26,7 @@ from classifier.base.console import DONE, PROJECT, UserError, number
 from classifier.data.augmentation import augment
 from classifier.data.finding import find_images
 from classifier.data.images import decode_image, read_file
+from classifier.networks import PRETRAINED_NETWORKS
 from dataset import DataSet
 from experiments.scripts import Parser, history_of, print_table, record_of, run_script, run_workers, seconds_of
 
@@ -143,8 +144,9 @@ def networks(arguments: argparse.Namespace, folder: Path) -> Iterator[list]:
         network.trainable = True
         seconds = []
         for batch in BATCHES:
-            flags = ["--data-dir", images, "--network", name, "--weights", "none", "--image-size", size, "--epochs", 2]
+            flags = ["--data-dir", images, "--network", name, "--image-size", size, "--epochs", 2]
             flags += ["--validation-split", 0.5, "--no-group-near-copies", "--no-mixed-precision", "--no-augment"]
+            flags += ["--weights", "none"] if name in PRETRAINED_NETWORKS else []
             run_script("train.py", *flags, "--batch-size", batch, "--output", folder / f"{name} {batch}")
             seconds.append(batch / history_of(folder / f"{name} {batch}" / "001")[-1]["images_per_second"])
         forward = flop_of(network, size)
