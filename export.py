@@ -6,7 +6,8 @@ from pathlib import Path
 from classifier.base import console
 from classifier.base.console import DONE, NO_DATA, PROJECT, USAGE, UserError
 from classifier.base.files import locked
-from classifier.runs.folder import EXPORTS, METADATA, find_run, missing_packages, read_metadata
+from classifier.export import EXPORTS, missing_packages
+from classifier.runs.folder import find_run
 
 
 def parse_arguments(argv):
@@ -36,40 +37,32 @@ def main(argv=None):
     if arguments.output and not arguments.output.parent.is_dir():
         raise UserError(f"there is no folder {arguments.output.parent}", USAGE)
     run = find_run(arguments.model)
-    missing = missing_packages(arguments.format)
-    if missing:
+    if missing := missing_packages(arguments.format):
         packages = " ".join(missing).replace("ai_edge_litert", "ai-edge-litert")
         constraints = "requirements-optional.txt" if arguments.format == "onnx" else "requirements.txt"
         raise UserError(f"{arguments.format} needs {' and '.join(missing)}: pip install -c {constraints} {packages}", USAGE)
     from classifier.export.converters import export
 
-    with locked(run):  # or a training could write the record meanwhile
-        record = read_metadata(run)
-        images = labelled_images(run, record, arguments.data_dir)
-        export(run, record, arguments.format, *images, arguments.output)
+    with locked(run.path):  # or a training could write the record meanwhile
+        export(run, arguments.format, *labelled_images(run, arguments.data_dir), arguments.output)
     return DONE
 
 
-def labelled_images(run, record, data_dir=None):
-    """Paths and labels of images to check an export with: those in a folder, or the validation images of the training."""
-    from classifier.training.settings import data_options
-
+def labelled_images(run, data_dir):
+    """(paths, labels) of images to check an export with: those in a folder, or the validation images of the training."""
     from classifier.data.finding import find_images
-    from classifier.data.near_copies import near_copies_reader
-    from dataset import read_train_sets
+    from classifier.training.preparation import near_copies_among
+    from dataset import read_images, split_images
 
     if data_dir:
-        found = find_images(data_dir, record.classes)
+        found = find_images(data_dir, run.record.classes)
         return found.paths, found.labels
-    settings = record.settings
-    try:
-        data_dir, options = Path(settings["data_dir"]), data_options(settings)
-    except (KeyError, TypeError):
-        raise UserError(f"the settings in {run / METADATA} are damaged: restore them, or give --data-dir", NO_DATA) from None
-    cache = run.parent / ".cache"
-    options |= {"cache_dir": cache, "near_copies_of": near_copies_reader(run)}
-    valid = read_train_sets(data_dir, record.image_size, record.classes, **options).valid
-    return valid.paths, valid.labels
+    settings = run.record.settings
+    images = read_images(settings, run.cache)
+    sets = split_images(images, settings, near_copies_among(images.data, settings, run.cache, run))
+    if sets.classes != run.record.classes:
+        raise UserError(f"{settings.data_dir} has other classes than {run.path}: give images with --data-dir", NO_DATA)
+    return sets.valid.paths, sets.valid.labels
 
 
 if __name__ == "__main__":

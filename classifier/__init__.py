@@ -1,8 +1,24 @@
-"""What the scripts share. Python runs this file before any module of the package: here are the settings that OpenCV,
-TensorFlow and Keras read once, while they are imported."""
+"""What the scripts share. From Python, one name is public; the folder of this project must be on sys.path:
+
+    from classifier import Classifier
+
+    for answer in Classifier("runs/001").predict(["photo.jpg", array]):
+        print(answer.predicted_class, answer.probabilities, answer.ood_score)
+
+An array is (height, width, 3) uint8 RGB, of any size.
+
+Python runs this file before any module of the package: here are the settings that OpenCV, TensorFlow and Keras read once,
+while they are imported.
+"""
 
 import os
 import platform
+import typing
+
+if typing.TYPE_CHECKING:
+    from classifier.predicting.classifier import Answer, Classifier
+
+__all__ = ["Answer", "Classifier"]
 
 # A file of a few kilobytes can claim billions of pixels. Pillow refuses a "decompression bomb" at the same limit.
 MAX_PIXELS = 178_956_970
@@ -16,3 +32,12 @@ if platform.machine().lower() in ("x86_64", "amd64"):
 
 os.environ["KERAS_BACKEND"] = "tensorflow"
 os.environ.pop("TF_USE_LEGACY_KERAS", None)
+
+
+def __getattr__(name: str):
+    """What is public is loaded when it is asked for: `--help` of a script has no use for NumPy and OpenCV."""
+    if name not in __all__:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    from classifier.predicting import classifier
+
+    return getattr(classifier, name)

@@ -176,7 +176,7 @@ def flop_of(network, size: int) -> int:
     return total
 
 
-def inputs(arguments: argparse.Namespace, folder: Path) -> Iterator[list]:
+def inputs(arguments: argparse.Namespace, _folder: Path) -> Iterator[list]:
     """Rows: the bytes of an image, the time of one core for it, and what all cores reach."""
     paths = find_images(arguments.data_dir).paths[:200]
     as_they_are = [read_file(path) for path in paths]
@@ -185,7 +185,9 @@ def inputs(arguments: argparse.Namespace, folder: Path) -> Iterator[list]:
         images = [decode_image(paths[0], data, size) for data in kept]
         decoding = [seconds_of(decode_image, paths[0], data, size) for data in kept]
         views = [seconds_of(augment, image, size, np.random.default_rng(i)) for i, image in enumerate(images)]
-        data_set = DataSet(paths, [0] * len(images), None, np.array(images).__getitem__, images[0].nbytes)
+        data_set = DataSet(
+            paths, np.zeros(len(images), np.int32), [""] * len(images), np.array(images).__getitem__, images[0].nbytes
+        )
         epochs = [data_set.batches(50, epoch, augment=partial(augment, size=size)) for epoch in range(EPOCHS_OF_INPUT)]
         seconds = seconds_of(lambda epochs=epochs: [None for batches in epochs for _ in batches])
         kilobytes = f"{statistics.mean(map(len, kept)) / 1000:.0f}", f"{3 * size**2 / 1000:.0f}"
@@ -201,7 +203,7 @@ def enlarged(data: bytes) -> bytes:
     return cv2.imencode(".jpg", noisy.clip(0, 255).astype(np.uint8), [cv2.IMWRITE_JPEG_QUALITY, 96])[1].tobytes()
 
 
-def with_workers(arguments: argparse.Namespace, folder: Path) -> Iterator[list]:
+def with_workers(_arguments: argparse.Namespace, folder: Path) -> Iterator[list]:
     """Rows: bytes that workers on this machine exchange in a step, and its time, with all they wait for.
 
     The bytes are those of the loopback device: nothing else should use it meanwhile. Those of a ring, in which each worker

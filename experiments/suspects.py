@@ -88,8 +88,11 @@ def rankings(folder: Path, run: Path) -> dict[str, list[str]]:
         from cleanlab.rank import get_label_quality_scores
 
         from classifier.predicting.suspects import find_suspects
+        from dataset import read_labelled
 
-        suspects = find_suspects(find_images(folder), find_run(run))  # once more, for the probabilities of all classes
+        opened, found = find_run(run), find_images(folder)
+        images, _ = read_labelled(found, opened.record.image_size, opened.record.fit, opened.cache)
+        suspects = find_suspects(images, found.classes, opened)  # once more, for the probabilities of all classes
         paths, labels = [str(path) for path in suspects.paths], suspects.labels
         probabilities = np.exp(suspects.log_probabilities)
         for score in ("self_confidence", "normalized_margin", "confidence_weighted_entropy"):

@@ -40,7 +40,7 @@ def test_a_run_is_scored_once_for_a_commit_and_so_are_images_of_other_things(tra
 
 
 def test_a_small_curve_and_what_is_known_is_not_trained_again(images, monkeypatch):
-    monkeypatch.setattr(learning_curve, "IMAGES_SHOWN", 0)  # as few epochs as it trains
+    monkeypatch.setattr(learning_curve, "MOST_EPOCHS", 1)
     monkeypatch.setattr(learning_curve, "NETWORKS", {"cnn": ["cnn"]})
     small = ("--data-dir", images, "--test-dir", draw_images("test", 4), "--sizes", 8, 13, "--seeds", 1)
     curve = ("experiments.learning_curve", *small, "--image-size", 32, "--pretrained", "", "--output", "results")

@@ -4,11 +4,13 @@ import contextlib
 import functools
 import io
 import warnings
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 
 import keras
 import numpy as np
 import tensorflow as tf
+from numpy.typing import ArrayLike
 
 from classifier.base.console import NO_DATA, UserError, say
 from classifier.base.files import digest_of, replacing
@@ -44,27 +46,27 @@ def export_for_prediction(run: Run, valid) -> None:
             say(f"warning: no LiteRT file for quick predictions: {reason}")
 
 
-def export(run: Run, name: str, paths, labels, target: Path | None = None) -> None:
+def export(run: Run, name: str, paths: Sequence, labels: ArrayLike, target: Path | None = None) -> None:
     """Convert a run's network, compare the predictions for some of the images, report how they differ; keep what agrees.
 
     `target` is the file or folder to write, if not the format's own in the run folder. Raises UserError if the predictions
     differ too much, or if no image can be read.
     """
-    record = run.record
-    target = target or run.path / EXPORTS[name][0]
-    packages = html.read_packages(run.cache) if name == "html" else None
+    record, target = run.record, target or run.path / EXPORTS[name][0]
+    packages = html.read_packages(run.cache) if name == "html" else {}
     chosen = np.random.default_rng(0).permutation(len(paths))[:MOST_IMAGES]
     paths, labels = [paths[i] for i in chosen], np.asarray(labels)[chosen]
     keras.utils.clear_session()  # or the names of Keras' own layers, which are in the file, depend on what came before
     network = load_network(run, with_ood=name in ("litert", "html", "savedmodel"))
     decode = functools.partial(decode_batches, image_size=record.image_size, fit=record.fit)
+    sample = [lambda: decode(paths[:200])] if name in ("litert-int8", "savedmodel") else []
     with _errors_in_one_line(target), replacing(target) as partial:
         with contextlib.redirect_stdout(io.StringIO()), warnings.catch_warnings():  # converters print much
             warnings.simplefilter("ignore")
-            converted = CONVERTERS[name](network, record, lambda: decode(paths[:200]), partial)
+            converted = CONVERTERS[name](network, record, partial, *sample)
         with tf.device("CPU:0"):  # a GPU may round products to TF32, ten times as much as TOLERANCE
             difference = compare(name, compile_outputs(network), converted, decode(paths), labels)
-        if name != "litert-int8" and not difference <= TOLERANCE:  # NaN is no agreement
+        if name != "litert-int8" and not difference <= TOLERANCE:  # also rejects NaN
             raise UserError(f"{target.name} is not kept: its probabilities differ by more than {TOLERANCE}")
         if name == "html":
             page = html.page_of(run, packages, partial.read_bytes())
@@ -83,7 +85,7 @@ def _errors_in_one_line(target):
         raise UserError(f"cannot write {target}: {error.message.strip().splitlines()[-1]}") from None
 
 
-def compare(name, original, converted, batches, labels):
+def compare(name: str, original: Callable, converted: Callable, batches: Iterable, labels: np.ndarray) -> float:
     """Report the accuracy of both networks on some images; returns the largest difference of a probability.
 
     `batches`: see decode_batches(). `labels` are those of all their images, (n,).
@@ -105,30 +107,7 @@ def compare(name, original, converted, batches, labels):
     return difference
 
 
-def compare_files(saved, batches):
-    """Compare what a SavedModel answers to the bytes of files and to their decoded images.
-
-    `batches`: see decode_batches(). Returns (the largest difference of a probability, files compared, files refused).
-    """
-    largest, scored, refused = 0.0, 0, 0
-    for paths, reasons, images in batches:
-        usable = (path for path, reason in zip(paths, reasons, strict=True) if reason is None)
-        for path, image in zip(usable, images, strict=True):
-            data = read_file(path)
-            if not data.startswith(SERVED):
-                continue
-            try:
-                got = saved.signatures["predict_files"](image_bytes=tf.constant([data]))
-            except tf.errors.OpError:  # its decoders are not quite those of OpenCV
-                refused += 1
-                continue
-            expected = saved.signatures["predict_images"](images=tf.constant(image[None]))
-            largest = max(largest, float(np.abs(got["probabilities"] - expected["probabilities"]).max()))
-            scored += 1
-    return largest, scored, refused
-
-
-def logits_of(outputs):
+def logits_of(outputs: np.ndarray | tuple) -> np.ndarray:
     """The logits alone, of a network with or without OOD scores."""
     return outputs[0] if isinstance(outputs, tuple) else outputs
 
@@ -137,24 +116,24 @@ def logits_of(outputs):
 # file. `sample()` gives some images: see decode_batches().
 
 
-def convert_litert(network, record, sample, path, int8=False):
-    """LiteRT in float32, or with weights and feature maps in 8 bits, their ranges measured on some images."""
+def convert_litert(network, record, path, sample=None):
+    """LiteRT in float32, or with weights and feature maps in 8 bits, whose ranges are measured on a sample."""
     converter = tf.lite.TFLiteConverter.from_keras_model(network)
-    if int8:
+    if sample:
         converter.optimizations = [tf.lite.Optimize.DEFAULT]
         converter.representative_dataset = lambda: ([image[None]] for _, _, images in sample() for image in images)
     path.write_bytes(described_litert(converter.convert(), record))
     return load_litert(path)[0]
 
 
-def convert_html(network, record, sample, path):
+def convert_html(network, record, path):
     """LiteRT for one image at a time, all that LiteRT.js can run; export() then makes the page that holds it."""
     image = keras.Input(batch_shape=(1, *network.input_shape[1:]), dtype="uint8")
-    outputs = convert_litert(keras.Model(image, network(image)), record, sample, path)
+    outputs = convert_litert(keras.Model(image, network(image)), record, path)
     return lambda images: np.concatenate([logits_of(outputs(image[None])) for image in images])
 
 
-def convert_onnx(network, record, sample, path):
+def convert_onnx(network, record, path):
     """ONNX, run by onnxruntime."""
     import onnxruntime
     import tf2onnx
@@ -168,11 +147,25 @@ def convert_onnx(network, record, sample, path):
     return lambda images: session.run(None, {"images": images})[0]
 
 
-def convert_savedmodel(network, record, sample, path):
-    """TensorFlow's SavedModel, for serving; also what it makes of the bytes of files is compared."""
+def convert_savedmodel(network, record, path, sample):
+    """TensorFlow's SavedModel, for serving; also what it answers to the bytes of files is compared."""
     write_saved_model(network, record, path)
     saved = tf.saved_model.load(str(path))
-    difference, scored, refused = compare_files(saved, sample())
+    from_files, from_images = (saved.signatures[f"predict_{kind}"] for kind in ("files", "images"))
+    difference, scored, refused = 0.0, 0, 0
+    for paths, reasons, images in sample():
+        usable = (path for path, reason in zip(paths, reasons, strict=True) if reason is None)
+        for data, image in zip(map(read_file, usable), images, strict=True):
+            if not data.startswith(SERVED):
+                continue
+            try:
+                got = from_files(image_bytes=tf.constant([data]))["probabilities"]
+            except tf.errors.OpError:  # its decoders are not quite those of OpenCV
+                refused += 1
+                continue
+            expected = from_images(images=tf.constant(image[None]))["probabilities"]
+            difference = max(difference, float(np.abs(got - expected).max()))
+            scored += 1
     say(
         f"savedmodel: from the bytes of {scored} JPEG and PNG files, probabilities differ by at most {difference:.2g}"
         f"{f'; it refuses {refused} others' if refused else ''}"
@@ -180,9 +173,9 @@ def convert_savedmodel(network, record, sample, path):
     return lambda images: saved.serve(images).numpy()
 
 
-CONVERTERS = {
+CONVERTERS: dict[str, Callable] = {
     "litert": convert_litert,
-    "litert-int8": functools.partial(convert_litert, int8=True),
+    "litert-int8": convert_litert,
     "html": convert_html,
     "onnx": convert_onnx,
     "savedmodel": convert_savedmodel,

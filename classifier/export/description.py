@@ -13,6 +13,8 @@ import numpy as np
 from tensorflow.lite.python import schema_py_generated as schema
 from tensorflow.lite.tools import flatbuffer_utils
 
+from classifier.runs.record import RunRecord
+
 INPUT = "(n, {0}, {0}, 3) uint8 RGB, upright, with values from 0 to 255; scaling is inside"
 OUTPUT = "logits, divided by the temperature already: their softmax is the probability of each class"
 OOD_OUTPUT = "out-of-distribution score: an image above ood_threshold is unlike all training images"
@@ -21,7 +23,7 @@ LABELS, DESCRIPTION = "labels.txt", "description.json"  # the files behind a Lit
 DESCRIPTIONS, TENSOR_AXIS_LABELS, FEATURE_PROPERTIES, IMAGE_PROPERTIES, RGB = 1, 2, 1, 2, 1
 
 
-def description_of(record):
+def description_of(record: RunRecord) -> dict:
     """What a program must know to use an exported network, as a dictionary for JSON."""
     described = {
         "network": record.network,
@@ -35,14 +37,14 @@ def description_of(record):
     return described | ({"ood_threshold": record.ood.threshold} if record.ood else {})
 
 
-def describe_onnx(model, record):
+def describe_onnx(model, record: RunRecord) -> None:
     """Put the description into an ONNX model, as its metadata properties: text, and all else as JSON."""
     for name, value in description_of(record).items():
         text = value if isinstance(value, str) else json.dumps(value)
         model.metadata_props.add(key=name, value=text)
 
 
-def described_litert(converted, record):
+def described_litert(converted: bytes, record: RunRecord) -> bytes:
     """A LiteRT model, as bytes, with its description in it."""
     model = flatbuffer_utils.convert_bytearray_to_object(converted)
     graph = model.subgraphs[0]

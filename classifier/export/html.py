@@ -1,11 +1,10 @@
 """One HTML file that classifies images in a browser, without a connection: a network and what runs it.
 
-    templates/html_export.html, .css, .js   the page, a Jinja2 template; its looks; its program, which decodes, resizes, asks
-                                        the network and shows the answer
-    templates/html_licences.txt         the licences of the two packages from npm that the page holds
+    templates/html_export.html, .css, .js   the page, its looks, and its program: decode, resize, ask the network, show
+    templates/html_licences.txt             the licences of the two packages from npm that the page holds
 
-LiteRT.js runs the network, the library of predict.py. libjpeg-turbo decodes a large JPEG at reduced size, as OpenCV
-does; a browser decodes it whole. Chromium's own decoder would change the probabilities of such photos by up to 0.18.
+LiteRT.js runs the network, as predict.py does. libjpeg-turbo decodes a large JPEG at reduced size, as OpenCV does; a browser
+decodes it whole: with Chromium's own decoder the probabilities of such photos changed by up to 0.18.
 """
 
 import base64
@@ -37,12 +36,12 @@ FOREIGN_IMPORT = 'import { createWasmLib } from "@litertjs/wasm-utils";'  # for 
 PAGES = Path(__file__).with_name("templates")
 
 
-def read_packages(folder):
+def read_packages(folder: Path) -> dict[str, bytes]:
     """The two packages as {file: bytes}, from `folder`. Raises UserError, with the command to run, where one is missing.
 
-    The files must be the very ones that this page was made for: what is not, is not opened.
+    Only the very files that this page was made for are opened.
     """
-    read = {}
+    read: dict[str, bytes] = {}
     for file, digest in PACKAGES.values():
         try:
             data = (folder / file).read_bytes()
@@ -55,52 +54,49 @@ def read_packages(folder):
         if hashlib.sha512(data).hexdigest() != digest:
             raise UserError(f"{folder / file} is damaged, or not what it says: delete it and export again", USAGE)
         with tarfile.open(fileobj=io.BytesIO(data)) as archive:
-            read |= {member.name: archive.extractfile(member).read() for member in archive if member.isfile()}
+            read |= {member.name: content.read() for member in archive if (content := archive.extractfile(member))}
     return read
 
 
-def page_of(run: Run, files: dict, network: bytes) -> str:
+def page_of(run: Run, files: dict[str, bytes], network: bytes) -> str:
     """The page of a run, as text; `files`: see read_packages(), `network`: the bytes of a LiteRT file, for one image."""
     import jinja2
 
     loader = files["package/wasm/litert_wasm_compat_internal.js"].decode()
     library = files["package/dist/index.js"].decode().replace(FOREIGN_IMPORT, "")
     program, style = (PAGES.joinpath(f"html_export.{suffix}").read_text(encoding="utf-8") for suffix in ("js", "css"))
-    parts = {"loader": loader, "program": library + program, "style": style}
-    loader_of_pages = jinja2.FileSystemLoader(PAGES)
-    environment = jinja2.Environment(loader=loader_of_pages, autoescape=True, undefined=jinja2.StrictUndefined)
+    program, record = library + program, run.record
+    pages = jinja2.FileSystemLoader(PAGES)
+    environment = jinja2.Environment(loader=pages, autoescape=True, undefined=jinja2.StrictUndefined)
     return environment.get_template("html_export.html").render(
-        parts,
-        policy=security_policy([loader, parts["program"]], style),
-        classes=run.record.classes,
-        about=f"Made from the run {run.path.parent.name}/{run.path.name}, network {run.record.network}.",
-        settings=settings_of(run.record),
+        loader=loader,
+        program=program,
+        style=style,
+        policy=_security_policy([loader, program], style),
+        classes=record.classes,
+        about=f"Made from the run {run.path.parent.name}/{run.path.name}, network {record.network}.",
+        settings={  # what the program needs to know
+            "classes": record.classes,
+            "unknown": name_for_unknown(record.classes),
+            "image_size": record.image_size,
+            "fit": record.fit,
+            "threshold": record.ood and record.ood.threshold,  # of the OOD score; None for a run without
+            "max_pixels": MAX_PIXELS,
+            "max_file_bytes": MAX_FILE_BYTES,
+        },
         licences=PAGES.joinpath("html_licences.txt").read_text(encoding="utf-8"),
-        runtime=packed(files["package/wasm/litert_wasm_compat_internal.wasm"]),
-        jpeg=packed(files["package/jpeg-turbo.wasm"]),
-        network=packed(network),
+        runtime=_packed(files["package/wasm/litert_wasm_compat_internal.wasm"]),
+        jpeg=_packed(files["package/jpeg-turbo.wasm"]),
+        network=_packed(network),
     )
 
 
-def settings_of(record):
-    """What the page's program needs to know, for JSON."""
-    return {
-        "classes": record.classes,
-        "unknown": name_for_unknown(record.classes),
-        "image_size": record.image_size,
-        "fit": record.fit,
-        "threshold": record.ood and record.ood.threshold,  # of the OOD score; None for a run without
-        "max_pixels": MAX_PIXELS,
-        "max_file_bytes": MAX_FILE_BYTES,
-    }
-
-
-def packed(data):
+def _packed(data):
     """Bytes as text: gzip, then base64."""
     return base64.b64encode(gzip.compress(data, mtime=0)).decode()
 
 
-def security_policy(scripts, style):
+def _security_policy(scripts, style):
     """The page's Content-Security-Policy: it runs our scripts, shows the chosen images, and can reach no address at all."""
     digests = [base64.b64encode(hashlib.sha256(text.encode()).digest()).decode() for text in (*scripts, style)]
     *scripts, style = (f"'sha256-{digest}'" for digest in digests)

@@ -9,19 +9,22 @@ while it is decoded, turned as its Exif data say, and becomes a square. All numb
 that differ by 1 of 255 in a hundredth of the pixels changed a probability by 0.005. Only CMYK differs, by 1.
 """
 
+from pathlib import Path
+
 import keras
 import tensorflow as tf
 
 from classifier import MAX_PIXELS
 from classifier.data.images import REDUCTIONS
 from classifier.predicting.classifier import name_for_unknown
+from classifier.runs.record import RunRecord
 
 ORIENTATION = 0x112  # its tag in Exif data
 PNG_SIGNATURE = b"\x89PNG\r\n\x1a\n"
 SERVED = (b"\xff\xd8\xff", PNG_SIGNATURE)  # how the files begin that decode() takes: JPEG and PNG
 
 
-def write_saved_model(network, record, path):
+def write_saved_model(network: keras.Model, record: RunRecord, path: Path) -> None:
     """Write a network, whose outputs are logits or (logits, OOD scores), as a SavedModel with the signatures above."""
     size, fit = record.image_size, record.fit
     images = [tf.TensorSpec((None, size, size, 3), tf.uint8, name="images")]
@@ -32,7 +35,8 @@ def write_saved_model(network, record, path):
         return result if isinstance(result, tuple | list) else (result, tf.zeros(tf.shape(images)[:1]))
 
     def predict_images(images):
-        return answers_of(*outputs(images), record)
+        logits, ood_scores = outputs(images)
+        return answers_of(logits, ood_scores, record)
 
     def predict_files(image_bytes):
         square = tf.TensorSpec((size, size, 3), tf.uint8)
@@ -46,7 +50,7 @@ def write_saved_model(network, record, path):
     archive.write_out(str(path), verbose=False)
 
 
-def answers_of(logits, ood_scores, record):
+def answers_of(logits: tf.Tensor, ood_scores: tf.Tensor, record: RunRecord) -> dict[str, tf.Tensor]:
     """What predict.py says of images, as tensors with a row for each one.
 
     class: the most likely one, or unknown; probability: of the most likely one; classes and probabilities: of all, the most
@@ -66,7 +70,7 @@ def answers_of(logits, ood_scores, record):
     }
 
 
-def decode(data, image_size, fit):
+def decode(data: tf.Tensor, image_size: int, fit: str) -> tf.Tensor:
     """Decode the bytes of a JPEG or PNG, a scalar, to (image_size, image_size, 3) uint8 RGB, upright."""
     is_png = tf.strings.substr(data, 0, len(PNG_SIGNATURE)) == PNG_SIGNATURE
     content = tf.io.decode_raw(data, tf.uint8)  # (bytes,)

@@ -1,0 +1,1 @@
+"""Predicting: a finished run, its answers, and how good they are."""

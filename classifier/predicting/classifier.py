@@ -1,18 +1,10 @@
-"""Inference: a run as a function from images to predictions, through LiteRT, which starts faster, or TensorFlow.
-
-    from classifier.predicting.classifier import Classifier
-
-    for answer in Classifier("runs/001").predict(["photo.jpg", array]):
-        print(answer.predicted_class, answer.probabilities, answer.ood_score)
-
-An array is (height, width, 3) uint8 RGB, of any size. The folder of this project must be on sys.path.
-"""
+"""The classifier: a run as a function from images to answers, through LiteRT, which starts faster, or TensorFlow."""
 
 import contextlib
 import math
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -25,11 +17,13 @@ from classifier.base.metrics import log_softmax
 from classifier.data.finding import walk_images
 from classifier.data.images import decode_batches
 from classifier.runs.folder import Run, find_run
-from classifier.runs.record import RECORD
+from classifier.runs.record import RECORD, RunRecord
 
 LITERT_BATCH = 8  # the feature maps of more images do not fit into the CPU's cache
 MOST_VALUES = 256  # in a tensor, for each pixel of an image: the widest maps, those of vgg, have 64
 UNKNOWN = "unknown"
+Image = str | os.PathLike | np.ndarray  # a file, or (height, width, 3) uint8 RGB, upright
+Predictor = Callable[[np.ndarray], tuple[np.ndarray, np.ndarray]]  # see load_predictor()
 
 
 class Answer(NamedTuple):
@@ -42,7 +36,7 @@ class Answer(NamedTuple):
     ood_score: float = 0.0  # above 1, the image is unlike all training images (out of distribution)
     reason: str | None = None  # why the file cannot be used
 
-    def as_object(self):
+    def as_object(self) -> dict:
         """As a dictionary for JSON."""
         if self.reason:
             return {"path": self.path, "error": self.reason}
@@ -58,7 +52,7 @@ class Answer(NamedTuple):
 class Classifier:
     """A trained run, ready to predict; `classes` are its classes, `record` is the content of its model.json."""
 
-    def __init__(self, run, runtime="auto"):
+    def __init__(self, run: str | os.PathLike, runtime: str = "auto"):
         """`run` is a run folder, or a folder of them: their newest finished one. `runtime`: see load_predictor().
 
         Raises UserError where there is no run, or it is damaged.
@@ -68,7 +62,7 @@ class Classifier:
         self.classes = self.record.classes
         self._predictor = load_predictor(self.run, runtime)
 
-    def predict(self, images, tta=False, min_confidence=0.0):
+    def predict(self, images: Sequence[Image], tta: bool = False, min_confidence: float = 0.0) -> Iterator[Answer]:
         """Yield an Answer for each of a list of images, in order: paths, or arrays, (height, width, 3) uint8 RGB, upright.
 
         Files that cannot be used are also reported on standard error. With `tta`, test-time augmentation, probabilities are
@@ -77,26 +71,26 @@ class Classifier:
         if isinstance(images, str | os.PathLike):
             raise ValueError(f"a list of images is needed, not {images!r} alone")
         unknown = name_for_unknown(self.classes)
-        for path, scores, reason, ood_score in predict(
+        for image, scores, reason, ood_score in predict(
             self._predictor, self.record.image_size, list(images), tta, self.record.fit
         ):
-            path = None if isinstance(path, np.ndarray) else path
-            if reason:
+            path = None if isinstance(image, np.ndarray) else image
+            if scores is None:
                 yield Answer(path, reason=reason)
                 continue
-            probabilities = dict(zip(self.classes, map(math.exp, scores), strict=True))
-            probabilities = dict(sorted(probabilities.items(), key=lambda item: item[1], reverse=True))
-            name, probability = next(iter(probabilities.items()))
+            by_class = sorted(zip(map(math.exp, scores), self.classes, strict=True), key=lambda pair: -pair[0])
+            probability, name = by_class[0]
             known = ood_score <= 1 and probability >= min_confidence
+            probabilities = {name: probability for probability, name in by_class}
             yield Answer(path, name if known else unknown, probability, probabilities, ood_score)
 
 
-def name_for_unknown(classes):
+def name_for_unknown(classes: Sequence[str]) -> str:
     """What is said instead of a class: unknown, or (unknown) if a class has that name."""
     return free_name(UNKNOWN, classes)
 
 
-def free_name(name, classes):
+def free_name(name: str, classes: Sequence[str]) -> str:
     """The name, in brackets if a class has it already."""
     taken = {other.casefold() for other in classes}
     while name in taken:
@@ -107,36 +101,38 @@ def free_name(name, classes):
 class Prediction(NamedTuple):
     """What the network predicts for one image."""
 
-    path: str | os.PathLike | np.ndarray  # or the array itself
-    scores: Sequence[float] | None  # (classes,) float64 log-probabilities; None where the file cannot be used
+    image: Image  # as it was given
+    scores: np.ndarray | None  # (classes,) float64 log-probabilities; None where the file cannot be used
     reason: str | None  # why it cannot be used
     ood_score: float = 0.0  # relative to the threshold: above 1, the image is unlike all training images
 
 
-def predict(predictor, image_size, paths, tta=False, fit="squash"):
-    """Yield a Prediction for each of `paths`, or arrays, in order, and report files that cannot be used.
+def predict(
+    predictor: Predictor, image_size: int, images: Sequence[Image], tta: bool = False, fit: str = "squash"
+) -> Iterator[Prediction]:
+    """Yield a Prediction for each image, in order, and report files that cannot be used.
 
-
-    `predictor`: see load_predictor(). With `tta`, test-time augmentation, probabilities are the mean of those for the image
-    and for its mirror image. `fit` is how the training images became squares: see images.fit_square().
+    `tta`: see Classifier.predict(). `fit` is how the training images became squares: see images.fit_square().
     """
-    with console.progress("predicting", len(paths)) as advance:
-        for batch, reasons, images in decode_batches(paths, image_size, fit):
-            logits, ood_scores = predictor(images)
+    with console.progress("predicting", len(images)) as advance:
+        for batch, reasons, pixels in decode_batches(images, image_size, fit):
+            logits, ood_scores = predictor(pixels)
             scores = log_softmax(logits)
             if tta:
-                mirrored, _ = predictor(np.ascontiguousarray(images[:, :, ::-1]))
+                mirrored, _ = predictor(np.ascontiguousarray(pixels[:, :, ::-1]))
                 scores = np.logaddexp(scores, log_softmax(mirrored)) - np.log(2)
             results = zip(scores, map(float, ood_scores), strict=True)
-            for path, reason in zip(batch, reasons, strict=True):
-                row, ood_score = (None, 0.0) if reason else next(results)
+            for image, reason in zip(batch, reasons, strict=True):
                 if reason:
-                    say(f"error: {path}: {reason}")
-                yield Prediction(path, row, reason, ood_score)
+                    say(f"error: {image}: {reason}")
+                    yield Prediction(image, None, reason)
+                else:
+                    row, ood_score = next(results)
+                    yield Prediction(image, row, None, ood_score)
             advance(len(batch))
 
 
-def list_images(arguments):
+def list_images(arguments: Sequence[str]) -> list[str]:
     """The paths that the arguments name: files as they are, folders searched, - read from standard input."""
     paths = []
     for argument in arguments:
@@ -155,7 +151,7 @@ def list_images(arguments):
     return paths
 
 
-def load_predictor(run: Run, runtime: str = "auto"):
+def load_predictor(run: Run, runtime: str = "auto") -> Predictor:
     """`predictor(images)` of a run: (n, image_size, image_size, 3) uint8 RGB → ((n, classes), (n,)).
 
     These are float32 logits, and the OOD score of each image divided by the threshold in the record: above 1 the image is
@@ -173,23 +169,19 @@ def load_predictor(run: Run, runtime: str = "auto"):
             return _with_threshold(outputs, run.record)
         if runtime == "litert":
             raise UserError(f"{problem}: use --runtime tensorflow")
-    from classifier.networks.by_name import compile_outputs
+    from classifier.networks.by_name import compile_outputs  # these import TensorFlow
     from classifier.runs.checkpoints import load_network
 
     return _with_threshold(compile_outputs(load_network(run, with_ood=True)), run.record)
 
 
-def _with_threshold(outputs, record):
-    threshold = record.ood.threshold if record.ood else None
-
+def _with_threshold(outputs: Callable, record: RunRecord) -> Predictor:
     def predictor(images):
         result = outputs(images)
         logits, ood_scores = result if isinstance(result, tuple) else (result, np.zeros(len(images), np.float32))
-        if threshold is None:
-            ood_scores = np.zeros(len(images), np.float32)
         if not (np.isfinite(logits).all() and np.isfinite(ood_scores).all()):
             raise UserError("the network's outputs are infinite or NaN: its weights are damaged: use another run", NO_DATA)
-        return logits, ood_scores / (threshold or 1.0)
+        return logits, ood_scores / record.ood.threshold if record.ood else np.zeros_like(ood_scores)
 
     return predictor
 
@@ -201,18 +193,18 @@ def litert_problem(run: Run) -> str | None:
     except ImportError:
         return "the package ai-edge-litert is not installed"
     made = run.record.litert
-    if not isinstance(made, dict) or not (run.litert).exists():
+    if made is None or not run.litert.exists():
         return f"{run.path} has no LiteRT file"
     if made.get("network") != run.network_digest():
         return f"{run.litert} was made from another checkpoint"
     with contextlib.suppress(OSError):  # it cannot be read
-        if made.get("file") == digest_of((run.litert).read_bytes()):
+        if made.get("file") == digest_of(run.litert.read_bytes()):
             return None
     say(f"warning: {run.litert} is damaged")
     return f"{run.litert} is damaged"
 
 
-def load_litert(path):
+def load_litert(path: Path) -> tuple[Callable, tuple[int, int]]:
     """A LiteRT file as (outputs, (image_size, num_classes)).
 
     `outputs(images)` takes (n, image_size, image_size, 3) uint8 RGB, for any n, and returns (n, num_classes) float32 logits,
@@ -226,6 +218,7 @@ def load_litert(path):
         details = sorted(interpreter.get_output_details(), key=lambda output: -len(output["shape"]))  # the logits first
         shape = inputs["shape"]
         sizes = int(shape[1]), int(details[0]["shape"][-1])
+        most = max(os.path.getsize(path), MOST_VALUES * sizes[0] ** 2)  # values in a tensor, for each image
 
     def run(part):
         if len(part) != shape[0]:
@@ -245,7 +238,6 @@ def load_litert(path):
         whole = tuple(np.concatenate(arrays) for arrays in zip(empty, *parts, strict=True))
         return whole if len(whole) > 1 else whole[0]
 
-    most = max(os.path.getsize(path), MOST_VALUES * sizes[0] ** 2)
     return outputs, sizes
 
 

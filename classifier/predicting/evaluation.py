@@ -1,17 +1,16 @@
 """Evaluation: the metrics of a predictor on labelled images, and on images of other things."""
 
+from collections.abc import Iterable
+from pathlib import Path
+
 import numpy as np
 
 from classifier.base.console import NO_DATA, UserError
-from classifier.base.metrics import (
-    accuracy_interval,
-    area_under_roc,
-    calibration_error,
-    chance_error,
-    confusion_matrix,
-    log_softmax,
-)
-from classifier.predicting.classifier import list_images, predict
+from classifier.base.metrics import accuracy_interval, calibration_error, chance_error, log_softmax
+from classifier.data.finding import Found
+from classifier.predicting.classifier import Prediction, Predictor, list_images, predict
+
+# scikit-learn is imported inside the functions that use it: it takes a second.
 
 MANY_CLASSES = 10  # from which on the five most likely ones are of interest
 MOST_COLUMNS = 20  # of a confusion matrix that can be read
@@ -26,88 +25,65 @@ class Scored:
     Of the others: `skipped`, [(path, label, reason)].
     """
 
-    def __init__(self, predictions, found, temperature=1.0):
-        """`predictions`, an iterable, are those for the images found. Raises UserError if none of these can be read."""
+    def __init__(self, predictions: Iterable[Prediction], found: Found, temperature: float = 1.0):
+        """`predictions` are those for the images found. Raises UserError if none of these can be read."""
         self.paths, self.skipped, rows = [], [], []
-        for prediction, label in zip(predictions, found.labels, strict=True):
-            if prediction.reason:
-                self.skipped.append((prediction.path, label, prediction.reason))
+        for (path, scores, reason, ood_score), label in zip(predictions, found.labels, strict=True):
+            if scores is None:
+                self.skipped.append((path, label, reason))
                 continue
-            scores = prediction.scores
-            plain = log_softmax(scores * temperature) if temperature != 1 else scores
-            self.paths.append(prediction.path)
-            rows.append(
-                (
-                    label,
-                    scores.argmax(),
-                    (scores > scores[label]).sum(),
-                    scores.max(),
-                    plain.max(),
-                    scores[label],
-                    scores[-1],
-                    prediction.ood_score,
-                )
-            )
+            self.paths.append(path)
+            rank, plain = (scores > scores[label]).sum(), log_softmax(scores * temperature).max()
+            rows.append((label, scores.argmax(), rank, scores.max(), plain, scores[label], scores[-1], ood_score))
         if not rows:
             raise UserError(f"none of the {len(self.skipped)} images in {found.folder} can be read", NO_DATA)
-        self.labels, self.predicted, self.ranks, *columns = np.array(rows).T
-        self.labels, self.predicted = self.labels.astype(int), self.predicted.astype(int)
-        self.scores, plain, self.true_scores, self.last_scores, self.ood_scores = columns
+        columns = np.array(rows).T
+        self.labels, self.predicted, self.ranks = columns[:3].astype(int)
+        self.scores, plain, self.true_scores, self.last_scores, self.ood_scores = columns[3:]
         self.confidences, self.plain_confidences = np.exp(self.scores), np.exp(plain)
         self.correct = self.predicted == self.labels
 
 
-def evaluate(scored, classes):
+def evaluate(scored: Scored, classes: list[str]) -> dict:
     """The metrics of Scored images, whose labels are indices in `classes`; those that could not be read are skipped.
 
     Returns a dictionary: accuracy; accuracy_interval, see metrics.py; balanced_accuracy, the mean recall of the classes that
     have images; top5_accuracy, how often the true class is among the five most likely, of MANY_CLASSES or more; majority,
     the accuracy of always predicting the largest class; log_loss, the mean of -ln(probability of the true class);
-    calibration_error and chance_error: see metrics.py; classes; per_class and confusion_matrix: see per_class_metrics();
-    unknown, how many images predict.py would predict as unknown, although they are scored; scored and skipped, numbers of
-    images.
+    calibration_error and chance_error: see metrics.py; classes; per_class, {class: {precision, recall, images}}, None where
+    the class was never predicted, or has no images; confusion_matrix, [true][predicted], in the order of classes; unknown,
+    how many images predict.py would predict as unknown, although they are scored; scored and skipped, numbers of images.
     """
+    from sklearn.metrics import confusion_matrix
+
     count, correct = len(scored.labels), scored.correct
-    per_class = per_class_metrics(scored.predicted, scored.labels, classes)
-    recalls = [figures["recall"] for figures in per_class["per_class"].values() if figures["images"]]
-    top5 = float((scored.ranks < 5).mean())
+    confusion = confusion_matrix(scored.labels, scored.predicted, labels=range(len(classes)))
+    ratio = lambda part, whole: float(part / whole) if whole else None  # noqa: E731
+    columns = confusion.diagonal(), confusion.sum(axis=0), confusion.sum(axis=1)
+    per_class = {
+        name: {"precision": ratio(hits, predicted), "recall": ratio(hits, images), "images": int(images)}
+        for name, hits, predicted, images in zip(classes, *columns, strict=True)
+    }
+    top5 = {"top5_accuracy": float((scored.ranks < 5).mean())} if len(classes) >= MANY_CLASSES else {}
     return {
         "accuracy": float(correct.mean()),
         "accuracy_interval": accuracy_interval(int(correct.sum()), count),
-        "balanced_accuracy": float(np.mean(recalls)),
-        **({"top5_accuracy": top5} if len(classes) >= MANY_CLASSES else {}),
-        "majority": np.bincount(scored.labels).max() / count,
-        "log_loss": -scored.true_scores.mean(),
+        "balanced_accuracy": float(np.mean([each["recall"] for each in per_class.values() if each["images"]])),
+        **top5,
+        "majority": float(confusion.sum(axis=1).max() / count),
+        "log_loss": float(-scored.true_scores.mean()),
         "calibration_error": calibration_error(scored.confidences, correct),
         "chance_error": chance_error(scored.confidences),
         "classes": classes,
-        **per_class,
+        "per_class": per_class,
+        "confusion_matrix": confusion.tolist(),
         "unknown": int((scored.ood_scores > 1).sum()),
         "scored": count,
         "skipped": len(scored.skipped),
     }
 
 
-def per_class_metrics(predicted, labels, classes):
-    """{per_class: {class: {precision, recall, images}}, confusion_matrix: [true][predicted], in the order of classes}.
-
-    Precision is None where the class was never predicted, recall where it has no images.
-    """
-    confusion = confusion_matrix(predicted, labels, len(classes))
-    correct, as_predicted, as_true = confusion.diagonal(), confusion.sum(axis=0), confusion.sum(axis=1)
-    ratio = lambda part, whole: float(part / whole) if whole else None  # noqa: E731
-    per_class = {
-        name: {
-            "precision": ratio(correct[i], as_predicted[i]),
-            "recall": ratio(correct[i], as_true[i]),
-            "images": int(as_true[i]),
-        }
-        for i, name in enumerate(classes)
-    }
-    return {"per_class": per_class, "confusion_matrix": confusion.tolist()}
-
-
-def confusions(result):
+def confusions(result: dict) -> list[tuple[int, str, str]]:
     """[(count, true class, predicted class)] of the incorrect predictions of an evaluate() result, most frequent first."""
     classes = result["classes"]
     confused = [
@@ -119,21 +95,13 @@ def confusions(result):
     return sorted(confused, key=lambda confusion: -confusion[0])
 
 
-def prediction_table(scored, found):
+def prediction_table(scored: Scored, found: Found) -> tuple[list[str], list[list]]:
     """(header, rows) of a table of all images: the incorrect ones first, those with the highest confidence at the top.
 
     Then come the correct ones, those with the lowest confidence first, and those that could not be read, with the reason.
     """
-    header = [
-        "path",
-        "true_class",
-        "predicted_class",
-        "probability",
-        "true_class_probability",
-        "ood_score",
-        "correct",
-        "reason",
-    ]
+    names = ["path", "true_class", "predicted_class", "probability", "true_class_probability", "ood_score"]
+    header = [*names, "correct", "reason"]
     rows = []
     for i in np.lexsort([np.where(scored.correct, scored.scores, -scored.scores), scored.correct]):
         names = [found.classes[label] for label in (scored.labels[i], scored.predicted[i])]
@@ -144,19 +112,23 @@ def prediction_table(scored, found):
     return header, rows
 
 
-def evaluate_ood(predictor, image_size, folder, known, fit="squash"):
+def evaluate_ood(predictor: Predictor, image_size: int, folder: Path, known: np.ndarray, fit: str = "squash") -> dict:
     """How well the images in a folder, of none of the classes, are separated from those with the OOD scores `known`, (n,).
 
-    Returns {area_under_roc: see metrics.py, unknown: how many predict.py would predict as unknown, scored, skipped}.
+    Returns {area_under_roc: of the OOD scores, ½ is chance, 1 perfect; unknown: how many predict.py would predict as
+    unknown; scored; skipped}.
     """
+    from sklearn.metrics import roc_auc_score
+
     if not known.any():
         raise UserError("--ood-dir: the statistics for out-of-distribution scores are lost", NO_DATA)
-    paths = list_images([folder])
+    paths = list_images([str(folder)])
     scores = [p.ood_score for p in predict(predictor, image_size, paths, fit=fit) if not p.reason]
     if not scores:
         raise UserError(f"none of the {len(paths)} images in {folder} can be read", NO_DATA)
+    is_other = np.arange(len(known) + len(scores)) >= len(known)
     return {
-        "area_under_roc": area_under_roc(known, scores),
+        "area_under_roc": float(roc_auc_score(is_other, [*known, *scores])),
         "unknown": sum(score > 1 for score in scores),
         "scored": len(scores),
         "skipped": len(paths) - len(scores),

@@ -1,4 +1,4 @@
-"""Sorting: copies of images, or links to them, in a folder for each predicted class.
+"""Sorting: copies of images in a folder for each predicted class.
 
     OUT/cats/IMG_1.jpg  OUT/dogs/IMG_2.jpg  OUT/not_sure/IMG_3.jpg  OUT/unknown/IMG_4.jpg
 
@@ -12,23 +12,22 @@ import os
 import re
 import shutil
 import unicodedata
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
 from classifier.base.console import USAGE, UserError, describe, say
 from classifier.base.files import locked, remove
-from classifier.predicting.classifier import free_name, name_for_unknown
+from classifier.predicting.classifier import Answer, free_name, name_for_unknown
 
 NOT_SURE = "not_sure"
 PARTIAL = ".partial"  # the file that is being copied, in OUT
 
 
-def outside(paths, out):
+def outside(paths: Sequence[str], out: Path) -> list[str]:
     """The paths that are not in the folder `out`, which holds copies. Raises UserError if there are none."""
     folder = Path(os.path.realpath(out))
     others = [
-        path
-        for path in paths
-        if folder not in Path(os.path.abspath(path)).parents and folder not in Path(os.path.realpath(path)).parents
+        path for path in paths if not any(folder in Path(f(path)).parents for f in (os.path.abspath, os.path.realpath))
     ]
     if not others:
         raise UserError(f"--copy-to: all images are in {out} already: choose another folder", USAGE)
@@ -37,26 +36,27 @@ def outside(paths, out):
     return others
 
 
-def sorting(answers, out, classes, min_confidence=None, link=False):
-    """Yield the answers, see inference.Answer, and put a copy of each one's file, or a link, into the folder `out`.
+def sorting(
+    answers: Iterable[Answer], out: Path, classes: Sequence[str], min_confidence: float | None = None
+) -> Iterator[Answer]:
+    """Yield the answers, and put a copy of each one's file into the folder `out`.
 
     It comes into the folder of its class, see folder_names(); into `unknown` if it is out of distribution; into `not_sure`
     if the probability of the class is below `min_confidence`, or, without that, less than twice that of the second class.
     Subfolders of the originals are not kept. A file of the same content is never copied again. If another file has its name,
     the copy gets a number: IMG_1_2.jpg. Raises UserError if a file cannot be written.
     """
-    folders = folder_names(classes)
+    folders, counts, existing = folder_names(classes), collections.Counter[str](), 0
     unknown, not_sure = name_for_unknown(classes), free_name(NOT_SURE, classes)
-    counts, existing = collections.Counter(), 0
     try:
         out.mkdir(parents=True, exist_ok=True)
         with locked(out):
             remove(out / PARTIAL)  # of a process that was killed
             for answer in answers:
-                if not answer.reason:
-                    name = unknown if answer.ood_score > 1 else class_if_sure(answer, min_confidence) or not_sure
-                    folder = out / folders.get(name, name)
-                    existing += not _put(answer.path, folder, out / PARTIAL, link)
+                if answer.probabilities:
+                    name = unknown if answer.ood_score > 1 else _class_if_sure(answer.probabilities, min_confidence)
+                    folder = out / folders.get(name, name or not_sure)
+                    existing += not _copy(answer.path, folder, out / PARTIAL)
                     counts[folder.name] += 1
                 yield answer
     except OSError as error:
@@ -65,13 +65,13 @@ def sorting(answers, out, classes, min_confidence=None, link=False):
     say(f"sorted into {out}: {shown}{f' ({existing} were there already)' if existing else ''}")
 
 
-def class_if_sure(answer, min_confidence):
-    """The most likely class of an answer, or None: see sorting()."""
-    (name, first), (_, second), *_ = answer.probabilities.items()
+def _class_if_sure(probabilities, min_confidence):
+    """The most likely class, or None: see sorting()."""
+    (name, first), (_, second), *_ = probabilities.items()
     return name if first >= (2 * second if min_confidence is None else min_confidence) else None
 
 
-def folder_names(classes):
+def folder_names(classes: Sequence[str]) -> dict[str, str]:
     """{class: name of its folder}: different ones, that every system allows, and none that other images come into."""
     taken = {name_for_unknown(classes), free_name(NOT_SURE, classes)}
     folders = {}
@@ -86,8 +86,8 @@ def folder_names(classes):
     return folders
 
 
-def _put(source, folder, partial, link):
-    """Put a copy of a file, or a link to it, into a folder. Returns False if it is there already."""
+def _copy(source, folder, partial):
+    """Put a copy of a file into a folder. Returns False if it is there already."""
     folder.mkdir(exist_ok=True)
     stem, suffix = os.path.splitext(os.path.basename(source))
     for number in itertools.count(1):
@@ -96,9 +96,6 @@ def _put(source, folder, partial, link):
             break
         if target.is_file() and filecmp.cmp(source, target, shallow=False):
             return False
-    if link:
-        target.symlink_to(os.path.abspath(source))
-        return True
     try:
         shutil.copyfile(source, partial)
         with open(partial, "r+b") as file:

@@ -6,7 +6,7 @@ import keras
 import numpy as np
 
 from classifier.base.console import say
-from classifier.base.metrics import calibration_error, confusion_matrix, log_softmax
+from classifier.base.metrics import calibration_error, log_softmax
 from classifier.data.images import inference_batch_size
 from classifier.networks.by_name import compile_outputs, with_features
 from classifier.networks.out_of_distribution import (
@@ -26,6 +26,8 @@ def calibrate(state) -> tuple[float, OodRecord, OutOfDistributionScore, np.ndarr
     `fitted` is the OutOfDistributionScore that `ood` tells of. `confusion`, (classes, classes), is how often validation
     images of each class are predicted as each class.
     """
+    from sklearn.metrics import confusion_matrix  # slow to import
+
     network, sets, image_size = state.average, state.sets, state.settings.image_size
     if state.phase.is_head:
         both, kind = keras.Model(network.input, (SignedLogarithms()(network.input), network.output)), "last"
@@ -50,7 +52,7 @@ def calibrate(state) -> tuple[float, OodRecord, OutOfDistributionScore, np.ndarr
     parts = np.array_split(features, math.ceil(len(features) / 8))  # it computes images × classes × features numbers
     distances = np.concatenate([ood.distances(part) for part in parts])  # (n, classes)
     recorded = OodRecord(usual_threshold(distances.min(axis=1)), kind, left_out_area_under_roc(distances, labels))
-    return temperature, recorded, ood, confusion_matrix(logits.argmax(axis=1), labels, len(sets.classes))
+    return temperature, recorded, ood, confusion_matrix(labels, logits.argmax(axis=1), labels=range(len(sets.classes)))
 
 
 def some_of_each(labels, most, rng):

@@ -12,7 +12,7 @@ from browser import open_page, screenshot
 from conftest import draw_images, error_of, rows_of, run
 from run_folders import change_metadata, metadata_of
 
-from classifier.base.metrics import reliability, threshold_curves
+from classifier.base.metrics import reliability
 from classifier.data.augmentation import augment
 from classifier.runs.settings import Settings
 from dataset import read_images, split_images
@@ -139,12 +139,7 @@ def test_suspects_together_with_a_report(trained, images):
     assert len(rows_of("s.csv")) == 24
 
 
-def test_points_of_curves_by_hand():
-    scores, positive = np.array([0.9, 0.8, 0.8, 0.1]), np.array([True, False, True, False])
-    false_positives, recalls, precisions = threshold_curves(scores, positive)
-    assert false_positives.tolist() == [0, 0.5, 1]
-    assert recalls.tolist() == [0.5, 1, 1]
-    assert precisions.tolist() == pytest.approx([1, 2 / 3, 0.5])
+def test_bins_of_a_reliability_diagram_by_hand():
     (low, high) = reliability([0.1, 0.1, 0.99, 0.97], [True, False, True, True])
     assert low[:2] == pytest.approx((0.1, 0.5))
     assert low[2] < 0.5 < low[3]

@@ -56,33 +56,27 @@ def test_patience_stops_early_and_zero_never_does(images):
     assert "stopped early" not in on
 
 
-def test_of_epochs_that_differ_by_chance_the_last_is_selected(trained):
-    history = History(Run.open(trained), 0, 100)  # 0.9 of a hundred may be 0.82 in truth, 1.0 may be 0.954
-
-    def selected(*accuracies):
-        history.rows = [{"epoch": i, "val_accuracy": accuracy} for i, accuracy in enumerate(accuracies, start=1)]
+def test_of_epochs_that_differ_by_chance_the_last_is_selected_and_fine_tuning_must_be_better(trained):
+    def selected(*rows, head_epochs=0):
+        history = History(Run.open(trained), 0, 100, head_epochs)
+        history.rows = [{"epoch": i, "val_accuracy": a, "val_loss": loss} for i, (a, loss) in enumerate(rows, start=1)]
         return history.selected() and history.selected()["epoch"]
 
-    assert selected(0.8, 0.9, 0.83) == 3
-    assert selected(0.8, 0.9, 0.81) == 2
-    assert selected(0.8, 0.88, 0.9, 0.88, 0.81) == 4
-    assert selected(0.8, 1.0, 0.96) == 3
-    assert selected(0.8, 1.0, 0.95) == 2
-    assert selected() is None
-
-
-def test_fine_tuning_that_is_no_better_does_not_replace_the_head(trained):
-    history = History(Run.open(trained), 0, 100, head_epochs=2)
-
-    def selected(*rows):
-        history.rows = [{"epoch": i, "val_accuracy": a, "val_loss": loss} for i, (a, loss) in enumerate(rows, start=1)]
-        return history.selected()["epoch"]
-
+    # 0.9 of a hundred may be 0.82 in truth, 1.0 may be 0.954
+    for accuracies, epoch in (
+        ((0.8, 0.9, 0.83), 3),
+        ((0.8, 0.9, 0.81), 2),
+        ((0.8, 0.88, 0.9, 0.88, 0.81), 4),
+        ((0.8, 1.0, 0.96), 3),
+        ((0.8, 1.0, 0.95), 2),
+        ((), None),
+    ):
+        assert selected(*((accuracy, 1.0) for accuracy in accuracies)) == epoch
     head = (0.89, 0.4), (0.9, 0.3)
-    assert selected(*head, (0.89, 0.35)) == 2
-    assert selected(*head, (0.89, 0.35), (0.89, 0.29)) == 4
-    assert selected(*head, (0.91, 0.35), (0.88, 0.36)) == 3
-    assert selected(*head, (0.89, 0.28), (0.9, 0.31)) == 3
+    assert selected(*head, (0.89, 0.35), head_epochs=2) == 2
+    assert selected(*head, (0.89, 0.35), (0.89, 0.29), head_epochs=2) == 4
+    assert selected(*head, (0.91, 0.35), (0.88, 0.36), head_epochs=2) == 3
+    assert selected(*head, (0.89, 0.28), (0.9, 0.31), head_epochs=2) == 3
 
 
 def test_a_batch_larger_than_the_data_is_shrunk_and_that_is_said_once(images):

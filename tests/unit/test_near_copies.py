@@ -6,9 +6,9 @@ import cv2
 import numpy as np
 from conftest import REAL_DATA, draw_images, needs_real_data, run, save
 
-from classifier.data import duplicates
-from classifier.data.duplicates import grey_images, group_near_copies
+from classifier.data import near_copies
 from classifier.data.images import load_image
+from classifier.data.near_copies import grey_images, group_near_copies
 from experiments.draw_samples import draw
 
 
@@ -20,8 +20,8 @@ def test_views_are_found_by_features_and_groups_depend_on_copies_alone():
         return cv2.resize(part[:, ::-1] if k % 2 else part, (120, 120))
 
     rng = np.random.default_rng(3)
-    drawings = [cv2.resize(draw(kind, rng), (120, 120), interpolation=cv2.INTER_AREA) for kind in ("cat", "dog") * 6]
-    images = drawings + [view(drawings[k], k) for k in range(4)]
+    images = [cv2.resize(draw(kind, rng), (120, 120), interpolation=cv2.INTER_AREA) for kind in ("cat", "dog") * 6]
+    images += [view(images[k], k) for k in range(4)]
     greys = grey_images(images.__getitem__, len(images))
     features = np.eye(12, dtype=np.float32)[[*range(12), *range(4)]]
     groups = group_near_copies(greys, features)
@@ -34,7 +34,7 @@ def test_views_are_found_by_features_and_groups_depend_on_copies_alone():
 def test_among_too_many_images_only_exact_copies_are_found(monkeypatch):
     """Nothing is kept of each image that would fill the memory."""
     drawings = draw_images("images", size=120)
-    monkeypatch.setattr(duplicates, "MOST_IMAGES", 20)
+    monkeypatch.setattr(near_copies, "MOST_IMAGES", 20)
     (drawings / "dogs/copy.jpg").write_bytes((drawings / "dogs/dogs_3.jpg").read_bytes())
     save(drawings / "dogs/near.jpg", cv2.imread(str(drawings / "cats/cats_5.jpg"))[:, ::-1])
     looked = run("dataset", drawings, "--format", "json")
