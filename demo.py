@@ -19,7 +19,6 @@ from classifier.base.console import DONE, PROJECT, USAGE, UserError, describe, n
 
 OLDEST_GRADIO = (6, 24)  # see requirements-optional.txt
 LOCAL = ("127.0.0.1", "localhost")
-USER = "demo"
 
 # Gradio and TensorFlow are imported inside the functions that use them: --help and a wrong flag answer at once.
 
@@ -75,11 +74,11 @@ def serve(arguments: argparse.Namespace, folder: str) -> None:
     """Show the page until KeyboardInterrupt or SystemExit ends it; the threads of the server end with the process."""
     from classifier.pages.demo_page import Demo, build_page, launch
 
-    password = None if arguments.host in LOCAL else secrets.token_urlsafe(12)
-    launch(build_page(Demo(arguments.model, folder)), arguments.host, arguments.port, folder, password and (USER, password))
-    if password:
+    auth = None if arguments.host in LOCAL else ("demo", secrets.token_urlsafe(12))  # user and password
+    launch(build_page(Demo(arguments.model, folder)), arguments.host, arguments.port, folder, auth)
+    if auth:
         say("warning: other machines can open this page, with the password; what they send is not encrypted")
-        print(f"user {USER}, password {password}")
+        print(f"user {auth[0]}, password {auth[1]}")
     host = socket.gethostname() if arguments.host == "0.0.0.0" else arguments.host
     print(f"open http://{host}:{arguments.port} in a browser; Ctrl-C ends it", flush=True)
     threading.Event().wait()

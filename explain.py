@@ -55,11 +55,10 @@ def main(argv: list[str] | None = None) -> int:
         raise UserError("--filters shows the same for every class: leave out --class", USAGE)
     from classifier.predicting.classifier import Classifier, list_images
 
-    paths = list_images(arguments.paths)
-    targets = choose_targets(paths, arguments.output, "filters" if arguments.filters else "explained")
-    classifier = Classifier(arguments.model)
+    paths, classifier = list_images(arguments.paths), Classifier(arguments.model)
     if arguments.class_name not in (None, *classifier.classes):
         raise UserError(f"there is no class {arguments.class_name!r}, only {', '.join(classifier.classes)}", USAGE)
+    targets = choose_targets(paths, arguments.output, "filters" if arguments.filters else "explained")
     failed, draw = 0, None
     for answer, target in zip(classifier.predict(paths), targets, strict=True):
         if answer.reason:

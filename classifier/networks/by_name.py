@@ -15,7 +15,7 @@ from classifier.base.files import digest_of
 from classifier.data.cache import DECODING_VERSION, rows_of_all
 from classifier.data.images import inference_batch_size
 from classifier.networks import NETWORKS, PRETRAINED_NETWORKS
-from classifier.networks.out_of_distribution import LogMeans, SignedLogarithms
+from classifier.networks.out_of_distribution import LogMeans, signed_logarithms
 from classifier.networks.pretrained import backbone_outputs, create_pretrained_network, maps_of_last_sizes, split_at_features
 
 FEATURES_VERSION = 1  # raise it when a pretrained network comes to give other features
@@ -66,7 +66,7 @@ def with_features(network: keras.Model, kind: str) -> keras.Model:
     "maps" are the LogMeans of the maps that NETWORKS names, or of those in the middle of a pretrained network.
     """
     if kind == "last":
-        return keras.Model(network.input, (SignedLogarithms()(last_features(network)), network.output))
+        return keras.Model(network.input, (signed_logarithms(last_features(network)), network.output))
     if network.name in PRETRAINED_NETWORKS:
         backbone = network.get_layer("backbone")
         maps, features = backbone_outputs(network, [maps_of_last_sizes(backbone, 2)[0], backbone.output])

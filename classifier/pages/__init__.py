@@ -1,1 +1,1 @@
-"""What is made to be looked at: reports, heat maps, the page of demo.py."""
+"""Pages: HTML reports, heat maps and feature maps, and the page of demo.py."""

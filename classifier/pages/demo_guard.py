@@ -42,6 +42,7 @@ class Guard:
         self.app, self.hosts, self.folder = app, hosts, posixpath.normpath(folder)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Answer a request, or hand it on to the app."""
         if scope["type"] == "websocket":  # the page needs none
             await send({"type": "websocket.close", "code": 1008})
         elif scope["type"] == "lifespan":

@@ -1,6 +1,6 @@
 """The report of a run: what was trained on what, how good it is, its mistakes and its reasons, on one page."""
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Collection, Iterator
 from pathlib import Path
 
 import numpy as np
@@ -188,10 +188,10 @@ def _images_to_look_at(scored, classes, run) -> Iterator[Section]:
     yield Section("What the network looks at", text, images=images, side=2 * SIDE)
 
 
-def _explained(members: Iterable[int], scored, run) -> Iterator[np.ndarray]:
+def _explained(members: Collection[int], scored, run) -> Iterator[np.ndarray]:
     """Some of the scored images, each beside its heat map for the predicted class: (height, width, 3) uint8 RGB."""
     explainer = Explainer(run)
-    with progress("heat maps") as advance:
+    with progress("heat maps", len(members)) as advance:
         for i in members:
             photo, marked, _ = explainer.explain_file(scored.paths[i], SIDE, scored.predicted[i])
             yield np.hstack([photo, np.full((len(photo), 4, 3), 255, np.uint8), marked])

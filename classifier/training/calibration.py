@@ -11,8 +11,8 @@ from classifier.data.images import inference_batch_size
 from classifier.networks.by_name import compile_outputs, with_features
 from classifier.networks.out_of_distribution import (
     OutOfDistributionScore,
-    SignedLogarithms,
     left_out_area_under_roc,
+    signed_logarithms,
     usual_threshold,
 )
 from classifier.runs.record import OodRecord
@@ -30,7 +30,7 @@ def calibrate(state) -> tuple[float, OodRecord, OutOfDistributionScore, np.ndarr
 
     network, sets, image_size = state.average, state.sets, state.settings.image_size
     if state.phase.is_head:
-        both, kind = keras.Model(network.input, (SignedLogarithms()(network.input), network.output)), "last"
+        both, kind = keras.Model(network.input, (signed_logarithms(network.input), network.output)), "last"
     else:
         both, kind = with_features(network, "maps"), "maps"
     outputs = compile_outputs(both)
