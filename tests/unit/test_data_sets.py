@@ -121,7 +121,7 @@ def test_copies_of_an_image_stay_on_one_side(images):
     assert not set.intersection(*originals)
     for name in ("first.jpg", "second.jpg"):
         save(images / "birds" / name)
-    with pytest.raises(UserError, match="'birds' has only copies of one image"):
+    with pytest.raises(UserError, match="'birds' has only copies of one image in "):
         read_sets(images)
 
 
