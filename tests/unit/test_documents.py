@@ -15,7 +15,9 @@ SCRIPTS = sorted(path.name for path in PROJECT.glob("*.py"))
 each_document = pytest.mark.parametrize("path", DOCUMENTS, ids=lambda path: str(path.relative_to(PROJECT)))
 FENCED = re.compile(r"^```\w*\n(.*?)^```", re.DOTALL | re.MULTILINE)
 INLINE = re.compile(r"`([^`\n]+)`")
-COMMAND = re.compile(r"(?:(?P<python>python3? )?(?<![\w/.])(?P<script>\w+\.py)|-m (?P<module>(?:experiments|tests)\.[a-z]\w*))\b")
+COMMAND = re.compile(
+    r"(?:(?P<python>python3? )?(?<![\w/.])(?P<script>\w+\.py)|-m (?P<module>(?:experiments|tests)\.[a-z]\w*))\b"
+)
 FLAG = re.compile(r"(?<![\w-])--[a-z][a-z0-9-]*")
 
 
