@@ -86,8 +86,9 @@ class Distance(NamedTuple):
         return max(self) <= SAME
 
 
-def distance(run: Path, expected: Path, phase: str = "training") -> Distance:
-    """The Distance of a run from another one."""
+def distance(run: Path, expected: Path) -> Distance:
+    """The Distance of a run from another one, in the last phase of both."""
+    phase = next(phase for phase in ("fine_tuning", "head", "training") if (expected / "checkpoints" / phase).exists())
     readers = [newest_checkpoint(one, phase) for one in (run, expected)]
     norms = []
     for name in readers[1].get_variable_to_shape_map():
