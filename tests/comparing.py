@@ -86,9 +86,10 @@ class Distance(NamedTuple):
         return max(self) <= SAME
 
 
-def distance(run: Path, expected: Path) -> Distance:
-    """The Distance of a run from another one, in the last phase of both."""
-    phase = next(phase for phase in ("fine_tuning", "head", "training") if (expected / "checkpoints" / phase).exists())
+def distance(run: Path, expected: Path, phase: str = "") -> Distance:
+    """The Distance of a run from another one, in a phase or else in the last one of both."""
+    phases = ("fine_tuning", "head", "training")
+    phase = phase or next(phase for phase in phases if (expected / "checkpoints" / phase).exists())
     readers = [newest_checkpoint(one, phase) for one in (run, expected)]
     norms = []
     for name in readers[1].get_variable_to_shape_map():
