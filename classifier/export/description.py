@@ -71,21 +71,17 @@ def _model_metadata(record, ranks):
     TensorMetadata: 0 name, 1 description, 3 content, 6 associated_files
     AssociatedFile: 0 name, 1 description, 2 type; Content: 0 type, 1 properties; ImageProperties: 0 color_space
     """
-    file = lambda name, text, kind: {0: name, 1: text, 2: kind}  # noqa: E731
-    content = lambda kind, properties: {0: kind, 1: properties}  # noqa: E731
-    image = {0: "image", 1: INPUT.format(record.image_size), 3: content(IMAGE_PROPERTIES, {0: RGB})}
-    logits = {
-        0: "logits",
-        1: OUTPUT,
-        3: content(FEATURE_PROPERTIES, {}),
-        6: [file(LABELS, "the classes, in the order of the logits", TENSOR_AXIS_LABELS)],
-    }
-    ood_scores = {0: "ood_score", 1: OOD_OUTPUT, 3: content(FEATURE_PROPERTIES, {})}
+    labels = {0: LABELS, 1: "the classes, in the order of the logits", 2: TENSOR_AXIS_LABELS}
+    description = {0: DESCRIPTION, 1: "classes, input, output and temperature as JSON", 2: DESCRIPTIONS}
+    features = {0: FEATURE_PROPERTIES, 1: {}}
+    image = {0: "image", 1: INPUT.format(record.image_size), 3: {0: IMAGE_PROPERTIES, 1: {0: RGB}}}
+    logits = {0: "logits", 1: OUTPUT, 3: features, 6: [labels]}
+    ood_scores = {0: "ood_score", 1: OOD_OUTPUT, 3: features}
     described = {
         0: record.network,
         1: f"image classifier; temperature {record.temperature or 1.0:.6g}; see {DESCRIPTION}",
         3: [{2: [image], 3: [logits if rank == 2 else ood_scores for rank in ranks]}],
-        6: [file(DESCRIPTION, "classes, input, output and temperature as JSON", DESCRIPTIONS)],
+        6: [description],
         7: "1.0.0",
     }
     builder = flatbuffers.Builder()

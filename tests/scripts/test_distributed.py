@@ -1,7 +1,6 @@
 """Several devices train what one would. Of several machines the reliability harness tries it."""
 
 import json
-import socket
 import subprocess
 import sys
 from pathlib import Path
