@@ -166,16 +166,12 @@ def flop_of(network, size: int) -> int:
     A multiplication and an addition for each weight at each place of the output. A step of training takes three times as
     many: the gradients of weights and of inputs take as many again each, but for those of the first layer's inputs.
     """
-    import keras
+    import tensorflow as tf
 
-    total = 0
-    for layer in keras.models.clone_model(network, keras.Input((size, size, 3))).layers:  # which is for any size
-        if isinstance(layer, keras.Model):
-            total += flop_of(layer, size)
-        else:
-            places = math.prod(layer.output.shape[1:-1])
-            total += sum(2 * math.prod(weight.shape) * places for weight in layer.weights if len(weight.shape) > 1)
-    return total
+    one = tf.TensorSpec((1, size, size, 3), network.inputs[0].dtype)
+    graph = tf.function(lambda image: network(image, training=False)).get_concrete_function(one).graph
+    products = [each for each in graph.get_operations() if each.type in ("Conv2D", "DepthwiseConv2dNative", "MatMul")]
+    return sum(2 * math.prod(each.inputs[1].shape) * math.prod(each.outputs[0].shape[1:-1]) for each in products)
 
 
 def inputs(arguments: argparse.Namespace, _folder: Path) -> Iterator[list]:

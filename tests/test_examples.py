@@ -118,8 +118,7 @@ def test_the_image_has_what_the_scripts_need_and_runs_them_as_another_user(train
     assert {path.name for path in code.iterdir()} == {path.name for path in PROJECT.glob("*.py")} | {"classifier"}
     runs.mkdir(exist_ok=True)
     assert last["USER"].split(":")[0] == "1000"
-    can_change = os.geteuid() == 0 and shutil.which("setpriv") and subprocess.run([*AS_USER, "true"]).returncode == 0
-    user = AS_USER if can_change else []
+    user = AS_USER if os.geteuid() == 0 and shutil.which("setpriv") and not subprocess.call([*AS_USER, "true"]) else []
     environment = {"PATH": f"{Path(sys.executable).parent}:/usr/bin:/bin", "HOME": re.search("HOME=(.*)", last["ENV"])[1]}
 
     def container(*arguments):
@@ -144,10 +143,9 @@ def test_kubernetes_knows_all_fields():
 def test_the_parts_of_an_example_fit_together():
     service, job = documents("kubernetes-train.yaml").values()
     pod = job["spec"]["template"]["spec"]
-    (container,) = pod["containers"]
     assert pod["subdomain"] == service["metadata"]["name"] == "train"
     assert service["spec"]["selector"] == {"batch.kubernetes.io/job-name": job["metadata"]["name"]}
-    (workers,) = container["env"]
+    (workers,) = pod["containers"][0]["env"]
     assert int(workers["value"]) == job["spec"]["completions"] == job["spec"]["parallelism"]
     shares = documents("kubernetes-predict.yaml")["Job"]["spec"]["completions"]
     assert f"/{shares} >" in command_of("kubernetes-predict.yaml")[-1]
@@ -165,13 +163,12 @@ def test_a_worker_knows_the_others_and_resumes_a_run_that_there_is():
         assert json.loads(config) == {"cluster": {"worker": workers}, "task": {"type": "worker", "index": 2}}
         return arguments
 
-    here = Path.cwd()
-    begin = f"train.py --data-dir {here}/data --output {here}/runs/photos --network resnet"
+    begin = f"train.py --data-dir {Path.cwd()}/data --output {Path.cwd()}/runs/photos --network resnet"
     assert worker() == begin
     Path("runs/photos/001").mkdir(parents=True)  # made, and then all were killed
     assert worker() == begin
     Path("runs/photos/001/model.json").touch()
-    assert worker() == f"train.py --resume {here}/runs/photos"
+    assert worker() == f"train.py --resume {Path.cwd()}/runs/photos"
 
 
 def test_shares_are_the_whole(images, trained):
