@@ -135,7 +135,7 @@ def test_hostile_names_in_a_report(run_folder, images, browser):
         assert page.locator("section img[onerror], [onclick]").count() == 0
         assert_sound(page)
     figures = re.findall(r'<img src="data:image/svg\+xml;base64,', Path("r.html").read_text())
-    assert len(figures) == 3  # ROC, precision-recall, reliability
+    assert len(figures) == 4  # ROC, precision-recall, reliability, training curves
 
 
 def test_suspects_together_with_a_report(trained, images):
