@@ -43,18 +43,21 @@ def read_images(settings: Settings, cache_dir: Path | None) -> Images:
     Raises UserError where fewer than two classes, or fewer than two different images of a class, are usable, and where
     workers that train together do not find the same.
     """
+    # Find: paths and labels, no file is opened.
     found = find_images(settings.data_dir, None, settings.limit_per_class, settings.classes_from)
     if len(found.classes) < 2:
         raise UserError(f"{only_one_class(found)}: at least two are needed", NO_DATA)
     num_found = len(found.paths)
     if settings.validation_dir is not None:
         found += find_images(settings.validation_dir, found.classes, classes_from=settings.classes_from)
-    compare_files(found)  # before each worker decodes its part
+    compare_files(found)  # if several workers train together: each decodes a part
+    # Decode: each file once, for this run and later ones.
     cache_bytes = settings.cache_limit and 1e9 * settings.cache_limit
     decoded = decode_once(found.paths, settings.image_size, cache_dir, settings.fit, cache_bytes)
-    data, skipped = _usable(found, decoded, settings.image_size)
+    data = _usable(found, decoded, settings.image_size)
+    # Check: what would spoil the training.
     inspection.warn_of_contradictions(data.paths, data.labels, data.digests)
-    inspection.warn_of_blank(found.paths, decoded.blank)
+    inspection.warn_of_blank(decoded.blank, len(found.paths))
     border = int(np.searchsorted(decoded.usable, num_found))
     if settings.validation_dir is None:
         refuse_small_classes(settings.data_dir, found.classes, data.labels, data.digests, least=2)
@@ -62,19 +65,18 @@ def read_images(settings: Settings, cache_dir: Path | None) -> Images:
         for folder, side in (settings.data_dir, slice(border)), (settings.validation_dir, slice(border, None)):
             refuse_small_classes(folder, found.classes, data.labels[side], data.digests[side], least=1)
         inspection.warn_of_copies(data.paths, data.digests, border)
-    return Images(found, data, border, skipped)
+    return Images(found, data, border, decoded.skipped)
 
 
 def read_labelled(found: Found, image_size: int, fit: str, cache_dir: Path | None) -> tuple[DataSet, list[tuple[Path, str]]]:
     """(those of the found images that can be decoded, the files that cannot, each with the reason)."""
-    return _usable(found, decode_once(found.paths, image_size, cache_dir, fit), image_size)
+    decoded = decode_once(found.paths, image_size, cache_dir, fit)
+    return _usable(found, decoded, image_size), decoded.skipped
 
 
-def _usable(found: Found, decoded: Decoded, image_size: int) -> tuple[DataSet, list[tuple[Path, str]]]:
-    paths, labels = found.paths.take(decoded.usable), np.array(found.labels, np.int32)[decoded.usable]
-    digests = [digest for digest in decoded.digests if digest is not None]
-    skipped = [(path, reason) for path, reason in zip(found.paths, decoded.reasons, strict=True) if reason is not None]
-    return DataSet(paths, labels, digests, decoded.load, 3 * image_size**2), skipped
+def _usable(found: Found, decoded: Decoded, image_size: int) -> DataSet:
+    paths, labels = found.paths.take(decoded.usable), np.array(found.labels)[decoded.usable]
+    return DataSet(paths, labels, decoded.digests, decoded.load, 3 * image_size**2)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -127,12 +129,12 @@ def split_images(images: Images, settings: Settings, near_copies: dict[str, str]
 class DataSet:
     """Labelled images: `paths`, `labels`, (n,) int32, and `digests` of the files, in a fixed order."""
 
-    def __init__(self, paths: Paths, labels: np.ndarray, digests: list[str], load: Callable, image_bytes: int):
+    def __init__(self, paths: Paths, labels: np.ndarray | list[int], digests: list[str], load: Callable, image_bytes: int):
         """`load` takes positions, (k,) integers, and returns their images, (k, image_size, image_size, 3) uint8 RGB.
 
         `image_bytes` is the size of one of them in memory.
         """
-        self.paths, self.labels, self.digests = paths, labels, digests
+        self.paths, self.labels, self.digests = paths, np.asarray(labels, np.int32), digests
         self.load, self._image_bytes = load, image_bytes
 
     def __len__(self) -> int:

@@ -19,33 +19,25 @@ from classifier.base.console import DONE, PROJECT, USAGE, UserError, describe, n
 
 OLDEST_GRADIO = (6, 24)  # see requirements-optional.txt
 LOCAL = ("127.0.0.1", "localhost")
-USER = "demo"
 
 # Gradio and TensorFlow are imported inside the functions that use them: --help and a wrong flag answer at once.
 
 
-def parse_arguments(argv):
+def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
     """The command line as a namespace."""
     parser = argparse.ArgumentParser(
-        description="Open a page to drop photos on, for a network that train.py made. Photos stay on this machine, and are "
-        "deleted within minutes.",
-        epilog="exit codes: 1 failed, 2 wrong usage or Gradio is missing, 3 a bad run folder, 130 interrupted (Ctrl-C), "
-        "143 terminated",
+        description="Open a page to drop photos on. Photos stay on this machine, and are deleted within minutes.",
+        epilog="exit codes: 1 failed, 2 wrong usage or Gradio is missing, 3 a bad run folder, 130 Ctrl-C, 143 terminated",
     )
     add = parser.add_argument
     add("--model", type=Path, default=PROJECT / "runs", metavar="RUN_FOLDER", help="default: the newest finished run")
     add("--port", type=number(int, 1024, 65535), default=7860, metavar="N", help="default: 7860")
-    add(
-        "--host",
-        default="127.0.0.1",
-        metavar="ADDRESS",
-        help="also answer other machines, at this address of this one (0.0.0.0: at all of them), with a password "
-        "(default: 127.0.0.1, only this machine)",
-    )
+    others = "also answer other machines, at this address of this one (0.0.0.0: at all of them), with a password"
+    add("--host", default="127.0.0.1", metavar="ADDRESS", help=f"{others} (default: 127.0.0.1, only this machine)")
     return parser.parse_args(argv)
 
 
-def main(argv=None):
+def main(argv: list[str] | None = None) -> int:
     """Show the page until Ctrl-C or SIGTERM."""
     arguments = parse_arguments(argv)
     check_gradio()
@@ -58,7 +50,7 @@ def main(argv=None):
     return DONE
 
 
-def check_gradio():
+def check_gradio() -> None:
     """Raise UserError if Gradio is missing or too old."""
     how = "pip install -c requirements-optional.txt gradio"
     try:
@@ -69,27 +61,24 @@ def check_gradio():
         raise UserError(f"gradio {version} is too old: {how} --upgrade", USAGE)
 
 
-def check_address(host, port):
+def check_address(host: str, port: int) -> None:
     """Raise UserError if the page cannot be at this address, before the slow start."""
     try:
-        family, kind, _, _, address = socket.getaddrinfo(host, port, socket.AF_INET, socket.SOCK_STREAM)[0]
-        with socket.socket(family, kind) as attempt:
-            attempt.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-            attempt.bind(address)
-            attempt.listen()
+        socket.create_server((host, port)).close()
     except OSError as error:
-        raise UserError(f"cannot open port {port} of {host} ({describe(error)}): choose another --port or --host") from None
+        reason = describe(error).partition(" (while")[0]  # Python repeats the address
+        raise UserError(f"cannot open port {port} of {host} ({reason}): choose another --port or --host") from None
 
 
-def serve(arguments, folder):
+def serve(arguments: argparse.Namespace, folder: str) -> None:
     """Show the page until KeyboardInterrupt or SystemExit ends it; the threads of the server end with the process."""
     from classifier.pages.demo_page import Demo, build_page, launch
 
-    password = None if arguments.host in LOCAL else secrets.token_urlsafe(12)
-    launch(build_page(Demo(arguments.model, folder)), arguments.host, arguments.port, folder, password and (USER, password))
-    if password:
+    auth = None if arguments.host in LOCAL else ("demo", secrets.token_urlsafe(12))  # user and password
+    launch(build_page(Demo(arguments.model, folder)), arguments.host, arguments.port, folder, auth)
+    if auth:
         say("warning: other machines can open this page, with the password; what they send is not encrypted")
-        print(f"user {USER}, password {password}")
+        print(f"user {auth[0]}, password {auth[1]}")
     host = socket.gethostname() if arguments.host == "0.0.0.0" else arguments.host
     print(f"open http://{host}:{arguments.port} in a browser; Ctrl-C ends it", flush=True)
     threading.Event().wait()

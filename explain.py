@@ -20,27 +20,12 @@ SIDE = 480  # of the photo in the picture, in pixels
 MADE_BY = "explain.py of the image classifier"  # in the metadata of every picture
 
 
-def parse_arguments(argv):
+def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
     """The command line as a namespace."""
     parser = argparse.ArgumentParser(
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        description=textwrap.fill(
-            "Show which parts of a photo speak for its class: a picture of the photo and, beside it, a heat map over it. "
-            "Where it is bright, the feature maps of the network raise the score of the class most; where it is dark, they "
-            "do not, or lower it. TensorFlow computes it, because LiteRT has no gradients.",
-            100,
-        ),
-        epilog=textwrap.fill(
-            "methods: HiResCAM (Draelos and Carin, 2020) is shown for every network. Each position of the last feature maps "
-            "gets what it adds to the score. In a resnet and in pretrained networks, where pooling and one fully connected "
-            "layer follow, these parts and a constant add up to the score itself, and Grad-CAM (Selvaraju et al., 2017) "
-            "shows the same. Of a pretrained network whose head takes maps of several sizes, the parts of all of them are "
-            "added. The cnn has two fully connected layers, with weights of their own for each position: there the parts "
-            "add up with a constant that depends on the image, and Grad-CAM, which takes the mean of these weights, "
-            "can mark the wrong place.",
-            100,
-        )
-        + "\n\nexit codes: 0 done, 1 an image could not be read, 2 wrong usage, 3 no images or a bad run folder, "
+        description="Show which parts of a photo speak for its class: a picture of the photo and, beside it, a heat map "
+        "(HiResCAM), bright where the feature maps of the network raise the score of the class most.",
+        epilog="exit codes: 0 done, 1 an image could not be read, 2 wrong usage, 3 no images or a bad run folder, "
         "130 interrupted, 143 terminated",
     )
     add = parser.add_argument
@@ -63,30 +48,30 @@ def parse_arguments(argv):
     return parser.parse_args(argv)
 
 
-def main(argv=None):
+def main(argv: list[str] | None = None) -> int:
     """Make a picture for each image; returns the exit code."""
     arguments = parse_arguments(argv)
     if arguments.filters and arguments.class_name:
         raise UserError("--filters shows the same for every class: leave out --class", USAGE)
     from classifier.predicting.classifier import Classifier, list_images
 
-    paths = list_images(arguments.paths)
+    paths, classifier = list_images(arguments.paths), Classifier(arguments.model)
+    if arguments.class_name not in (None, *classifier.classes):
+        raise UserError(f"there is no class {arguments.class_name!r}, only {', '.join(classifier.classes)}", USAGE)
     targets = choose_targets(paths, arguments.output, "filters" if arguments.filters else "explained")
-    classifier = Classifier(arguments.model)
-    class_index = index_of(arguments.class_name, classifier.classes)
     failed, draw = 0, None
     for answer, target in zip(classifier.predict(paths), targets, strict=True):
         if answer.reason:
             failed += 1
             continue
         if draw is None:  # not before it is needed: TensorFlow takes seconds
-            draw = lesson(classifier) if arguments.filters else heat_map(classifier, arguments.method, class_index)
+            draw = lesson(classifier.run) if arguments.filters else heat_map(classifier.run, arguments.class_name)
         save(draw(answer), target)
         show(printable(f"{answer.path}: {prediction(answer)}, see {console.shell_path(target)}"))
     return FAILED if failed else DONE
 
 
-def choose_targets(paths, output, kind):
+def choose_targets(paths: list, output: Path, kind: str) -> list[Path]:
     """The file to write for each path. Raises UserError if one exists that explain.py did not make."""
     if output.suffix.lower() == ".png" and not output.is_dir():
         if len(paths) > 1:
@@ -105,47 +90,33 @@ def choose_targets(paths, output, kind):
     return targets
 
 
-def index_of(name, classes):
-    """The index of a class; None without a name. Raises UserError for a name that is none of them."""
-    if name is None or name in classes:
-        return None if name is None else classes.index(name)
-    raise UserError(f"there is no class {name!r}, only {', '.join(classes)}", USAGE)
-
-
-def prediction(answer):
+def prediction(answer) -> str:
     """An Answer in words: `dog 97.3%`, or `unknown, unlike the training images (dog 97.3%)`."""
     name = next(iter(answer.probabilities))
     text = f"{name} {answer.probability:.1%}"
     return text if answer.predicted_class == name else f"{answer.predicted_class}, unlike the training images ({text})"
 
 
-def heat_map(classifier, method, class_index):
+def heat_map(run, class_name: str | None):
     """`draw(answer)`: a figure of the photo, and of a heat map over it."""
-    from classifier.data.images import load_image, load_in_shape
-    from classifier.pages.explanations import Explainer, in_shape, overlay
+    from classifier.pages.explanations import Explainer
 
-    record = classifier.record
-    explainer = Explainer(classifier.run, method=method)
+    explainer = Explainer(run)
+    class_index = None if class_name is None else run.record.classes.index(class_name)
 
     def draw(answer):
-        image = load_image(answer.path, record.image_size, record.fit)
-        shown_class, heat = explainer.explain(image, class_index)
-        photo = load_in_shape(answer.path, SIDE)
-        heat = in_shape(heat, photo.shape[:2], record.fit)
-        what = "what speaks" if heat.any() else "nothing speaks"
-        title = f"{what} for {classifier.classes[shown_class]}"
-        return draw_side_by_side(photo, overlay(photo, heat), f"predicted: {prediction(answer)}", title)
+        photo, marked, words = explainer.explain_file(answer.path, SIDE, class_index)
+        return draw_side_by_side(photo, marked, f"predicted: {prediction(answer)}", words)
 
     return draw
 
 
-def lesson(classifier):
+def lesson(run):
     """`draw(answer)`: a figure of what convolutions make of the photo."""
     from classifier.data.images import load_image, load_in_shape
     from classifier.pages.feature_maps import Convolutions, draw_lesson
 
-    record = classifier.record
-    convolutions = Convolutions(classifier.run)
+    record, convolutions = run.record, Convolutions(run)
 
     def draw(answer):
         image = load_image(answer.path, record.image_size, record.fit)
@@ -155,38 +126,35 @@ def lesson(classifier):
     return draw
 
 
-def draw_side_by_side(photo, heat, photo_title, heat_title):
+def draw_side_by_side(photo, heat, photo_title: str, heat_title: str):
     """A figure of two images of the same shape, (height, width, 3) uint8 RGB, and a scale of the heat map's colours."""
     from matplotlib.cm import ScalarMappable
-    from matplotlib.figure import Figure
+
+    from classifier.base.figures import DPI, new_figure
 
     height, width = photo.shape[:2]
     panel = max(width, 300)  # pixels, wide enough for a title
-    figure = Figure(figsize=((2 * panel + 110) / 100, (max(height, 120) + 80) / 100), dpi=100, layout="constrained")
+    figure = new_figure((2 * panel + 110) / DPI, (max(height, 120) + 80) / DPI, layout="constrained")
     panels = figure.subplots(1, 2)
     for axes, image, title in zip(panels, (photo, heat), (photo_title, heat_title), strict=True):
         axes.imshow(image)
         axes.set_axis_off()
-        axes.set_title(fold(title, panel // 8), fontsize=11, parse_math=False)
+        axes.set_title(textwrap.fill(console.readable(title), panel // 8), fontsize=11)
     scale = figure.colorbar(ScalarMappable(cmap="inferno"), ax=panels, ticks=[0, 1], shrink=0.7, pad=0.01)
     scale.ax.set_yticklabels(["nothing", "most"])
     return figure
 
 
-def fold(text, width):
-    """A text of any characters in lines for matplotlib, at most `width` characters each."""
-    return textwrap.fill(os.fsencode(text).decode(errors="replace"), width)
-
-
-def save(figure, path):
+def save(figure, path: Path) -> None:
     """Write a figure as PNG, whole or not at all. Raises UserError if that fails."""
+    from classifier.base.figures import save_png
     from classifier.base.files import replacing
 
     warnings.filterwarnings("ignore", "Glyph")  # a class has characters that matplotlib's font lacks: it draws boxes
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         with replacing(path) as partial:
-            figure.savefig(partial, format="png", metadata={"Software": MADE_BY})
+            save_png(figure, partial, {"Software": MADE_BY})
     except OSError as error:
         raise UserError(f"cannot write {path}: {console.describe(error)}") from None
 

@@ -30,6 +30,9 @@ os.environ.setdefault("OPENCV_LOG_LEVEL", "SILENT")
 if platform.machine().lower() in ("x86_64", "amd64"):
     os.environ.setdefault("TF_ENABLE_ONEDNN_OPTS", "1")
 
+# GPUs take memory as they need it; else TensorFlow takes all.
+os.environ.setdefault("TF_FORCE_GPU_ALLOW_GROWTH", "true")
+
 os.environ["KERAS_BACKEND"] = "tensorflow"
 os.environ.pop("TF_USE_LEGACY_KERAS", None)
 

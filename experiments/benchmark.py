@@ -126,7 +126,7 @@ def write_results(header: list[str], rows: list[list], output: Path, num_images:
     say(f"written to {path}")
 
 
-def limits(arguments: argparse.Namespace, who: str) -> Figures:
+def limits(arguments: argparse.Namespace, _who: str) -> Figures:
     """What this machine can do at most: a float32 matrix product, and decoding JPEG files on all cores."""
     import tensorflow as tf
 
@@ -237,7 +237,7 @@ def torch_training(arguments: argparse.Namespace, who: str) -> Figures:
     return epoch_figures(len(train.dataset), before, [seconds_of(epoch) for _ in range(arguments.epochs)])
 
 
-def our_predictions(arguments: argparse.Namespace, who: str) -> Figures:
+def our_predictions(arguments: argparse.Namespace, _who: str) -> Figures:
     """predict.py as a user runs it, the start of Python included, with a network that train.py made just before."""
     with tempfile.TemporaryDirectory() as folder:
         run_script("train.py", "--limit-per-class", 20, "--epochs", 1, "--image-size", IMAGE_SIZE, "--output", folder)
@@ -246,7 +246,7 @@ def our_predictions(arguments: argparse.Namespace, who: str) -> Figures:
     return {PREDICTING: len(find_images(arguments.data_dir).paths) / seconds}
 
 
-def keras_predictions(arguments: argparse.Namespace, who: str) -> Figures:
+def keras_predictions(arguments: argparse.Namespace, _who: str) -> Figures:
     """Keras' predict, fed by image_dataset_from_directory, the imports included."""
     started = time.perf_counter()
     import keras

@@ -150,11 +150,25 @@ def choose_look(rng):
     )
 
 
+def colour_unlike(rng, fur):
+    """A colour that stands out from the fur."""
+    colour = fur
+    while np.abs(colour - fur).sum() < 130:
+        colour = mix(rng.integers(20, 250, 3), rng.choice(FURS), rng.uniform(0, 0.6))
+    return colour
+
+
+def draw_shapes(rng, pen, base):
+    """Draw triangles and ellipses of no animal: a pointed shape alone must not reveal a cat."""
+    for x, y, size, aspect in rng.uniform((0, 0, 0.04, 0.5), (1, 1, 0.14, 2), (rng.integers(2, 7), 4)):
+        shapes = [ellipse(0, 0, 1, aspect), rng.uniform(-1, 1, (3, 2)), np.array([(-1, 1), (0, -aspect), (1, 1)])]
+        shape = shapes[rng.integers(3)] * size + (x, y)
+        pen.fill(shape, mix(base, rng.integers(20, 250, 3), 0.6), outlined=rng.random() < 0.3)
+
+
 def draw_background(rng, canvas, fur):
     """Fill the canvas with a scene that stands out from the fur. The unit is the longer side of the canvas here."""
-    base = fur
-    while np.abs(base - fur).sum() < 130:
-        base = mix(rng.integers(20, 250, 3), rng.choice(FURS), rng.uniform(0, 0.6))
+    base = colour_unlike(rng, fur)
     other = mix(base, rng.integers(20, 250, 3), rng.uniform(0.15, 0.5))
     canvas[:] = base
     pen = Pen(canvas, max(canvas.shape), (0, 0), outline=other, width=0.02)
@@ -174,11 +188,8 @@ def draw_background(rng, canvas, fur):
     elif scene == "wall":
         height = rng.uniform(0.2, 0.7)
         pen.fill([(0, 0), (1, 0), (1, height), (0, height)], other, outlined=False)
-    if rng.random() < 0.5:  # triangles and ellipses of no animal: a pointed shape alone must not reveal a cat
-        for x, y, size, aspect in rng.uniform((0, 0, 0.04, 0.5), (1, 1, 0.14, 2), (rng.integers(2, 7), 4)):
-            shapes = [ellipse(0, 0, 1, aspect), rng.uniform(-1, 1, (3, 2)), np.array([(-1, 1), (0, -aspect), (1, 1)])]
-            shape = shapes[rng.integers(3)] * size + (x, y)
-            pen.fill(shape, mix(base, rng.integers(20, 250, 3), 0.6), outlined=rng.random() < 0.3)
+    if rng.random() < 0.5:
+        draw_shapes(rng, pen, base)
 
 
 def draw_head(pen, rng, look):

@@ -21,7 +21,7 @@ from experiments.scripts import Parser, add_to_table, read_table, run_script
 
 COLUMNS = ["network", "images per class", "seed", "image size", "images", "accuracy", "log loss", "minutes"]
 KEY = 5  # the first columns, which identify a training
-IMAGES_SHOWN = 240_000  # in a training from scratch, if that is 20 to 100 epochs
+IMAGES_SHOWN, LEAST_EPOCHS, MOST_EPOCHS = 240_000, 20, 100  # in a training from scratch
 NETWORKS = {"cnn, no augmentation": ["cnn", "--no-augment"], "cnn": ["cnn"]}  # {name: [network, its flags]}
 
 
@@ -74,7 +74,7 @@ def train_and_score(size: int, network_and_flags: list, arguments, folder: str) 
     started = time.monotonic()
     flags = ["--data-dir", arguments.data_dir, "--network", *network_and_flags]
     if network_and_flags[0] == "cnn":
-        flags += ["--epochs", min(max(IMAGES_SHOWN // (2 * size), 20), 100)]
+        flags += ["--epochs", min(max(IMAGES_SHOWN // (2 * size), LEAST_EPOCHS), MOST_EPOCHS)]
     run_script("train.py", *flags, "--output", folder)
     minutes = (time.monotonic() - started) / 60
     scores = json.loads(run_script("evaluate.py", arguments.test_dir, "--model", folder, "--format", "json"))

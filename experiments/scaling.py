@@ -26,6 +26,7 @@ from classifier.base.console import DONE, PROJECT, UserError, number
 from classifier.data.augmentation import augment
 from classifier.data.finding import find_images
 from classifier.data.images import decode_image, read_file
+from classifier.networks import PRETRAINED_NETWORKS
 from dataset import DataSet
 from experiments.scripts import Parser, history_of, print_table, record_of, run_script, run_workers, seconds_of
 
@@ -143,8 +144,9 @@ def networks(arguments: argparse.Namespace, folder: Path) -> Iterator[list]:
         network.trainable = True
         seconds = []
         for batch in BATCHES:
-            flags = ["--data-dir", images, "--network", name, "--weights", "none", "--image-size", size, "--epochs", 2]
+            flags = ["--data-dir", images, "--network", name, "--image-size", size, "--epochs", 2]
             flags += ["--validation-split", 0.5, "--no-group-near-copies", "--no-mixed-precision", "--no-augment"]
+            flags += ["--weights", "none"] if name in PRETRAINED_NETWORKS else []
             run_script("train.py", *flags, "--batch-size", batch, "--output", folder / f"{name} {batch}")
             seconds.append(batch / history_of(folder / f"{name} {batch}" / "001")[-1]["images_per_second"])
         forward = flop_of(network, size)
@@ -176,7 +178,7 @@ def flop_of(network, size: int) -> int:
     return total
 
 
-def inputs(arguments: argparse.Namespace, folder: Path) -> Iterator[list]:
+def inputs(arguments: argparse.Namespace, _folder: Path) -> Iterator[list]:
     """Rows: the bytes of an image, the time of one core for it, and what all cores reach."""
     paths = find_images(arguments.data_dir).paths[:200]
     as_they_are = [read_file(path) for path in paths]
@@ -185,7 +187,9 @@ def inputs(arguments: argparse.Namespace, folder: Path) -> Iterator[list]:
         images = [decode_image(paths[0], data, size) for data in kept]
         decoding = [seconds_of(decode_image, paths[0], data, size) for data in kept]
         views = [seconds_of(augment, image, size, np.random.default_rng(i)) for i, image in enumerate(images)]
-        data_set = DataSet(paths, [0] * len(images), None, np.array(images).__getitem__, images[0].nbytes)
+        data_set = DataSet(
+            paths, np.zeros(len(images), np.int32), [""] * len(images), np.array(images).__getitem__, images[0].nbytes
+        )
         epochs = [data_set.batches(50, epoch, augment=partial(augment, size=size)) for epoch in range(EPOCHS_OF_INPUT)]
         seconds = seconds_of(lambda epochs=epochs: [None for batches in epochs for _ in batches])
         kilobytes = f"{statistics.mean(map(len, kept)) / 1000:.0f}", f"{3 * size**2 / 1000:.0f}"
@@ -201,7 +205,7 @@ def enlarged(data: bytes) -> bytes:
     return cv2.imencode(".jpg", noisy.clip(0, 255).astype(np.uint8), [cv2.IMWRITE_JPEG_QUALITY, 96])[1].tobytes()
 
 
-def with_workers(arguments: argparse.Namespace, folder: Path) -> Iterator[list]:
+def with_workers(_arguments: argparse.Namespace, folder: Path) -> Iterator[list]:
     """Rows: bytes that workers on this machine exchange in a step, and its time, with all they wait for.
 
     The bytes are those of the loopback device: nothing else should use it meanwhile. Those of a ring, in which each worker

@@ -10,14 +10,8 @@ import pytest
 
 SCREENSHOTS = Path(os.environ.get("SCREENSHOTS") or Path(__file__).parent / "screenshots")  # build output, not committed
 CHROMIUM = ("chromium", "chromium-browser", "google-chrome")
-FLAGS = [
-    "--disable-gpu",
-    "--disable-quic",
-    "--no-first-run",
-    "--disable-background-networking",
-    "--disable-component-update",
-    "--disable-sync",
-]
+OFF = ("gpu", "quic", "background-networking", "component-update", "sync")
+FLAGS = ["--no-first-run", *(f"--disable-{what}" for what in OFF)]
 
 
 @pytest.fixture(scope="session")

@@ -45,21 +45,28 @@ def difference(run: Path, expected: Path) -> str | None:
     if lasting(json.loads((run / "model.json").read_text())) != lasting(json.loads((expected / "model.json").read_text())):
         return "another model.json"
     for phase in sorted(path.name for path in (expected / "checkpoints").iterdir()):
-        readers = [newest_checkpoint(one, phase) for one in (run, expected)]
-        if readers[0] is None:
-            return f"no checkpoint in {phase}"
-        shapes = [reader.get_variable_to_shape_map() for reader in readers]
-        if shapes[0] != shapes[1]:
-            return f"other tensors in {phase}"
-        for name in shapes[0].keys() - {"_CHECKPOINTABLE_OBJECT_GRAPH"}:
-            try:
-                one, other = (reader.get_tensor(name) for reader in readers)
-            except Exception as error:  # of TensorFlow: it is damaged
-                return str(error)
-            if not np.array_equal(one, other):
-                return f"{phase}: {name} differs"
+        if problem := difference_of_checkpoints(run, expected, phase):
+            return problem
     if (run / "model.tflite").read_bytes() != (expected / "model.tflite").read_bytes():
         return "another model.tflite"
+    return None
+
+
+def difference_of_checkpoints(run: Path, expected: Path, phase: str) -> str | None:
+    """How the newest checkpoint of a phase differs from that of another run, in words; None if all tensors are the same."""
+    readers = [newest_checkpoint(one, phase) for one in (run, expected)]
+    if readers[0] is None:
+        return f"no checkpoint in {phase}"
+    shapes = [reader.get_variable_to_shape_map() for reader in readers]
+    if shapes[0] != shapes[1]:
+        return f"other tensors in {phase}"
+    for name in shapes[0].keys() - {"_CHECKPOINTABLE_OBJECT_GRAPH"}:
+        try:
+            one, other = (reader.get_tensor(name) for reader in readers)
+        except Exception as error:  # of TensorFlow: it is damaged
+            return str(error)
+        if not np.array_equal(one, other):
+            return f"{phase}: {name} differs"
     return None
 
 
@@ -86,8 +93,9 @@ class Distance(NamedTuple):
         return max(self) <= SAME
 
 
-def distance(run: Path, expected: Path, phase: str = "training") -> Distance:
-    """The Distance of a run from another one."""
+def distance(run: Path, expected: Path) -> Distance:
+    """The Distance of a run from another one, in the last phase of both."""
+    phase = next(phase for phase in ("fine_tuning", "head", "training") if (expected / "checkpoints" / phase).exists())
     readers = [newest_checkpoint(one, phase) for one in (run, expected)]
     norms = []
     for name in readers[1].get_variable_to_shape_map():

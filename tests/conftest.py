@@ -16,6 +16,7 @@ from pathlib import Path
 
 import pytest
 from browser import browser as browser  # a fixture for all tests
+from comparing import write_random_weights
 
 PROJECT = Path(__file__).resolve().parent.parent
 REAL_DATA = PROJECT.parent / "shared" / "data"
@@ -30,7 +31,7 @@ import numpy as np  # noqa: E402
 
 from experiments.draw_samples import draw  # noqa: E402
 
-PACKAGES = {"sklearn": "scikit-learn", "PIL": "pillow"}  # {module: package}, where the names differ
+PACKAGES = {"sklearn": "scikit-learn", "gradio_client": "gradio"}  # {module: package}, where the names differ
 QUICK = ("--image-size", 32, "--epochs", 2, "--batch-size", 8)
 DRAWING = cv2.resize(draw("dog", np.random.default_rng(5)), (90, 70), interpolation=cv2.INTER_AREA)
 needs_real_data = pytest.mark.skipif(not REAL_DATA.is_dir(), reason=f"no real images in {REAL_DATA}")
@@ -215,18 +216,8 @@ def trained(train_once):
 @pytest.fixture(scope="session")
 def weights(made_once):
     """A file of random weights for mobilenet, as Keras writes them."""
-
-    def make(folder):
-        import keras
-
-        keras.utils.set_random_seed(0)
-        network = keras.applications.MobileNet(include_top=False, weights=None, input_shape=(32, 32, 3), pooling="avg")
-        for layer in network.layers:
-            if isinstance(layer, keras.layers.BatchNormalization):
-                layer.gamma.assign(np.full(layer.gamma.shape, 6.0))  # or features would be 0 but for rounding
-        network.save_weights(folder / "mobilenet.weights.h5")
-
-    return made_once("weights", make) / "mobilenet.weights.h5"
+    name = "mobilenet.weights.h5"
+    return made_once("weights", lambda folder: write_random_weights(folder / name)) / name
 
 
 @pytest.fixture(scope="session")

@@ -10,10 +10,12 @@ import shlex
 import shutil
 import signal
 import sys
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
+from typing import Any, NoReturn
 
 PROJECT = Path(__file__).resolve().parents[2]
-is_silent = False  # True in all but the first of several processes that train together: they print nothing but errors
+is_silent = False  # True where only errors are to be printed
 DONE, FAILED, USAGE, NO_DATA, BELOW_ACCURACY, INTERRUPTED, TERMINATED = 0, 1, 2, 3, 4, 130, 143
 CONTROLS = re.compile("[\x00-\x1f\x7f-\x9f\u2028-\u202e\u2066-\u2069]")
 
@@ -21,12 +23,12 @@ CONTROLS = re.compile("[\x00-\x1f\x7f-\x9f\u2028-\u202e\u2066-\u2069]")
 class UserError(Exception):
     """An error that the user can correct. `str(error)` is one line: what is wrong, and what to do."""
 
-    def __init__(self, message, exit_code=FAILED):
+    def __init__(self, message: str, exit_code: int = FAILED) -> None:
         super().__init__(message)
         self.exit_code = exit_code
 
 
-def run(main):
+def run(main: Callable) -> NoReturn:
     """Run a script's `main()` as a program of its own and leave with its exit code."""
     _prepare_streams()
     _quieten_libraries()
@@ -48,33 +50,32 @@ def _ignore_leaving(unraisable):
         sys.__unraisablehook__(unraisable)
 
 
-def exit_code_of(main, argv=None):
+def exit_code_of(main: Callable, argv: Sequence[str] | None = None) -> int:
     """Run a script's `main(argv)`; returns its exit code. An error that a user can cause becomes one line."""
     try:
         code = main(argv)
         sys.stdout.flush()
+        return code
     except UserError as error:
-        _to_standard_error(f"error: {error}")
-        code = error.exit_code
+        code, line = error.exit_code, f"error: {error}"
     except KeyboardInterrupt:
-        _to_standard_error("interrupted")
-        code = INTERRUPTED
+        code, line = INTERRUPTED, "interrupted"
     except BrokenPipeError:  # the reader of our output, `head` perhaps, has seen enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        code = FAILED
+        return FAILED
     except OSError as error:
-        _to_standard_error(f"error: {describe(error)}")
-        code = FAILED
+        code, line = FAILED, f"error: {describe(error)}"
+    _to_standard_error(line)
     return code
 
 
 class StopRequest:
     """A request to stop, by SIGINT (Ctrl-C) or SIGTERM: `signum` is its number, None before there was one."""
 
-    signum = None
+    signum: int | None = None
 
     @contextlib.contextmanager
-    def listening(self):
+    def listening(self) -> Iterator[None]:
         """A context in which a signal is noted and does not stop the program; a second one stops it at once."""
 
         def note(signum, _):
@@ -90,7 +91,7 @@ class StopRequest:
                 signal.signal(signum, handler)
 
 
-def say(message):
+def say(message: str) -> None:
     """Print a line of log, not of results: to standard error."""
     if not is_silent:
         _to_standard_error(message)
@@ -100,18 +101,19 @@ def _to_standard_error(message):
     print(printable(message), file=sys.stderr, flush=True)
 
 
-def show(text):
+def show(text: str) -> None:
     """Print lines of results for people: to standard output."""
-    print("\n".join(map(printable, text.split("\n"))), flush=True)
+    if not is_silent:
+        print("\n".join(map(printable, text.split("\n"))), flush=True)
 
 
-def describe(error):
+def describe(error: OSError) -> str:
     """An OSError in words without its number: `No space left on device: runs/001/model.json`."""
     name = f": {os.fsdecode(error.filename)}" if error.filename is not None else ""
     return f"{error.strerror or error}{name}"
 
 
-def printable(text):
+def printable(text: object) -> str:
     """Text on one line that cannot steer a terminal: codes, such as \\x1b, in place of control characters.
 
     Also in place of those that end a line or reverse the direction of writing. Bytes that are no UTF-8 stay as they are.
@@ -119,18 +121,18 @@ def printable(text):
     return CONTROLS.sub(lambda match: ascii(match[0])[1:-1], str(text))
 
 
-def readable(text):
+def readable(text: object) -> str:
     """printable() text in which bytes of file names that are no UTF-8 are replaced, too."""
     return printable(os.fsencode(str(text)).decode("utf-8", "replace"))
 
 
-def command(script, *arguments):
+def command(script: str, *arguments: object) -> str:
     """A command to copy into the shell: it runs a script of this project with this Python."""
     python = "python" if shutil.which("python") == sys.executable else Path(sys.executable)
-    return " ".join(shell_path(part) for part in (python, PROJECT / script, *arguments))
+    return " ".join(map(shell_path, (python, PROJECT / script, *arguments)))
 
 
-def shell_path(part):
+def shell_path(part: object) -> str:
     """A Path as short as it can be from here, or any other word as it is, quoted for the shell."""
     if isinstance(part, Path):
         part = part.absolute()
@@ -141,7 +143,7 @@ def shell_path(part):
     return shlex.quote(str(part))
 
 
-def aligned(rows, align="<"):
+def aligned(rows: Sequence[Sequence], align: str = "<") -> str:
     """Rows of a table as text with aligned columns: "<" to the left, ">" to the right."""
     rows = [[printable(cell) for cell in row] for row in rows]
     widths = [max(len(cell) for cell in column) for column in zip(*rows, strict=True)]
@@ -151,9 +153,8 @@ def aligned(rows, align="<"):
 
 def _prepare_streams():
     """Make standard output and error usable even if they are closed, or if their encoding lacks characters."""
-    for name in ("stdout", "stderr"):
-        if getattr(sys, name) is None:
-            setattr(sys, name, open(os.devnull, "w"))  # noqa: SIM115
+    sys.stdout = sys.stdout or open(os.devnull, "w")  # noqa: SIM115
+    sys.stderr = sys.stderr or open(os.devnull, "w")  # noqa: SIM115
     sys.stdout.reconfigure(encoding="utf-8", errors="surrogateescape")  # file names stay as they are
     sys.stderr.reconfigure(encoding="utf-8", errors="backslashreplace")
 
@@ -176,7 +177,7 @@ def _quieten_libraries():
 
 
 @contextlib.contextmanager
-def progress(description, total=None):
+def progress(description: str, total: int | None = None) -> Iterator[Callable[..., None]]:
     """Yield `advance(count=1)` for a progress bar on a terminal, or a counter without a total; it does nothing elsewhere."""
     if is_silent or not sys.stderr.isatty():
         yield lambda count=1: None
@@ -186,27 +187,22 @@ def progress(description, total=None):
 
     columns = TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn()
     # Results on the same terminal are printed above the bar; it does not touch those that go to a file.
-    bars = Progress(*columns, console=Console(file=sys.stderr), transient=True, redirect_stdout=sys.stdout.isatty())
-    with bars:
+    here = sys.stdout.isatty()
+    with Progress(*columns, console=Console(file=sys.stderr), transient=True, redirect_stdout=here) as bars:
         task = bars.add_task(description, total=total)
         yield lambda count=1: bars.advance(task, count)
 
 
-def outside_bounds(value, low=None, high=None, above=None, below=None):
+def outside_bounds(value: float, low=None, high=None, above=None, below=None) -> str | None:
     """Why a number is not within these bounds, in words; None if it is."""
-    bounds = {
-        "at least": (operator.ge, low),
-        "at most": (operator.le, high),
-        "above": (operator.gt, above),
-        "below": (operator.lt, below),
-    }
-    bounds = {word: (holds, bound) for word, (holds, bound) in bounds.items() if bound is not None}
-    if all(holds(value, bound) for holds, bound in bounds.values()):  # NaN is within no bounds
+    holds = {"at least": operator.ge, "at most": operator.le, "above": operator.gt, "below": operator.lt}
+    bounds = {word: bound for word, bound in zip(holds, (low, high, above, below), strict=True) if bound is not None}
+    if all(holds[word](value, bound) for word, bound in bounds.items()):  # NaN is within no bounds
         return None
-    return f"is not {' and '.join(f'{word} {bound}' for word, (_, bound) in bounds.items())}"
+    return f"is not {' and '.join(f'{word} {bound}' for word, bound in bounds.items())}"
 
 
-def number(kind, low=None, high=None, **bounds):
+def number(kind: type, low=None, high=None, **bounds) -> Callable[[str], Any]:
     """An argparse type: an int or a float (`kind`) within bounds, see outside_bounds()."""
 
     def parse(text):

@@ -12,100 +12,95 @@ from classifier.base.console import readable
 
 BLUE, VERMILLION, GREY = "#0072B2", "#D55E00", "#767676"
 DPI = 100  # pixels for an inch
-SIDE, CAPTION = 128, 24  # pixels: of an image in a contact sheet, and of the line below it
+COLUMNS, SIDE, GAP, CAPTION = 8, 128, 8, 24  # of tiles; their pixels, and those between them; of the line below a tile
 MOST_CHARACTERS = 18  # of a caption: more would reach the next one
 
 
-def new_figure(width, height):
+def new_figure(width: float, height: float, **options):
     """An empty figure of matplotlib, inches wide and high, without pyplot and its global state."""
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    import matplotlib
     from matplotlib.figure import Figure
 
-    figure = Figure((width, height), DPI)
-    FigureCanvasAgg(figure)
-    return figure
+    matplotlib.rc("text", parse_math=False)  # a class name with two dollars is no formula
+    matplotlib.rc("font", family="sans-serif")
+    matplotlib.rc(
+        "svg", fonttype="none", hashsalt=""
+    )  # text is text, which the browser draws, whatever script its fonts have
+    return Figure((width, height), DPI, **options)
 
 
-def save_png(figure, path):
+def save_png(figure, path, metadata: dict[str, str] | None = None) -> None:
     """Write a figure as PNG. Raises OSError."""
-    _take_texts_as_they_are(figure)
-    figure.savefig(path, format="png", pil_kwargs={"compress_level": 1})  # quick to write
+    figure.savefig(path, format="png", metadata=metadata, pil_kwargs={"compress_level": 1})  # quick to write
 
 
-def svg_of(figure):
-    """A figure as SVG, bytes: its text is text, which the browser draws, with whatever script its fonts have."""
-    import matplotlib
-
-    _take_texts_as_they_are(figure)
+def svg_of(figure) -> bytes:
+    """A figure as SVG."""
     svg = io.BytesIO()
-    with matplotlib.rc_context({"svg.fonttype": "none", "svg.hashsalt": "", "font.family": "sans-serif"}):
-        figure.savefig(svg, format="svg", metadata={"Date": None, "Creator": None})
+    figure.savefig(svg, format="svg", metadata={"Date": None, "Creator": None})
     return svg.getvalue()
 
 
-def data_uri(data, kind):
+def data_uri(data: bytes, kind: str) -> str:
     """Bytes of a kind of file, such as image/png, as the address of an image on a page."""
     return f"data:{kind};base64,{base64.b64encode(data).decode()}"
 
 
-def _take_texts_as_they_are(figure):
-    """A class name with two dollars is no formula."""
-    from matplotlib.text import Text
-
-    for text in figure.findobj(Text):
-        text.set_parse_math(False)
+def jpeg_uri(image: np.ndarray, quality: int) -> str:
+    """An image, (height, width, 3) uint8 RGB, as the address of an image on a page."""
+    jpeg = cv2.imencode(".jpg", image[:, :, ::-1], [cv2.IMWRITE_JPEG_QUALITY, quality])[1]
+    return data_uri(jpeg.tobytes(), "image/jpeg")
 
 
-def draw_curves(rows, selected, phases=None, width=8, height=9):
-    """Loss, accuracy and learning rate over the epochs, from rows of the history; `selected` is an epoch, or None.
+def draw_curves(rows: list[dict], selected: int, phases: dict[str, int] | None = None, width: float = 8, height: float = 9):
+    """Loss, accuracy and learning rate over the epochs, from rows of the history; `selected` is an epoch.
 
-    `phases` are {name: epochs done before it}, if there are several. Earlier runs did not record the learning rate.
+    `phases` are {name: epochs done before it}, if there are several.
     """
-    with_rate = any(row["learning_rate"] is not None for row in rows)
-    height = height if with_rate else height * 2 / 3
     figure = new_figure(width, height)
-    panels = figure.subplots(3 if with_rate else 2, sharex=True, squeeze=False)[:, 0]
-    epochs = [row["epoch"] for row in rows]
-    marker = "o" if len(rows) < 20 else None
+    panels = figure.subplots(3, sharex=True)
+    column = lambda name: [row[name] for row in rows]  # noqa: E731
+    style: dict = {"marker": "o" if len(rows) < 20 else None, "ms": 4}
     for panel, name in zip(panels, ("loss", "accuracy"), strict=False):
-        panel.plot(epochs, [row[name] for row in rows], "--", color=VERMILLION, marker=marker, ms=4, label="training")
-        panel.plot(epochs, [row[f"val_{name}"] for row in rows], color=BLUE, marker=marker, ms=4, label="validation")
+        panel.plot(column("epoch"), column(name), "--", color=VERMILLION, label="training", **style)
+        panel.plot(column("epoch"), column(f"val_{name}"), color=BLUE, label="validation", **style)
         panel.set_ylabel(name)
     panels[0].set_ylim(0, 1.05 * max(panels[0].get_ylim()[1], 1e-9))
     panels[1].yaxis.set_major_formatter(lambda value, _: f"{100 * value:.4g}%" if value < 1 + 1e-9 else "")
-    if with_rate:
-        rates = [math.nan if row["learning_rate"] is None else row["learning_rate"] for row in rows]
-        panels[2].plot(epochs, rates, color=BLUE, marker=marker, ms=4)
-        panels[2].set(ylabel="learning rate", ylim=(0, None))
-    panels[-1].set_xlabel("epoch")
-    panels[-1].xaxis.get_major_locator().set_params(integer=True)
+    panels[2].plot(column("epoch"), column("learning_rate"), color=BLUE, **style)
+    panels[2].set(ylabel="learning rate", ylim=(0, None), xlabel="epoch")
+    panels[2].xaxis.get_major_locator().set_params(integer=True)
     for panel in panels:
         panel.grid(alpha=0.3)
-        if selected:
-            panel.axvline(selected, color=GREY, ls=":", label=f"selected: epoch {selected}")
-        for start in list((phases or {}).values())[1:]:
-            panel.axvline(start + 0.5, color=GREY, lw=1)
+        panel.axvline(selected, color=GREY, ls=":", label=f"selected: epoch {selected}")
     for name, start in (phases or {}).items():
         panels[0].text(start + 0.6, 1.02, name, transform=panels[0].get_xaxis_transform(), color=GREY)
+        for panel in panels if start else ():
+            panel.axvline(start + 0.5, color=GREY, lw=1)
     panels[0].legend()
     figure.subplots_adjust(left=0.9 / width, right=0.97, bottom=0.5 / height, top=1 - 0.4 / height, hspace=0.12)
     return figure
 
 
-def draw_sheet(images, captions):
-    """A contact sheet of images, (side, side, 3) uint8 RGB, in rows of up to eight, each with its caption."""
-    columns = min(8, len(images))
-    rows = math.ceil(len(images) / columns)
-    sheet = np.full((rows * (SIDE + CAPTION), columns * (SIDE + 8), 3), 255, np.uint8)
-    figure = new_figure(sheet.shape[1] / DPI, sheet.shape[0] / DPI)
-    for k, (image, caption) in enumerate(zip(images, captions, strict=True)):
-        top, left = k // columns * (SIDE + CAPTION), k % columns * (SIDE + 8) + 4
-        shrinks = len(image) > SIDE
-        sheet[top : top + SIDE, left : left + SIDE] = cv2.resize(
-            image, (SIDE, SIDE), interpolation=cv2.INTER_AREA if shrinks else cv2.INTER_NEAREST
-        )
-        place = ((left + SIDE / 2) / sheet.shape[1], 1 - (top + SIDE + 14) / sheet.shape[0])
-        figure.text(*place, _shortened(caption, MOST_CHARACTERS), ha="center", size=9)
+def tiled(images, below: int = GAP) -> np.ndarray:
+    """Square images, (side, side[, 3]) uint8, in rows of up to eight, with white `below` each: (height, width, 3) RGB."""
+    rows, columns = math.ceil(len(images) / COLUMNS), min(COLUMNS, len(images))
+    sheet = np.full((rows * (SIDE + below), columns * (SIDE + GAP), 3), 255, np.uint8)
+    for k, image in enumerate(images):
+        top, left = k // COLUMNS * (SIDE + below), k % COLUMNS * (SIDE + GAP) + GAP // 2
+        tile = cv2.resize(image, (SIDE, SIDE), interpolation=cv2.INTER_AREA if len(image) > SIDE else cv2.INTER_NEAREST)
+        sheet[top : top + SIDE, left : left + SIDE] = tile if tile.ndim == 3 else tile[:, :, None]
+    return sheet
+
+
+def draw_sheet(images, captions: list[str]):
+    """A contact sheet of images, (side, side, 3) uint8 RGB, each with its caption."""
+    sheet = tiled(images, CAPTION)
+    height, width = sheet.shape[:2]
+    figure = new_figure(width / DPI, height / DPI)
+    for k, caption in enumerate(captions):
+        middle, bottom = (k % COLUMNS + 0.5) * (SIDE + GAP), k // COLUMNS * (SIDE + CAPTION) + SIDE + 14
+        figure.text(middle / width, 1 - bottom / height, _shortened(caption, MOST_CHARACTERS), ha="center", size=9)
     figure.figimage(sheet)
     return figure
 
@@ -116,7 +111,7 @@ def _shortened(text, most):
     return text if len(text) <= most else f"{text[: most - 1]}…"
 
 
-def draw_heat_map(confusion):
+def draw_heat_map(confusion: np.ndarray):
     """A confusion matrix, (classes, classes), of many classes: which part of each class is predicted as each class."""
     figure = new_figure(5.6, 4.8)
     axes = figure.add_axes((0.12, 0.12, 0.7, 0.82))
@@ -128,31 +123,34 @@ def draw_heat_map(confusion):
     return figure
 
 
-def draw_reliability(bins_of):
+def _unit_square(xlabel, ylabel):
+    """(figure, axes) for figures from 0 to 1."""
+    figure = new_figure(4.4, 4.4)
+    axes = figure.add_axes((0.15, 0.13, 0.81, 0.81), aspect="equal", xlim=(-0.02, 1.02), ylim=(-0.02, 1.02))
+    axes.set(xlabel=_shortened(xlabel, 45), ylabel=_shortened(ylabel, 45))
+    axes.grid(alpha=0.3)
+    return figure, axes
+
+
+def draw_reliability(bins_of: dict[str, list]):
     """Accuracy over confidence, with 95 % confidence intervals; larger dots are of more images.
 
     `bins_of` are {name: rows of metrics.reliability()}.
     """
-    figure = new_figure(4.4, 4.4)
-    axes = figure.add_axes((0.15, 0.13, 0.81, 0.81), aspect="equal")
+    figure, axes = _unit_square("confidence", "accuracy")
     axes.plot([0, 1], [0, 1], color=GREY, lw=1, label="confidence = accuracy")
     for (name, bins), color, marker in zip(bins_of.items(), (BLUE, VERMILLION), "os", strict=False):
         confidence, accuracy, low, high, count = np.array(bins).T
         axes.vlines(confidence, low, high, color=color, lw=0.7)
         axes.scatter(confidence, accuracy, 20 + 200 * count / count.sum(), color=color, marker=marker, alpha=0.7, label=name)
-    axes.set(xlabel="confidence", ylabel="accuracy", xlim=(-0.02, 1.02), ylim=(-0.02, 1.02))
-    axes.grid(alpha=0.3)
     axes.legend(loc="lower right")
     return figure
 
 
-def draw_steps(x, y, xlabel, ylabel, chance):
+def draw_tradeoff(x: np.ndarray, y: np.ndarray, xlabel: str, ylabel: str, chance: tuple):
     """A curve of figures from 0 to 1; `chance` are the (x, y) of what chance would give."""
-    figure = new_figure(4.4, 4.4)
-    axes = figure.add_axes((0.15, 0.13, 0.81, 0.81), aspect="equal")
+    figure, axes = _unit_square(xlabel, ylabel)
     axes.plot(*chance, color=GREY, ls=":", label="chance")
     axes.plot(x, y, color=BLUE)
-    axes.set(xlabel=_shortened(xlabel, 45), ylabel=_shortened(ylabel, 45), xlim=(-0.02, 1.02), ylim=(-0.02, 1.02))
-    axes.grid(alpha=0.3)
     axes.legend()
     return figure

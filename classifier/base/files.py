@@ -8,13 +8,15 @@ import io
 import os
 import re
 import shutil
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 from classifier.base.console import UserError
 
 
 @contextlib.contextmanager
-def replacing(path):
+def replacing(path: str | os.PathLike) -> Iterator[Path]:
     """Yield a path to write to; what was written then takes the place of `path`, whole, even if the machine loses power.
 
     It may be a file, a folder, or several files whose names begin with that path (TensorFlow's checkpoints): their
@@ -62,7 +64,7 @@ def _written(partial):
     return sorted(other for other in partial.parent.iterdir() if other.name.startswith(partial.name))
 
 
-def sync(path):
+def sync(path: Path) -> None:
     """Wait until a file, or the names in a folder, are on the disk. Raises OSError."""
     if path.is_file():
         with open(path, "r+b") as opened:
@@ -79,7 +81,7 @@ def sync(path):
             os.close(descriptor)
 
 
-def make_folder(path):
+def make_folder(path: Path) -> None:
     """Make a folder, and those above it that are missing; it stays even if the machine loses power. Raises OSError."""
     missing = [folder for folder in (path, *path.parents) if not folder.exists()]
     path.mkdir(parents=True, exist_ok=True)
@@ -87,13 +89,13 @@ def make_folder(path):
         sync(folder.parent)
 
 
-def remove(path):
+def remove(path: Path) -> None:
     """Remove a file or a folder, if that is possible."""
     with contextlib.suppress(OSError):
         shutil.rmtree(path) if path.is_dir() and not path.is_symlink() else path.unlink()
 
 
-def write_text(path, text):
+def write_text(path: str | os.PathLike, text: str) -> None:
     """Write a text file, see replacing(); straight into what is no ordinary file (/dev/stdout). Raises UserError."""
     is_special = os.path.exists(path) and not os.path.isfile(path)
     try:
@@ -103,14 +105,14 @@ def write_text(path, text):
         raise UserError(f"cannot write {path}: {error.strerror}") from None
 
 
-def csv_text(header, rows):
+def csv_text(header: Sequence, rows: Iterable[Sequence]) -> str:
     """A table as CSV."""
     text = io.StringIO(newline="")
     csv.writer(text, lineterminator="\n").writerows(map(without_formulas, [header, *rows]))
     return text.getvalue()
 
 
-def without_formulas(row):
+def without_formulas(row: Sequence) -> list:
     """The cells of a row of CSV; an apostrophe before those that a spreadsheet would take for formulas.
 
     See OWASP, "CSV Injection". A class or a file can have any name. Numbers stay, and paths, as ./=1.jpg, still lead there.
@@ -125,7 +127,7 @@ def _without_formula(cell):
     return f"./{text}" if isinstance(cell, os.PathLike) or os.path.lexists(text) else f"'{text}"
 
 
-def digest_of(*parts, size=16):
+def digest_of(*parts: Any, size: int = 16) -> str:
     """A digest of bytes, `size` bytes as hexadecimal digits; of the parts one after the other, without their borders."""
     digest = hashlib.blake2b(digest_size=size)
     for part in parts:
@@ -134,18 +136,15 @@ def digest_of(*parts, size=16):
 
 
 @contextlib.contextmanager
-def locked(folder):
+def locked(folder: Path) -> Iterator[None]:
     """Keep other processes from changing a folder meanwhile. Raises UserError if one is doing that."""
     from filelock import FileLock, Timeout  # slow to import, and only needed to write
 
-    lock = FileLock(folder / ".lock", blocking=False)
-    try:
-        lock.acquire()
-    except Timeout:
-        raise UserError(f"another process is working in {folder}") from None
-    except OSError:  # a file system without locks, or the lock of another user
-        pass
-    try:
+    with contextlib.ExitStack() as stack:
+        try:
+            stack.enter_context(FileLock(folder / ".lock", blocking=False))
+        except Timeout:
+            raise UserError(f"another process is working in {folder}") from None
+        except OSError:  # a file system without locks, or the lock of another user
+            pass
         yield
-    finally:
-        lock.release()

@@ -18,7 +18,7 @@ from classifier.base.console import progress, say
 from classifier.base.files import digest_of, replacing
 from classifier.base.prefetch import prefetch
 from classifier.cluster import workers
-from classifier.data.images import BadImageError, decode_image, is_blank, load_image, read_file
+from classifier.data.images import BLANK, BadImageError, decode_image, load_image, read_file
 from classifier.data.tars import tar_of
 
 DECODING_VERSION = 2  # raise it when decode_image() comes to give other pixels
@@ -128,12 +128,12 @@ def _remove_unused(folder):
 
 @dataclasses.dataclass
 class Decoded:
-    """The result of decoding files: what is in them, which can be used, and the images of these."""
+    """The result of decoding files: which can be used, and the images of these."""
 
-    digests: list[str | None]  # of the bytes of each file
-    reasons: list[str | None]  # why a file is skipped
-    blank: list[bool]  # whether an image shows nothing
-    usable: np.ndarray  # (n,), positions of the files that are not skipped
+    skipped: list[tuple[Path, str]]  # files that cannot be used, and why
+    blank: list[Path]  # images that show nothing
+    usable: np.ndarray  # (n,), positions of the files that can be used
+    digests: list[str]  # of the bytes of these
     load: Callable[[np.ndarray], np.ndarray]  # of rows of `usable`, (k,), the images, (k, image_size, image_size, 3) uint8
 
 
@@ -163,10 +163,12 @@ def decode_once(
             say(f"no cache ({error}): images are decoded whenever they are needed, which is slower")
     if images is None:
         indexes = workers.gather(_decode_all(workers.part_of(paths), image_size, fit))
-    digests, reasons, blank, cached = map(list, zip(*(file for index in indexes for file in index["files"]), strict=True))
+    digests, reasons, blank, cached = zip(*(file for index in indexes for file in index["files"]), strict=True)
     usable = np.array([i for i, reason in enumerate(reasons) if reason is None], int)
     is_cached = np.array(cached)[usable]
     row_of = np.where(is_cached, np.cumsum(is_cached) - 1, -1)
+    skipped = [(path, reason) for path, reason in zip(paths, reasons, strict=True) if reason is not None]
+    blank_paths = [path for path, shows_nothing in zip(paths, blank, strict=True) if shows_nothing]
 
     def load(positions):
         rows = row_of[positions]
@@ -176,7 +178,7 @@ def decode_once(
         loaded = [images[[row]][0] if row >= 0 else load_image(paths[i], image_size, fit) for row, i in pairs]
         return np.array(loaded, np.uint8).reshape(-1, image_size, image_size, 3)  # of the same shape if there is none
 
-    return Decoded(digests, reasons, blank, usable, load)
+    return Decoded(skipped, blank_paths, usable, [digests[i] for i in usable], load)
 
 
 def _decoding_key(paths, image_size, fit, most):
@@ -211,7 +213,8 @@ def _decode_all(paths, image_size, fit, write=None, most=0):
                 files.append((None, error.reason, False, False))
                 lasting &= error.lasting
                 continue
-            files.append((digest, None, is_blank(image), most > 0))
+            is_blank = bool(cv2.meanStdDev(image)[1].max() < BLANK)
+            files.append((digest, None, is_blank, most > 0))
             if most > 0:
                 write(image)
                 most -= 1

@@ -92,11 +92,6 @@ def read_file(path: ImagePath) -> bytes:
         raise BadImageError(path, str(error)) from None
 
 
-def is_blank(image: np.ndarray) -> bool:
-    """True if an image, (height, width, 3) uint8, shows nothing but one colour."""
-    return bool(cv2.meanStdDev(image)[1].max() < BLANK)
-
-
 def decode_image(path: ImagePath, data: bytes, image_size: int, fit: str = "squash") -> np.ndarray:
     """Decode the bytes of a file to (image_size, image_size, 3) uint8 RGB: see decode() and fit_square()."""
     return fit_square(decode(path, data, image_size, fit)[0], image_size, fit)

@@ -79,7 +79,7 @@ def inspect_found(found: Found, against: Path | None = None) -> dict:
     findings["unreadable"] = [
         {"path": str(path), "reason": reason} for path, reason in zip(paths, reasons, strict=True) if reason
     ]
-    findings |= _copies(found, paths, digests, _groups(digests, greys))
+    findings |= _copies(found, paths, digests, greys)
     return findings | {
         finding: [str(paths[i]) for i in usable if is_odd(*shapes[i], *levels[i])] for finding, is_odd in ODD.items()
     }
@@ -111,39 +111,32 @@ def _look_at_all(paths, compared):
     return *map(list, zip(*rest, strict=True)), greys
 
 
-def _groups(digests, greys):
-    """Positions of the images in groups of exact and near-copies: lists of at least two."""
-    same = collections.defaultdict(list)
+def _copies(found, paths, digests, greys):
+    """The findings about copies; each is in the order of `paths`: those of the folder come first, then the others."""
+    exact: dict[str, list] = collections.defaultdict(list)  # {digest: positions}
     for i, digest in enumerate(digests):
         if digest is not None:
-            same[digest].append(i)
-    firsts = [positions[0] for positions in same.values()]
-    near = range(len(firsts)) if greys is None else group_near_copies(greys[firsts]).tolist()
-    groups = collections.defaultdict(list)
-    for group, positions in zip(near, same.values(), strict=True):
-        groups[group] += positions
-    return [sorted(group) for group in groups.values() if len(group) > 1]
-
-
-def _copies(found, paths, digests, groups):
-    """The findings about copies, from groups of positions in `paths`: those of the folder come first, then the others."""
-    copies = {kind: [] for kind in COPIES}
-    name = lambda members: [str(paths[i]) for i in members]  # noqa: E731
-    for group in groups:
-        mine, others = [i for i in group if i < len(found.paths)], [i for i in group if i >= len(found.paths)]
-        by_digest = collections.defaultdict(list)
-        for i in mine:
-            by_digest[digests[i]].append(i)
-        labels = [{found.labels[i] for i in same} for same in by_digest.values()]
-        copies["exact_copies"] += [{"paths": name(same)} for same in by_digest.values() if len(same) > 1]
-        if len(by_digest) > 1:
-            copies["near_copies"].append({"paths": name(mine)})
+            exact[digest].append(i)
+    firsts = [positions[0] for positions in exact.values()]
+    near = firsts if greys is None else group_near_copies(greys[firsts]).tolist()
+    groups = collections.defaultdict(list)  # of near-copies: the positions of each different image
+    for group, positions in zip(near, exact.values(), strict=True):
+        groups[group].append(positions)
+    copies, count = {kind: [] for kind in COPIES}, len(found.paths)
+    name = lambda positions: [str(paths[i]) for i in sorted(positions)]  # noqa: E731
+    for group in groups.values():
+        mine = [own for own in ([i for i in positions if i < count] for positions in group) if own]
+        all_mine, others = sum(mine, []), [i for positions in group for i in positions if i >= count]
+        labels = [{found.labels[i] for i in own} for own in mine]
+        copies["exact_copies"] += [{"paths": name(own)} for own in mine if len(own) > 1]
+        if len(mine) > 1:
+            copies["near_copies"].append({"paths": name(all_mine)})
         if len(set().union(*labels)) > 1:
             kind = "exact" if any(len(same) > 1 for same in labels) else "near"
-            copies["two_classes"].append({"copies": kind, "paths": name(mine)})
+            copies["two_classes"].append({"copies": kind, "paths": name(all_mine)})
         if mine and others:
-            kind = "exact" if any(digests[i] in by_digest for i in others) else "near"
-            copies["leaks"].append({"copies": kind, "paths": name(mine), "against": name(others)})
+            kind = "exact" if any(positions[0] < count <= positions[-1] for positions in group) else "near"
+            copies["leaks"].append({"copies": kind, "paths": name(all_mine), "against": name(others)})
     return copies
 
 
@@ -208,12 +201,11 @@ def class_sections(found: Found) -> list[tuple]:
     return [(f"Class {found.classes[label]}", f"{len(shown)} images", None, shown) for label, shown in images.items()]
 
 
-def warn_of_blank(paths: Sequence[Path], blank: list[bool]) -> None:
-    """Warn of images that show nothing."""
-    if any(blank):
-        count, example = sum(blank), paths[blank.index(True)]
-        what = f"all {count}" if count == len(paths) else f"{count} of {len(paths)}"
-        say(f"warning: {what} images show nothing but one colour, such as {example}: there is little to learn from them")
+def warn_of_blank(blank: list[Path], num_images: int) -> None:
+    """Warn of images that show nothing, among so many."""
+    if blank:
+        count = f"all {num_images}" if len(blank) == num_images else f"{len(blank)} of {num_images}"
+        say(f"warning: {count} images show nothing but one colour, such as {blank[0]}: there is little to learn from them")
 
 
 def warn_of_contradictions(paths: Sequence[Path], labels: np.ndarray, digests: list[str]) -> None:

@@ -1,4 +1,9 @@
-"""Networks. What command lines need to know of them without importing TensorFlow: the names of the pretrained ones."""
+"""Networks. What command lines need to know of them without importing TensorFlow: their names."""
+
+NETWORKS = {  # of model.py: the function that creates it, and the layers whose maps with_features() takes
+    "cnn": ("create_cnn", ("conv1_pool", "conv2_pool", "conv3_pool")),
+    "resnet": ("create_resnet", ("stem_relu", "stage1_block2_relu", "stage2_block2_relu")),
+}
 
 PRETRAINED_NETWORKS = {  # name: module and class in keras.applications
     **{f"convnext_{n.lower()}": f"convnext.ConvNeXt{n}" for n in ("Tiny", "Small", "Base", "Large", "XLarge")},

@@ -12,18 +12,17 @@ class LogMeans(keras.layers.Layer):
     tell from those of ordinary images.
     """
 
-    def call(self, maps):
+    def call(self, maps: tf.Tensor) -> tf.Tensor:
+        """See above."""
         side = tf.shape(maps)[1]
         centre = maps[:, side // 4 : side - side // 4, side // 4 : side - side // 4]
         means = [tf.reduce_mean(tf.abs(part), axis=(1, 2)) for part in (maps, centre)]
         return tf.math.log(tf.concat(means, axis=1) + 1e-3)
 
 
-class SignedLogarithms(keras.layers.Layer):
+def signed_logarithms(features: keras.KerasTensor) -> keras.KerasTensor:
     """Logarithms of features of either sign, nearly proportional to them within ±0.1: (n, features) → (n, features)."""
-
-    def call(self, features):
-        return tf.sign(features) * tf.math.log(1 + 10 * tf.abs(features))
+    return keras.ops.sign(features) * keras.ops.log(1 + 10 * keras.ops.abs(features))
 
 
 class OutOfDistributionScore(keras.layers.Layer):
@@ -38,12 +37,14 @@ class OutOfDistributionScore(keras.layers.Layer):
         super().__init__(trainable=False, **options)
         self.num_classes = num_classes
 
-    def build(self, input_shape):
+    def build(self, input_shape: tuple[int | None, int]) -> None:
+        """Make the statistics, of features of this shape, all 0: see fit()."""
         size = input_shape[-1]
         self.whitening = self.add_weight(name="whitening", shape=(size, size), initializer="zeros")
         self.centres = self.add_weight(name="centres", shape=(self.num_classes, size), initializer="zeros")
 
-    def call(self, features):
+    def call(self, features: tf.Tensor) -> tf.Tensor:
+        """The distance from the nearest class."""
         return tf.reduce_min(self.distances(features), axis=1)
 
     def distances(self, features: np.ndarray) -> tf.Tensor:

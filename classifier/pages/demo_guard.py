@@ -4,31 +4,26 @@ A page of another site, open in the same browser, can send requests to a server 
 more than the page needs, such as fetching files from other servers for a visitor.
 """
 
-import json
 import posixpath
+import re
 from urllib.parse import unquote, urlsplit
+
+from starlette.datastructures import Headers, MutableHeaders
+from starlette.responses import JSONResponse
+from starlette.types import ASGIApp, Receive, Scope, Send
 
 MAX_UPLOAD = 256 << 20  # bytes of all files of one request
 MAX_BODY = 1 << 20  # bytes of any other request
 
 # What the page, a program that uses its API and Gradio's page about the API ask for.
-PAGES = {"/", "/login", "/login/", "/logout", "/config", "/theme.css", "/favicon.ico", "/manifest.json", "/robots.txt"}
-FILES = ("/assets/", "/static/", "/svelte/")
+PAGES = r"/(login/?|logout|config|theme\.css|favicon\.ico|manifest\.json|robots\.txt)?"
+FILES = r"/(assets|static|svelte)/.*"
 API = "/gradio_api"
-CALLS = {
-    "/info",
-    "/openapi.json",
-    "/app_id",
-    "/startup-events",
-    "/upload",
-    "/upload_progress",
-    "/queue/join",
-    "/queue/data",
-    "/cancel",
-    "/reset",
-    "/theme.css",
-}
-CALLS_BELOW = ("/call/", "/heartbeat/")
+CALLS = (
+    rf"{API}/(info|openapi\.json|app_id|startup-events|upload|upload_progress|queue/join|queue/data|cancel|reset"
+    r"|theme\.css|call/.*|heartbeat/.*)"
+)
+NEEDED = re.compile(f"{PAGES}|{FILES}|{CALLS}", re.DOTALL)
 
 HEADERS = {
     "Content-Security-Policy": "default-src 'self' data: blob: 'unsafe-inline' 'unsafe-eval'; object-src 'none'; "
@@ -42,36 +37,37 @@ HEADERS = {
 class Guard:
     """ASGI middleware that answers a request that nobody honest sends with one plain sentence."""
 
-    def __init__(self, app, hosts, folder):
+    def __init__(self, app: ASGIApp, hosts: set[str] | None, folder: str):
         """`hosts`: what the Host header may say, None: anything. `folder`: Gradio's, the only one to send from."""
         self.app, self.hosts, self.folder = app, hosts, posixpath.normpath(folder)
 
-    async def __call__(self, scope, receive, send):
-        if scope["type"] == "lifespan":
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Answer a request, or hand it on to the app."""
+        if scope["type"] == "websocket":  # the page needs none
+            await send({"type": "websocket.close", "code": 1008})
+        elif scope["type"] == "lifespan":
             await self.app(scope, receive, send)
-            return
-        status, reason = self.refusal(scope) if scope["type"] == "http" else (403, "no WebSockets here")
-        if status:
-            await answer(send, scope, status, reason)
-            return
+        elif refusal := self.refusal(scope):
+            status, reason = refusal
+            await JSONResponse({"detail": reason}, status, {"Connection": "close"})(scope, receive, send)
+        else:
 
-        async def send_with_headers(message):
-            if message["type"] == "http.response.start":
-                own = [(name.lower().encode(), value.encode()) for name, value in HEADERS.items()]
-                message["headers"] = [*message["headers"], *own]
-            await send(message)
+            async def send_with_headers(message):
+                if message["type"] == "http.response.start":
+                    MutableHeaders(scope=message).update(HEADERS)
+                await send(message)
 
-        await self.app(scope, receive, send_with_headers)
+            await self.app(scope, receive, send_with_headers)
 
-    def refusal(self, scope):
-        """The status and the reason why a request is refused; (None, None) if it is not."""
-        headers = {name.decode("latin-1"): value.decode("latin-1") for name, value in scope["headers"]}
-        host, path = headers.get("host", "").lower(), scope["path"]
+    def refusal(self, scope: Scope) -> tuple[int, str] | None:
+        """The status and the reason why a request is refused; None if it is not."""
+        headers, path = Headers(scope=scope), scope["path"]
+        host, origin = headers.get("host", "").lower(), headers.get("origin", "").lower()
         if self.hosts is not None and host not in self.hosts:
             return 421, "this page answers only under its own address"
-        if headers.get("origin") and urlsplit(headers["origin"].lower()).netloc != host:
-            return 403, "another site's page may not use this one"
-        if headers.get("sec-fetch-site") == "cross-site" and headers.get("sec-fetch-mode") != "navigate":
+        is_navigation = headers.get("sec-fetch-mode") == "navigate"
+        from_elsewhere = headers.get("sec-fetch-site") == "cross-site" and not is_navigation
+        if from_elsewhere or (origin and urlsplit(origin).netloc != host):
             return 403, "another site's page may not use this one"
         if not self.is_needed(path):
             return 404, "there is nothing here"
@@ -81,26 +77,11 @@ class Guard:
                 return 411, "how long is this request?"
             if int(length) > most:
                 return 413, f"too large: more than {most >> 20} MB at once"
-        return None, None
+        return None
 
-    def is_needed(self, path):
+    def is_needed(self, path: str) -> bool:
         """Whether the page, or a program that uses its API, asks for this path."""
         if path.startswith(f"{API}/file="):
             file = posixpath.normpath(unquote(path.removeprefix(f"{API}/file=")))
             return file.startswith(f"{self.folder}/")
-        if path.startswith(f"{API}/"):
-            call = path.removeprefix(API)
-            return call in CALLS or call.startswith(CALLS_BELOW)
-        return path in PAGES or (path.startswith(FILES) and ".." not in unquote(path))
-
-
-async def answer(send, scope, status, reason):
-    """Send a short answer, or close a WebSocket."""
-    if scope["type"] == "websocket":
-        await send({"type": "websocket.close", "code": 1008})
-        return
-    body = json.dumps({"detail": reason}).encode()
-    headers = {"content-type": "application/json", "content-length": str(len(body)), "connection": "close"}
-    encoded = [(name.encode(), value.encode()) for name, value in headers.items()]
-    await send({"type": "http.response.start", "status": status, "headers": encoded})
-    await send({"type": "http.response.body", "body": body})
+        return ".." not in unquote(path) and NEEDED.fullmatch(path) is not None

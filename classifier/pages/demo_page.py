@@ -7,74 +7,59 @@ pass on the path of an uploaded file as it is.
 import os
 import time
 from pathlib import Path
+from typing import Any
 
-import cv2
 import gradio
 import gradio.processing_utils
 import numpy as np
-from jinja2 import Environment, FileSystemLoader
 from starlette.middleware import Middleware
 
-from classifier.base.console import PROJECT, command
-from classifier.base.figures import data_uri
+from classifier.base.console import PROJECT, command, readable
+from classifier.base.figures import data_uri, jpeg_uri
 from classifier.data.finding import walk_images
-from classifier.data.images import load_image, load_in_shape
 from classifier.pages.demo_guard import Guard
-from classifier.pages.explanations import Explainer, in_shape, overlay
+from classifier.pages.explanations import Explainer
+from classifier.pages.report import TEMPLATES, templates
 from classifier.predicting.classifier import Answer, Classifier
 
-PAGES = Path(__file__).with_name("templates")
 MAX_FILES = 20  # at once
 MAX_FILE_SIZE = "50mb"
 DELETE_UPLOADS = (60, 300)  # every minute, those older than five minutes; all of them at the end
 SIDE = 320  # pixels of the longer side of an image on the page
 MOST_BARS = 5
 EXAMPLES_PER_CLASS = 3
-ONE_AT_A_TIME = {"concurrency_limit": 1, "concurrency_id": "network"}
-PASTE = """<script>
-document.addEventListener("paste", (event) => {
-  const input = document.querySelector("#photos input[type=file]");
-  if (!input || !event.clipboardData.files.length) return;
-  input.files = event.clipboardData.files;
-  input.dispatchEvent(new Event("change", { bubbles: true }));
-});
-</script>"""
+ONE_AT_A_TIME: dict[str, Any] = {"concurrency_limit": 1, "concurrency_id": "network"}
+PRIVATE: dict[str, Any] = {"api_visibility": "private"}
 
 
 class Demo:
     """A run, ready to answer the page and programs."""
 
-    def __init__(self, run, folder):
+    def __init__(self, run: Path, folder: str):
         """`run`: see Classifier; `folder` is where Gradio puts uploaded files. Raises UserError for a bad run."""
         self.classifier = Classifier(run)
         self.run = self.classifier.run
         # JSON cannot hold the bytes of a folder's name that are no UTF-8.
-        self.classifier.classes = [os.fsencode(name).decode(errors="replace") for name in self.classifier.classes]
+        self.classifier.classes = [os.fsencode(name).decode(errors="replace") for name in self.run.record.classes]
         self.explainer = Explainer(self.run)
         self.folder = Path(folder).resolve()
         self.examples = find_examples(self.classifier.classes)
-        self.pages = Environment(loader=FileSystemLoader(PAGES), autoescape=True, trim_blocks=True)
-        self.pages.filters["percent"] = "{:.1%}".format
-        self._warm_up()
-
-    def _warm_up(self):
-        """Answer once: the first time takes longer than all others."""
-        size = self.run.record.image_size
-        image = np.zeros((size, size, 3), np.uint8)
-        list(self.classifier.predict([image]))
+        self.templates = templates()
+        image = np.zeros((self.run.record.image_size,) * 2 + (3,), np.uint8)
+        list(self.classifier.predict([image]))  # the first time takes longer than all others
         self.explainer.explain(image, 0)
 
-    def predict(self, photos):
+    def predict(self, photos: str | list[str] | None) -> list[dict]:
         """The predictions for image files, in order, as `predict.py --format json` prints them: for each an object with
         `file`, its name, and `class`, `probability`, `probabilities` and `ood_score`, or `error`: why it cannot be used."""
         objects = [answer.as_object() for answer in self._answers(photos)]
         return [{"file": Path(one.pop("path")).name} | one for one in objects]  # Gradio's client takes a path for a file
 
-    def show(self, photos):
+    def show(self, photos: str | list[str] | None) -> tuple[str, None]:
         """The HTML of the answers to image files, and None, which empties the field that they came from."""
         return self._rendered(self._answers, photos), None
 
-    def show_example(self, selected: gradio.SelectData):
+    def show_example(self, selected: gradio.SelectData) -> str:
         """The HTML of the answer to an example."""
         return self._rendered(self.classifier.predict, [self.examples[selected.index]])
 
@@ -92,62 +77,50 @@ class Demo:
         predicted = time.perf_counter()
         cards = [self._card(answer) for answer in answers]
         times = [moment - started for moment in (predicted, time.perf_counter())]
-        return self.pages.get_template("demo_answers.html").render(cards=cards, times=times)
+        return self._html("answers", cards=cards, times=times)
 
     def _card(self, answer):
         """What the template shows of an Answer."""
-        card = {"name": Path(answer.path).name, "reason": answer.reason}
+        card = {"name": Path(answer.path).name, "answer": answer}
         if answer.reason:
             return card
         bars = list(answer.probabilities.items())
-        most_likely = bars[0][0]
-        size, fit = self.run.record.image_size, self.run.record.fit
-        _, heat = self.explainer.explain(load_image(answer.path, size, fit), self.classifier.classes.index(most_likely))
-        photo = load_in_shape(answer.path, SIDE)
-        images = [as_jpeg(photo), as_jpeg(overlay(photo, in_shape(heat, photo.shape[:2], fit)))]
-        return card | {
-            "answer": answer,
-            "known": answer.predicted_class == most_likely,
-            "bars": bars[:MOST_BARS],
-            "num_others": len(bars[MOST_BARS:]),
-            "images": images,
-            "speaks": heat.any(),
-        }
+        class_index = self.classifier.classes.index(bars[0][0])
+        photo, marked, words = self.explainer.explain_file(answer.path, SIDE, class_index)
+        images = [(card["name"], jpeg_uri(photo, 85)), (readable(words), jpeg_uri(marked, 85))]
+        return card | {"bars": bars[:MOST_BARS], "num_others": len(bars[MOST_BARS:]), "images": images}
 
-    def run_line(self):
+    def run_line(self) -> str:
         """The HTML of the line about the run."""
-        return self.pages.get_template("demo_run_line.html").render(
-            run=self.run.path, record=self.run.record, classes=self.classifier.classes
-        )
+        return self._html("run_line", run=self.run.path, record=self.run.record, classes=self.classifier.classes)
 
-    def show_run(self):
+    def show_run(self) -> str:
         """The HTML of the second tab: the training curves and the report, if they are in the run folder."""
         files = [self.run.path / name for name in ("curves.png", "report.html")]
         curves, report = (file.read_bytes() if file.exists() else None for file in files)
-        return self.pages.get_template("demo_run.html").render(
+        return self._html(
+            "run",
             run=self.run.path,
             curves=curves and data_uri(curves, "image/png"),
             report=report and report.decode(errors="replace"),
             report_command=command("evaluate.py", "FOLDER", "--model", self.run.path, "--report", files[1]),
         )
 
-
-def as_jpeg(image):
-    """An image, (height, width, 3) uint8 RGB, as a data URI."""
-    return data_uri(cv2.imencode(".jpg", image[:, :, ::-1], [cv2.IMWRITE_JPEG_QUALITY, 85])[1].tobytes(), "image/jpeg")
+    def _html(self, name, **values):
+        return self.templates.get_template(f"demo_{name}.html").render(values)
 
 
-def find_examples(classes):
+def find_examples(classes: list[str]) -> list[str]:
     """Paths of a few images of each class in testing_data, if its class folders are the classes."""
     folder = PROJECT / "testing_data"
     if {path.name for path in folder.glob("*") if path.is_dir()} != set(classes):
         return []
-    found = [[str(folder / name / image) for image in sorted(walk_images(folder / name)[0])] for name in classes]
-    return [path for paths in found for path in paths[:EXAMPLES_PER_CLASS]]
+    of_classes = [sorted(folder / name / image for image in walk_images(folder / name)[0]) for name in classes]
+    return [str(path) for paths in of_classes for path in paths[:EXAMPLES_PER_CLASS]]
 
 
-def build_page(demo):
-    """The page of a Demo, gradio.Blocks."""
+def build_page(demo: Demo) -> gradio.Blocks:
+    """The page of a Demo."""
     with gradio.Blocks(title="Image classifier", analytics_enabled=False, delete_cache=DELETE_UPLOADS) as page:
         gradio.HTML(demo.run_line(), elem_id="run-line")
         with gradio.Tab("Predict"):
@@ -159,17 +132,17 @@ def build_page(demo):
                 gallery = gradio.Gallery(
                     demo.examples, elem_id="examples", label="Examples", height="auto", allow_preview=False, buttons=[]
                 )
-                gallery.select(demo.show_example, None, answers, api_visibility="private", **ONE_AT_A_TIME)
+                gallery.select(demo.show_example, None, answers, **PRIVATE, **ONE_AT_A_TIME)
         with gradio.Tab("Curves and report") as tab:
-            tab.select(demo.show_run, None, gradio.HTML(elem_id="run"), api_visibility="private")
-        photos.upload(demo.show, photos, [answers, photos], api_visibility="private", **ONE_AT_A_TIME)
-        camera.input(demo.show, camera, [answers, camera], api_visibility="private", **ONE_AT_A_TIME)
+            tab.select(demo.show_run, None, gradio.HTML(elem_id="run"), **PRIVATE)
+        photos.upload(demo.show, photos, [answers, photos], **PRIVATE, **ONE_AT_A_TIME)
+        camera.input(demo.show, camera, [answers, camera], **PRIVATE, **ONE_AT_A_TIME)
         program, result = gradio.Button(visible=False), gradio.JSON(label="predictions", visible=False)
         program.click(demo.predict, photos, result, api_name="predict", **ONE_AT_A_TIME)
     return page.queue(max_size=50)
 
 
-def launch(page, host, port, folder, auth):
+def launch(page: gradio.Blocks, host: str, port: int, folder: str, auth: tuple[str, str] | None) -> None:
     """Serve the page, in other threads, at this host and port; to anybody there if `auth`, (user, password), is not None."""
     gradio.processing_utils.async_ssrf_protected_download = gradio.processing_utils.save_url_to_cache = refuse_path
     hosts = None if auth else {f"{name}:{port}" for name in ("127.0.0.1", "localhost")}
@@ -182,10 +155,9 @@ def launch(page, host, port, folder, auth):
         max_file_size=MAX_FILE_SIZE,
         app_kwargs={"middleware": [Middleware(Guard, hosts=hosts, folder=folder)]},
         theme=gradio.themes.Default(font=["system-ui", "sans-serif"], font_mono=["monospace"]),  # no fonts from elsewhere
-        css_paths=PAGES / "demo.css",
-        head=PASTE,
+        css_paths=TEMPLATES / "demo.css",
+        head_paths=TEMPLATES / "demo_paste.html",
         footer_links=["api"],
-        inbrowser=False,
         quiet=True,
         run_history=False,
         enable_monitoring=False,

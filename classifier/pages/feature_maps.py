@@ -8,10 +8,12 @@ import cv2
 import keras
 import numpy as np
 
-from classifier.networks import PRETRAINED_NETWORKS
-from classifier.networks.by_name import FEATURE_MAPS, compile_outputs
-from classifier.networks.pretrained import maps_of_last_sizes, normalize
+from classifier.base.figures import COLUMNS, new_figure, tiled
+from classifier.networks import NETWORKS, PRETRAINED_NETWORKS
+from classifier.networks.by_name import compile_outputs
+from classifier.networks.pretrained import backbone_outputs, maps_of_last_sizes, without_padding
 from classifier.runs.checkpoints import load_trained_network
+from classifier.runs.folder import Run
 
 KERNELS = {  # name: numbers, what they are divided by, and what they do; known long before networks learned theirs
     "box blur": ([[1, 1, 1], [1, 1, 1], [1, 1, 1]], 9, "mean of 9 pixels"),
@@ -23,7 +25,7 @@ KERNELS = {  # name: numbers, what they are divided by, and what they do; known 
 SHOWN = 16  # filters and maps of a layer, in two rows
 
 
-def apply_kernel(image, name):
+def apply_kernel(image: np.ndarray, name: str) -> np.ndarray:
     """An image, (height, width) uint8, after one of the KERNELS: (height, width) float32, below 0 for some."""
     numbers, divisor, _ = KERNELS[name]
     return cv2.filter2D(image.astype(np.float32), -1, np.array(numbers, np.float32) / divisor)
@@ -32,16 +34,15 @@ def apply_kernel(image, name):
 class Convolutions:
     """The first filters of a run's network, and the feature maps it computes of an image."""
 
-    def __init__(self, run):
+    def __init__(self, run: Run):
         """Raises UserError where the network cannot be restored."""
-        network = load_trained_network(run)
+        network = part = load_trained_network(run)
         if network.name in PRETRAINED_NETWORKS:
             part = network.get_layer("backbone")
-            outputs = maps_of_last_sizes(part, 4)
+            maps = without_padding(part, maps_of_last_sizes(part, 4))
         else:
-            part = network
-            names = [*FEATURE_MAPS, "stage3_block2_relu"]
-            outputs = [layer.output for layer in network.layers if layer.name in names]
+            last = [layer.name for layer in network.layers if len(layer.output.shape) == 4][-1]
+            maps = [network.get_layer(name).output for name in dict.fromkeys([*NETWORKS[network.name][1], last])]
         first, convolution = next(
             (layer, inner)
             for layer in part.layers
@@ -49,81 +50,64 @@ class Convolutions:
             if isinstance(inner, keras.layers.Conv2D)
         )
         name_of = {id(layer.output): layer.name for layer in part.layers}
-        self.first_layer, self.layers = first.name, [name_of[id(output)] for output in outputs]
+        self.first_layer, self.layers = first.name, [name_of[id(output)] for output in maps]
         self.filters = convolution.get_weights()[0]  # (height, width, 3, filters)
-        tensors = [first.output, *outputs]
-        if part is not network:
-            tensors = keras.Model(part.input, tensors)(normalize(network.name, network.input))
-        self._compute = compile_outputs(keras.Model(network.input, tensors))
+        tensors = [first.output, *maps]
+        outputs = tensors if part is network else backbone_outputs(network, tensors)
+        self._compute = compile_outputs(keras.Model(network.input, outputs))
 
-    def __call__(self, image):
+    def __call__(self, image: np.ndarray) -> list[np.ndarray]:
         """The maps of an image, (size, size, 3) uint8 RGB: of the first convolution, without bias or ReLU, and of `layers`.
 
-        A list of (height, width, channels) float32.
+        Each is (height, width, channels) float32.
         """
         return [maps[0] for maps in self._compute(image[None])]
 
 
-def choose(maps):
+def choose(maps: np.ndarray) -> np.ndarray:
     """At most SHOWN channels of maps, (height, width, channels): from the half that differs most from place to place."""
     order = np.argsort(-maps.std(axis=(0, 1)), kind="stable")
     half = max(SHOWN, len(order) // 2)
     return np.sort(order[:half][:: max(1, half // SHOWN)][:SHOWN])
 
 
-def signed_tiles(arrays):
-    """Arrays of both signs as images: grey is 0, white the highest, black as far below; (n, h, w[, 3]) → uint8."""
-    limits = np.abs(arrays).max(axis=tuple(range(1, arrays.ndim)), keepdims=True)
-    return (127.5 + 127.5 * arrays / np.maximum(limits, 1e-9)).round().astype(np.uint8)
+def as_images(arrays: np.ndarray, signed: bool = False) -> np.ndarray:
+    """Arrays, (n, height, width[, 3]), as uint8 images: from black, the lowest, to white, the highest of each.
 
-
-def positive_tiles(arrays):
-    """Maps as images: black is the lowest, white the highest of each; (n, height, width) → uint8."""
-    low, high = arrays.min(axis=(1, 2), keepdims=True), arrays.max(axis=(1, 2), keepdims=True)
+    Of `signed` ones, 0 is grey, and black as far below it as white is above.
+    """
+    axes = tuple(range(1, arrays.ndim))
+    high = np.maximum((np.abs(arrays) if signed else arrays).max(axis=axes, keepdims=True), 1e-9)
+    low = -high if signed else arrays.min(axis=axes, keepdims=True)
     return (255 * (arrays - low) / np.maximum(high - low, 1e-9)).round().astype(np.uint8)
 
 
-def mosaic(tiles, side=128, gap=6):
-    """Tiles, (n, height, width[, 3]) uint8, in rows of eight: one image, (height, width, 3) uint8 RGB, with white gaps."""
-    rows = -(-len(tiles) // 8)
-    sheet = np.full((rows * (side + gap) - gap, 8 * (side + gap) - gap, 3), 255, np.uint8)
-    for position, tile in enumerate(tiles):
-        shrinks = len(tile) > side
-        tile = cv2.resize(tile, (side, side), interpolation=cv2.INTER_AREA if shrinks else cv2.INTER_NEAREST)
-        top, left = (side + gap) * np.array(divmod(position, 8))
-        sheet[top : top + side, left : left + side] = tile if tile.ndim == 3 else tile[:, :, None]
-    return sheet
-
-
-def draw_lesson(photo, image, convolutions):
+def draw_lesson(photo: np.ndarray, image: np.ndarray, convolutions: Convolutions):
     """A figure: classic kernels on a photo, (height, width, 3) uint8 RGB; filters and maps of a network's Convolutions.
 
     `image` is the photo as the network takes it, (size, size, 3) uint8 RGB.
     """
-    from matplotlib.figure import Figure
-
     first, *others = convolutions(image)
     shown = choose(first)
-    filters = signed_tiles(np.moveaxis(convolutions.filters, 3, 0)[shown])
-    results = signed_tiles(np.moveaxis(first, 2, 0)[shown])
-    kind = f"{convolutions.filters.shape[0]}×{convolutions.filters.shape[1]}"
+    filters, results = (as_images(np.moveaxis(each, -1, 0)[shown], signed=True) for each in (convolutions.filters, first))
+    rows = [part[start : start + COLUMNS] for start in range(0, len(shown), COLUMNS) for part in (filters, results)]
+    height, width, _, _ = convolutions.filters.shape
     title = (
         f"Filters that the network learned: {len(shown)} of {first.shape[2]} in its first layer, "
-        f"{convolutions.first_layer}. Each has a {kind} kernel for red, green\n"
+        f"{convolutions.first_layer}. Each has a {height}×{width} kernel for red, green\n"
         "and blue, shown as colours: grey is 0. Below each, what it makes of this image: grey is 0."
     )
-    sections = [(title, mosaic(interleave(filters, results)))]
-    explained = (
-        "Feature maps (white: most). A later convolution adds up its results for all maps of the layer before. ReLU makes "
-        "what is\nbelow 0 black. "
-    )
+    sections = [(title, np.concatenate([tiled(row) for row in rows]))]
+    title = "Feature maps (white: most). A later convolution adds up its results for all maps of the layer before. "
+    title += "ReLU makes what is\nbelow 0 black. "
     for name, maps in zip(convolutions.layers, others, strict=True):
         shown = choose(maps)
         height, width, channels = maps.shape
-        title, explained = f"{explained}After {name}: {len(shown)} of {channels} maps, {height}×{width} each", ""
-        sections.append((title, mosaic(positive_tiles(np.moveaxis(maps, 2, 0)[shown]))))
+        title += f"After {name}: {len(shown)} of {channels} maps, {height}×{width} each"
+        sections.append((title, tiled(as_images(np.moveaxis(maps, 2, 0)[shown]))))
+        title = ""
     heights = [3.8, *(11 * sheet.shape[0] / sheet.shape[1] + 0.4 for _, sheet in sections)]
-    figure = Figure(figsize=(11, sum(heights)), dpi=100, layout="constrained")
+    figure = new_figure(11, sum(heights), layout="constrained")
     kernels, *parts = figure.subfigures(len(heights), 1, height_ratios=heights)
     draw_kernels(kernels, cv2.cvtColor(photo, cv2.COLOR_RGB2GRAY))
     for part, (title, sheet) in zip(parts, sections, strict=True):
@@ -134,39 +118,25 @@ def draw_lesson(photo, image, convolutions):
     return figure
 
 
-def interleave(filters, results):
-    """Filters in rows of eight, and their results in a row below each: a list for mosaic()."""
-    tiles = []
-    for start in range(0, len(filters), 8):
-        row = slice(start, start + 8)
-        blank = [np.full((1, 1), 255, np.uint8)] * (8 - len(filters[row]))
-        tiles += [*filters[row], *blank, *results[row], *blank]
-    return tiles
-
-
-def draw_kernels(figure, grey):
+def draw_kernels(figure, grey: np.ndarray) -> None:
     """Draw the KERNELS, as numbers, and what each makes of a grey image, (height, width) uint8, beside the image itself."""
-    figure.suptitle(
+    title = (
         "A convolution slides a kernel over the image. Each number is multiplied by the pixel under it; the sum is the new "
-        "pixel.\nClassic kernels, and what they make of this image (for the last three, grey is 0):",
-        x=0.01,
-        ha="left",
-        fontsize=10,
+        "pixel.\nClassic kernels, and what they make of this image (for the last three, grey is 0):"
     )
+    figure.suptitle(title, x=0.01, ha="left", fontsize=10)
     grid = figure.subplots(2, len(KERNELS) + 1, height_ratios=(2, 1.2))
     for axes in grid.flat:
         axes.set_axis_off()
     grid[0, 0].imshow(grey, cmap="gray", vmin=0, vmax=255)
     grid[0, 0].set_title("the image, grey", fontsize=10)
     for (image_axes, kernel_axes), (name, (numbers, divisor, effect)) in zip(grid.T[1:], KERNELS.items(), strict=True):
-        result, numbers = apply_kernel(grey, name), np.array(numbers)
-        if numbers.sum():
-            image_axes.imshow(result, cmap="gray", vmin=0, vmax=255)
-        else:
-            image_axes.imshow(signed_tiles(result[None])[0], cmap="gray", vmin=0, vmax=255)
+        result = apply_kernel(grey, name)
+        shown = result if np.sum(numbers) else as_images(result[None], signed=True)[0]
+        image_axes.imshow(shown, cmap="gray", vmin=0, vmax=255)
         image_axes.set_title(f"{name}:\n{effect}", fontsize=10)
         kernel_axes.imshow(np.sign(numbers), cmap="gray", vmin=-3, vmax=3)
-        for (row, column), value in np.ndenumerate(numbers):
+        for (row, column), value in np.ndenumerate(np.array(numbers)):
             kernel_axes.text(column, row, f"{value}".replace("-", "−"), ha="center", va="center", fontsize=11)
         if divisor > 1:
             kernel_axes.text(1, 3, f"divided by {divisor}", ha="center", va="center", fontsize=9)

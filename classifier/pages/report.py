@@ -3,19 +3,21 @@
 import hashlib
 import re
 from base64 import b64encode
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-import cv2
 import numpy as np
+from jinja2 import Environment, FileSystemLoader
+from markupsafe import Markup
 
 from classifier.base.console import readable
-from classifier.base.figures import data_uri
+from classifier.base.figures import data_uri, jpeg_uri
 from classifier.base.files import write_text
 from classifier.base.prefetch import prefetch
 from classifier.data.images import BadImageError, load_image
 
+TEMPLATES = Path(__file__).with_name("templates")
 THUMBNAIL = 112  # pixels
 MOST_IMAGES = 800  # on a page, about 4 MB
 MOST_ROWS = 500  # of a table
@@ -35,55 +37,53 @@ class Section(NamedTuple):
     side: int = THUMBNAIL  # pixels: how wide they are at least
 
 
-def write_report(path, title, sections):
+def templates() -> Environment:
+    """The templates of pages, which escape all text."""
+    environment = Environment(loader=FileSystemLoader(TEMPLATES), autoescape=True, trim_blocks=True, lstrip_blocks=True)
+    environment.filters |= {"readable": readable, "percent": "{:.1%}".format}
+    environment.filters["svg_uri"] = lambda svg: data_uri(svg, "image/svg+xml")
+    return environment
+
+
+def write_report(path: Path, title: str, sections: Iterable[tuple]) -> None:
     """Write a page of HTML with Sections, or tuples of their first parts.
 
-    If they have more than MOST_IMAGES, each shows the first of its images, and says how many it has. All text is escaped,
-    and the page may load nothing from elsewhere. Raises UserError if it cannot be written.
+    If they have more than MOST_IMAGES, each shows the first of its images, and says how many it has. The page may load
+    nothing from elsewhere. Raises UserError if it cannot be written.
     """
-    from jinja2 import Environment, FileSystemLoader
-    from markupsafe import Markup
-
-    folder = Path(__file__).with_name("templates")
-    environment = Environment(loader=FileSystemLoader(folder), autoescape=True, trim_blocks=True, lstrip_blocks=True)
-    environment.filters["readable"] = readable
-    environment.filters["svg_uri"] = lambda svg: data_uri(svg, "image/svg+xml")
-    sections = [Section(*section) for section in sections]
-    most = _most_of_each([min(len(section.images), section.most) for section in sections])
-    sections = [section._replace(most=min(section.most, most)) for section in sections]
-    shown = [image for section in sections for image, _ in section.images[: section.most]]
-    script = (folder / "report.js").read_text()
-    page = environment.get_template("report.html").render(
-        title=title,
-        sections=sections,
-        thumbnails=prefetch(_thumbnail, shown, 3 * THUMBNAIL**2),
-        number_columns=number_columns,
-        next=next,
-        most_rows=MOST_ROWS,
-        script=Markup(script),
-        script_digest=b64encode(hashlib.sha256(script.encode()).digest()).decode(),
+    parts = [Section(*section) for section in sections]
+    counts = [min(len(part.images), part.most) for part in parts]
+    most = max(counts, default=0)
+    while most > 1 and sum(min(count, most) for count in counts) > MOST_IMAGES:
+        most -= 1
+    parts = [part._replace(most=min(part.most, most)) for part in parts]
+    shown = [image for part in parts for image, _ in part.images[: part.most]]
+    script = (TEMPLATES / "report.js").read_text()
+    page = (
+        templates()
+        .get_template("report.html")
+        .render(
+            title=title,
+            sections=parts,
+            thumbnails=prefetch(_thumbnail, shown, 3 * THUMBNAIL**2),
+            number_columns=_number_columns,
+            next=next,
+            most_rows=MOST_ROWS,
+            script=Markup(script),
+            script_digest=b64encode(hashlib.sha256(script.encode()).digest()).decode(),
+        )
     )
     write_text(path, page)
 
 
-def number_columns(rows):
+def _number_columns(rows):
     """Which columns of a table are numbers or percentages, or missing ones, below the header: a list of bool."""
-    return [all(NUMBER.fullmatch(str(row[column])) for row in rows[1:]) for column in range(len(rows[0]))]
-
-
-def _most_of_each(counts):
-    """How many images each section may show, so that they are at most MOST_IMAGES, or one of each."""
-    most = max(counts, default=0)
-    while most > 1 and sum(min(count, most) for count in counts) > MOST_IMAGES:
-        most -= 1
-    return most
+    return [all(NUMBER.fullmatch(str(cell)) for cell in cells) for _, *cells in zip(*rows, strict=True)]
 
 
 def _thumbnail(image):
     """The whole of an image in its own shape, on a square if it is a file, in a data URI; None if it cannot be read."""
     try:
-        pixels = image if isinstance(image, np.ndarray) else load_image(image, THUMBNAIL, "pad")
+        return jpeg_uri(image if isinstance(image, np.ndarray) else load_image(image, THUMBNAIL, "pad"), 75)
     except BadImageError:
         return None
-    jpeg = cv2.imencode(".jpg", pixels[:, :, ::-1], [cv2.IMWRITE_JPEG_QUALITY, 75])[1]
-    return data_uri(jpeg, "image/jpeg")

@@ -1,0 +1,1 @@
+"""What a training leaves: a folder, a record, a history, checkpoints."""

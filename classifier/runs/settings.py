@@ -9,13 +9,12 @@ from pathlib import Path
 
 from classifier.base.console import PROJECT, USAGE, UserError, number, outside_bounds
 from classifier.data import FITS, MAX_IMAGE_SIZE, MIN_IMAGE_SIZE
-from classifier.networks import PRETRAINED_NETWORKS
+from classifier.networks import NETWORKS, PRETRAINED_NETWORKS
 
 RESNET = {"start_size": 64, "batch_size": 64, "lr": 3e-3, "weight_decay": 0.05, "dropout": 0.1, "label_smoothing": 0.05}
 # The head: chosen on validation images of four sets, see docs/results/accuracy.md.
 PRETRAINED = {"image_size": 224, "label_smoothing": 0.0, "dropout": 0.5, "weight_decay": 3.0, "epochs": 150, "patience": 10}
 WITHOUT_WEIGHTS = {"image_size": 224, "label_smoothing": 0.0}
-NETWORKS = ("cnn", "resnet", *PRETRAINED_NETWORKS)
 AUTO = "auto"
 FINE_TUNING = ("fine_tune", "fine_tune_epochs", "fine_tune_lr")
 CHANGEABLE_ON_RESUME = {"cache_limit", "data_dir", "validation_dir", "patience", "save_minutes", "tensorboard"}
@@ -85,7 +84,7 @@ class Settings:
     start_size: int | None = setting(None, "images", "PX", low=MIN_IMAGE_SIZE, high=MAX_IMAGE_SIZE)
     cache_limit: float | None = setting(None, "images", "GB", low=0)
     augment: bool = setting(True, "images")
-    network: str = setting("cnn", "network", "NAME", NETWORKS)
+    network: str = setting("cnn", "network", "NAME", (*NETWORKS, *PRETRAINED_NETWORKS))
     weights: str = setting("imagenet", "network", "SOURCE")
     fine_tune: str | None = setting(None, "network", "LAYERS")
     fine_tune_epochs: int = setting(5, "network", "N", low=1)

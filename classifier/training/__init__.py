@@ -1,0 +1,1 @@
+"""What train.py calls: phases, state, batches, saving, calibration."""

@@ -11,8 +11,8 @@ from classifier.data.images import inference_batch_size
 from classifier.networks.by_name import compile_outputs, with_features
 from classifier.networks.out_of_distribution import (
     OutOfDistributionScore,
-    SignedLogarithms,
     left_out_area_under_roc,
+    signed_logarithms,
     usual_threshold,
 )
 from classifier.runs.record import OodRecord
@@ -30,7 +30,7 @@ def calibrate(state) -> tuple[float, OodRecord, OutOfDistributionScore, np.ndarr
 
     network, sets, image_size = state.average, state.sets, state.settings.image_size
     if state.phase.is_head:
-        both, kind = keras.Model(network.input, (SignedLogarithms()(network.input), network.output)), "last"
+        both, kind = keras.Model(network.input, (signed_logarithms(network.input), network.output)), "last"
     else:
         both, kind = with_features(network, "maps"), "maps"
     outputs = compile_outputs(both)
@@ -55,14 +55,14 @@ def calibrate(state) -> tuple[float, OodRecord, OutOfDistributionScore, np.ndarr
     return temperature, recorded, ood, confusion_matrix(labels, logits.argmax(axis=1), labels=range(len(sets.classes)))
 
 
-def some_of_each(labels, most, rng):
+def some_of_each(labels: np.ndarray, most: int, rng: np.random.Generator) -> np.ndarray:
     """Positions of images with these labels, (n,), drawn at random: equally many of each, `most` in all, or one each."""
     order = rng.permutation(len(labels))
     members = [order[labels[order] == label] for label in np.unique(labels)]
     return np.concatenate([positions[: max(most // len(members), 1)] for positions in members])
 
 
-def fit_temperature(logits, labels):
+def fit_temperature(logits: np.ndarray, labels: np.ndarray) -> float:
     """The number by which logits, (n, classes), are divided so that their probabilities fit the labels, (n,).
 
     It changes the confidence, never the predicted class. The temperature with the least cross-entropy (Guo et al., "On
@@ -70,15 +70,14 @@ def fit_temperature(logits, labels):
     a prior: its logarithm is normal around 0 with σ = ½, which is from 0.6 to 1.6 most often. Hundreds of images outweigh
     the prior.
     """
+    from scipy.optimize import minimize_scalar  # slow to import
+
     rows = np.arange(len(labels))
-    temperatures = np.geomspace(0.1, 10, 461)  # each 1 % above the one before
 
-    def best_of(places):
-        losses = [-log_softmax(logits / temperatures[i])[rows, labels].sum() for i in places]
-        return places[np.argmin(losses + (np.log(temperatures[places]) / 0.5) ** 2 / 2)]
+    def loss(logarithm):
+        return (logarithm / 0.5) ** 2 / 2 - log_softmax(logits / math.exp(logarithm))[rows, labels].sum()
 
-    coarse = best_of(np.arange(0, 461, 20))  # the cross-entropy has one minimum: it is convex in 1 / temperature
-    return float(temperatures[best_of(np.arange(max(coarse - 20, 0), min(coarse + 21, 461)))])
+    return math.exp(minimize_scalar(loss, bounds=(math.log(0.1), math.log(10)), method="bounded").x)
 
 
 def _calibration_error_at(temperature, logits, labels):

@@ -6,8 +6,9 @@ import math
 import numpy as np
 
 from classifier.base.console import command, say, shell_path, show
+from classifier.base.cpu import unused_gpus
 from classifier.base.metrics import accuracy_interval
-from classifier.cluster.devices import devices, unused_gpus
+from classifier.cluster.devices import devices
 from classifier.networks import PRETRAINED_NETWORKS
 from classifier.runs.folder import Run
 from classifier.runs.settings import DEFAULTS

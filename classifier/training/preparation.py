@@ -13,7 +13,6 @@ from classifier.base import cpu
 from classifier.base.console import NO_DATA, UserError, say
 from classifier.base.files import csv_text
 from classifier.cluster import workers
-from classifier.cluster.devices import let_memory_grow
 from classifier.data import near_copies
 from classifier.data.near_copies import are_compared
 from classifier.networks.by_name import create_network, extract_features
@@ -26,12 +25,11 @@ from classifier.training.phases import FINE_TUNED
 
 
 def prepare(settings: Settings) -> None:
-    """Make the devices ready, before anything uses them, and compare the workers, if there are several.
+    """Compare the workers, if there are several, and look whether the settings fit the network.
 
     Raises UserError on every worker unless all have the same settings, versions of packages, and number of devices, and if
     --fine-tune names a layer that the network lacks.
     """
-    let_memory_grow()
     paths = ("data_dir", "validation_dir", "weights")  # may be others on each machine: what they hold is compared later
     packages = {name: version for name, version in versions().items() if name != "python"}
     devices = {"number of GPUs": len(tf.config.list_physical_devices("GPU")), "bfloat16": steps_in_bfloat16(settings)}
@@ -86,7 +84,7 @@ def resume_run(run: Run, settings: Settings, sets) -> None:
         raise UserError(f"the images in {settings.data_dir} are not those {run.path} began with", NO_DATA)
     differ = {name for name in ("epochs", "patience", *FINE_TUNING) if getattr(before, name) != getattr(settings, name)}
     if differ and not record.is_fine_tuned:  # no epoch of the earlier fine-tuning was finished
-        shutil.rmtree(run.path / "checkpoints" / FINE_TUNED, ignore_errors=True)
+        workers.of_chief(lambda: shutil.rmtree(run.path / "checkpoints" / FINE_TUNED, ignore_errors=True))
         if differ & {"epochs", "patience"}:  # the head may not be over
             run.update(head_epochs=None)
     run.update(settings=settings)

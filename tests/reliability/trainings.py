@@ -15,10 +15,10 @@ from classifier.base import console
 from classifier.base.console import FAILED, NO_DATA, PROJECT, UserError
 from experiments.draw_samples import draw
 from experiments.scripts import run_workers, start_workers
-from tests.comparing import Distance, difference, distance, write_random_weights
+from tests.comparing import SAME, difference, distance, write_random_weights
 from tests.reliability import faults
 
-__all__ = ["Distance", "difference", "distance", "run_workers", "start_workers"]
+__all__ = ["SAME", "difference", "distance", "run_workers", "start_workers"]
 SMALL = ("--image-size", 32, "--batch-size", 8)
 KINDS = {
     "cnn": (*SMALL, "--epochs", 3),

@@ -14,10 +14,9 @@ from pathlib import Path
 import numpy as np
 
 from classifier.base.console import DONE, FAILED, PROJECT
-from tests.comparing import SAME
 from tests.reliability import Result, count
 from tests.reliability.trainings import (
-    Distance,
+    SAME,
     Trainings,
     distance,
     end_of,
@@ -67,16 +66,6 @@ def alone(trainings, kind: str, seed: int = 0, instructions: str = "") -> Path:
     return output / "001"
 
 
-def distance_of(run: Path, expected: Path) -> Distance:
-    """The Distance in the last phase of both."""
-    return distance(run, expected, "fine_tuning" if (run / "checkpoints/fine_tuning").exists() else phase_of(run))
-
-
-def phase_of(run: Path) -> str:
-    """The first phase of a run: "training", or "head"."""
-    return "training" if (run / "checkpoints/training").exists() else "head"
-
-
 def compare_with_one(trainings, kind: str, number: int) -> Result:
     """Whether some workers train what one does.
 
@@ -89,9 +78,9 @@ def compare_with_one(trainings, kind: str, number: int) -> Result:
     for seed in SEEDS if kind == "resnet" else [0]:
         output = trainings.folder / f"{kind}, {number} workers, {seed}"
         run_workers([[TRAIN, *flags_of(trainings, kind, seed), "--output", output]] * number)
-        found.append(distance_of(output / "001", alone(trainings, kind, seed)))
+        found.append(distance(output / "001", alone(trainings, kind, seed)))
         if kind == "resnet":
-            rounded.append(distance_of(alone(trainings, kind, seed, "SSE41"), alone(trainings, kind, seed)))
+            rounded.append(distance(alone(trainings, kind, seed, "SSE41"), alone(trainings, kind, seed)))
     what, agree = f"{kind}, {number} workers against one: {found[0]}", found[0].is_rounding
     if rounded:
         of_all, of_rounded = (sorted(one.all_weights for one in several) for several in (found, rounded))
@@ -147,7 +136,7 @@ def problem_after(trainings, output: Path, processes: list, victim: int, signum:
         for one in map(finish, start_training(trainings, output, len(processes), *flags)):
             if one.returncode:
                 return f"resumed: {end_of(one)}"
-    found = distance_of(max(output.glob("0*")), alone(trainings, "cnn"))
+    found = distance(max(output.glob("0*")), alone(trainings, "cnn"))
     return None if found.is_rounding else str(found)
 
 

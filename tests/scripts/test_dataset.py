@@ -42,7 +42,7 @@ FOLDERS = {  # how a folder of images is changed, which one is trained on, and w
         "a b",
         "(Test, train, val): give one of them; to train, --data-dir 'a b/train' --validation-dir 'a b/val'",
     ),
-    "one image": (lambda: draw_images("images", 1, ["birds"]), "images", "class 'birds' in"),
+    "one image": (lambda: draw_images("images", 1, ["birds"]), "images", "class 'birds' has"),
     "none usable": (lambda: add("images", "birds/0.jpg"), "images", "no usable images"),
     "case": (lambda: shutil.copytree("images/cats", "images/Cats"), "images", "'Cats' and 'cats' differ only by case"),
     "top or leaf": (

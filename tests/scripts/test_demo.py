@@ -1,5 +1,6 @@
 """demo.py: the page and its API, and what a hostile visitor would try."""
 
+import contextlib
 import importlib.metadata
 import json
 import os
@@ -70,13 +71,12 @@ class Server:
         event, data = text.strip().split("\n")[-2:]
         return event.removeprefix("event: "), json.loads(data.removeprefix("data: "))
 
-    def answers(self, *files):
-        """The answers to (name, bytes), uploaded: {name: object}."""
-        status, paths = self.upload(*files)
-        assert status == 200, paths
-        event, data = self.predict(*json.loads(paths))
-        assert event == "complete", data
-        return {one["file"]: one for one in data[0]}
+    def answers(self, *paths, **options):
+        """What a program gets: the answers to files, {name: object}."""
+        gradio_client = importlib.import_module("gradio_client")
+        with contextlib.closing(gradio_client.Client(self.url, verbose=False, analytics_enabled=False, **options)) as client:
+            answers = client.predict([gradio_client.handle_file(path) for path in paths], api_name="/predict")
+        return {answer.pop("file"): answer for answer in answers}
 
     def end(self, signum):
         """End it by a signal; returns the exit code."""
@@ -97,29 +97,28 @@ def server(trained, tmp_path_factory):
     assert server.end(signal.SIGTERM) == 143
 
 
-def test_a_program_gets_the_answers_of_predict(server, trained, photo):
-    client = pytest.importorskip("gradio_client").Client(server.url, verbose=False, analytics_enabled=False)
-    Path("broken.jpg").write_bytes(photo.read_bytes()[:200])
-    Path("text.png").write_text("no image")
-    paths = [str(photo), "broken.jpg", "text.png"]
-    handle = importlib.import_module("gradio_client").handle_file
-    answers = client.predict([handle(path) for path in paths], api_name="/predict")
-    expected = predictions(trained, *paths, code=1)
-    assert [{"path": path} | answer for path, answer in zip(paths, answers, strict=True)] == [
-        {"file": Path(path).name} | expected[path] for path in paths
-    ]
-    client.close()
+def test_a_program_gets_the_answers_of_predict_and_the_same_sentences_for_bad_files(server, trained, photo):
+    files = {"empty.jpg": b"", "page.html": b"<script>alert(1)</script>", "renamed.jpg": encoded(".png")}
+    files |= {"bomb.png": bomb_png(), "broken.jpg": photo.read_bytes()[:200], "after.png": encoded(".png")}
+    for name, data in files.items():
+        Path(name).write_bytes(data)
+    expected = predictions(trained, photo, *files, code=1)
+    assert sum("error" in answer for answer in expected.values()) == 5
+    answers = server.answers(str(photo), *files)
+    assert answers == {Path(answer.pop("path")).name: answer for answer in expected.values()}
 
 
-OTHER_SITES = [
-    *({"Host": "evil.example"}, {"Host": "127.0.0.1"}),  # names that lead here: DNS rebinding
-    *(
-        {"Origin": "http://evil.example"},
-        {"Origin": "null"},
-        {"Origin": "http://127.0.0.1:1"},
-    ),  # the last is of this machine
-    {"Sec-Fetch-Site": "cross-site", "Sec-Fetch-Mode": "no-cors"},
-]
+def test_only_so_many_files_are_answered_at_once(server):
+    names = [f"{k}.png" for k in range(22)]
+    for k, name in enumerate(names):
+        Path(name).write_bytes(encoded(".png", np.full((9, 9, 3), k, np.uint8)))
+    errors = [answer.get("error") for answer in server.answers(*names).values()]
+    assert errors == [None] * 20 + ["one of too many: at most 20 at once"] * 2
+
+
+OTHER_SITES = [{"Host": "evil.example"}, {"Host": "127.0.0.1"}]  # names that lead here: DNS rebinding
+OTHER_SITES += [{"Origin": origin} for origin in ("http://evil.example", "null", "http://127.0.0.1:1")]  # another program
+OTHER_SITES += [{"Sec-Fetch-Site": "cross-site", "Sec-Fetch-Mode": "no-cors"}]
 
 
 @pytest.mark.parametrize("headers", OTHER_SITES, ids=str)
@@ -130,18 +129,18 @@ def test_another_sites_page_is_refused(server, headers):
         assert server.request(path, b"{}", headers)[0] in (403, 421)
 
 
-FILES = (  # after /gradio_api/file=
-    *(SECRET, "%2Fetc%2Fpasswd", "{folder}" + 12 * "/.." + SECRET, "{folder}" + 12 * "/..%2f" + SECRET),
-    *("{folder}" + 12 * "/%252e%252e" + SECRET, "{project}/README.md", "{run}/model.json", "model.json", "../x"),
-    *("file:///etc/passwd", "http://127.0.0.1:{port}/config", "https://example.com/", "{folder}"),
-)
-OTHERS = (
-    *(f"/file={SECRET}", f"/gradio_api/file/{SECRET}", "/gradio_api/proxy=http://127.0.0.1:{port}/config"),
-    *("/static" + 12 * "/.." + SECRET, "/assets" + 12 * "/..%2f" + SECRET, "/svelte" + 12 * "/%2e%2e" + SECRET),
-    *("/gradio_api/deep_link", "/monitoring", "/gradio_api/stream/a/b/c/playlist-file", "/gradio_api/runs"),
-    "/gradio_api/custom_component/a/b/c/d",
-)
-CALLS = ("run/predict", "api/predict", "component_server", "process_recording", "vibe-edit")  # that the page does not need
+UP = 12 * "/.."
+FILES = f"""
+{SECRET} %2Fetc%2Fpasswd {{folder}}{UP}{SECRET} {{folder}}{12 * "/..%2f"}{SECRET} {{folder}}{12 * "/%252e%252e"}{SECRET}
+{{project}}/README.md {{run}}/model.json model.json ../x {{folder}}
+file://{SECRET} http://127.0.0.1:{{port}}/config https://example.com/
+""".split()
+OTHERS = f"""
+/file={SECRET} /gradio_api/file/{SECRET} /gradio_api/proxy=http://127.0.0.1:{{port}}/config
+/static{UP}{SECRET} /assets{12 * "/..%2f"}{SECRET} /svelte{12 * "/%2e%2e"}{SECRET}
+/gradio_api/deep_link /monitoring /gradio_api/stream/a/b/c/playlist-file /gradio_api/runs
+/gradio_api/custom_component/a/b/c/d
+""".split()
 
 
 @pytest.mark.parametrize("path", [*(f"/gradio_api/file={path}" for path in FILES), *OTHERS])
@@ -152,7 +151,7 @@ def test_other_files_and_addresses_are_refused(server, trained, path):
     assert "root:" not in text
 
 
-@pytest.mark.parametrize("call", CALLS)
+@pytest.mark.parametrize("call", ["run/predict", "api/predict", "component_server", "process_recording", "vibe-edit"])
 def test_calls_that_the_page_does_not_need_are_refused(server, call):
     assert server.request(f"/gradio_api/{call}", b'{"data": [[]]}', {"Content-Type": "application/json"})[0] == 404
 
@@ -184,58 +183,30 @@ def test_an_upload_stays_in_its_folder(server, name):
     assert Path(path).read_bytes() == data
 
 
-def test_bad_files_get_a_sentence_and_the_others_an_answer(server):
-    files = {
-        "good.jpg": encoded(".jpg"),
-        "empty.jpg": b"",
-        "page.html": b"<script>alert(1)</script>",
-        "renamed.jpg": encoded(".png"),
-        "claims.png": bomb_png(),
-        "after.png": encoded(".png"),
-    }
-    errors = {name: answer.get("error") for name, answer in server.answers(*files.items()).items()}
-    assert errors.pop("claims.png").startswith("too large: more than")
-    assert errors == {
-        "good.jpg": None,
-        "empty.jpg": "empty file",
-        "page.html": "not an image of a known kind",
-        "renamed.jpg": "PNG data in a .jpg file",
-        "after.png": None,
-    }
-
-
-def test_only_so_many_files_are_answered_at_once(server):
-    files = [(f"{k}.png", encoded(".png", np.full((9, 9, 3), k, np.uint8))) for k in range(22)]
-    errors = [answer.get("error") for answer in server.answers(*files).values()]
-    assert errors == [None] * 20 + ["one of too many: at most 20 at once"] * 2
-
-
 @pytest.mark.parametrize(("width", "height"), [(1200, 800), (360, 740)])
 def test_a_visitor_sees_the_answers(server, trained, browser, photo, width, height):
     expected = predictions(trained, photo)[str(photo)]
     with open_page(browser, server.url, width, height) as page:
         assert "cnn, 32 px, validation accuracy" in page.inner_text("#run-line")
 
-        def drop(*files):
+        def drop(files):
             """Choose files of {name: bytes}; returns the texts of their answers."""
             page.get_by_text("Drop File Here").wait_for()
-            page.set_input_files(
-                "#photos input[type=file]",
-                [{"name": name, "mimeType": "image/jpeg", "buffer": data} for name, data in files],
-            )
-            page.locator("#answers").get_by_text(files[-1][0]).wait_for()
+            files = [{"name": name, "mimeType": "image/jpeg", "buffer": data} for name, data in files.items()]
+            page.set_input_files("#photos input[type=file]", files)
+            page.locator("#answers").get_by_text(files[-1]["name"]).wait_for()
             return page.locator("#answers article").all_inner_texts()
 
-        answer, broken = drop(("photo.jpg", photo.read_bytes()), ("broken.jpg", photo.read_bytes()[:200]))
+        answer, broken = drop({"photo.jpg": photo.read_bytes(), "broken.jpg": photo.read_bytes()[:200]})
         assert expected["class"] in answer
         assert f"{expected['probability']:.1%}" in answer
         assert "This file cannot be used: damaged, truncated or unsupported JPEG." in broken
         assert page.evaluate("[...document.querySelectorAll('#answers img')].map(image => image.naturalWidth)") == [320, 320]
         screenshot(page, f"demo-{width}")
         if width < 1000:
-            (bomb,) = drop(("bomb.png", encoded(".png", np.zeros((10_000, 10_000), np.uint8))))
-            assert "%" in bomb
-            (again,) = drop(("again.jpg", photo.read_bytes()))
+            (large,) = drop({"large.png": encoded(".png", np.zeros((10_000, 10_000), np.uint8))})
+            assert "%" in large
+            (again,) = drop({"again.jpg": photo.read_bytes()})
             assert expected["class"] in again
         page.locator("#examples button").first.click()
         page.locator("#answers").get_by_text("cat_001.jpg").wait_for()
@@ -267,11 +238,8 @@ def test_beyond_this_machine_it_needs_a_password(trained, tmp_path):
         assert server.request(path)[0] in (401, 403)
     assert server.upload(("a.png", encoded(".png")))[0] == 401
     assert server.request("/config", None, {"Origin": "http://evil.example"})[0] == 403
-    gradio_client = importlib.import_module("gradio_client")
-    client = gradio_client.Client(server.url, auth=("demo", password), verbose=False, analytics_enabled=False)
     Path("a.png").write_bytes(encoded(".png", DRAWING))
-    assert client.predict([gradio_client.handle_file("a.png")], api_name="/predict")[0]["file"] == "a.png"
-    client.close()
+    assert "class" in server.answers("a.png", auth=("demo", password))["a.png"]
     assert server.end(signal.SIGINT) == 130
 
 

@@ -9,11 +9,11 @@ import pytest
 from conftest import DRAWING, encoded, error_of, predictions, run, save, train
 from run_folders import change_metadata
 
+from classifier import Classifier
 from classifier.data.images import fit_square
 from classifier.networks.by_name import create_network
 from classifier.pages.explanations import Explainer, in_shape, overlay
 from classifier.pages.feature_maps import apply_kernel
-from classifier.predicting.classifier import Classifier
 
 SIZE, SIDE = 48, 14
 

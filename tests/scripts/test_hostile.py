@@ -35,9 +35,6 @@ def problem_with(run_folder, photo, *flags, memory=1 << 30):
     return error_of(refused)
 
 
-# --- the run record -------------------------------------------------------------------------------------------------------
-
-
 HOSTILE_RECORDS = {  # changes of model.json, and what is said
     "image size": ({"settings": {"image_size": 2048}}, "none is large enough"),  # 2 GB of weights
     "classes": ({"classes": [str(number) for number in range(1_000_000)]}, "none is large enough"),
@@ -98,9 +95,6 @@ def test_links_out_of_a_run_folder_and_what_is_no_file_are_refused(run_folder, p
     run("predict", "--model", run_folder, photo)
 
 
-# --- checkpoints ------------------------------------------------------------------------------------------------------
-
-
 def test_tensors_that_are_other_missing_too_many_not_numbers_or_claim_too_much(run_folder, photo):
     prefix = str(newest_checkpoint(run_folder, "selected"))
     reader = tf.train.load_checkpoint(prefix)
@@ -133,9 +127,6 @@ def test_tensors_that_are_other_missing_too_many_not_numbers_or_claim_too_much(r
     assert "infinite or NaN" in problem_with(run_folder, photo)
     write(others=np.zeros(10, np.float32))
     run("predict", "--model", run_folder, photo)  # and nothing else is read
-
-
-# --- LiteRT files -----------------------------------------------------------------------------------------------------
 
 
 def with_litert(run_folder, data):
@@ -189,9 +180,6 @@ def test_litert_files_that_are_not_of_our_kind(run_folder, photo):
     assert "too much memory" in problem_with(run_folder, photo, memory=100 << 20)
     with_litert(run_folder, b"no flatbuffer")
     assert "cannot be used" in problem_with(run_folder, photo)
-
-
-# --- weights ----------------------------------------------------------------------------------------------------------
 
 
 def refusal(images, weights):
@@ -266,9 +254,6 @@ def test_weights_that_claim_terabytes_are_refused(images, weights):
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     assert "does not fit" in refusal(images, "claims.weights.h5")
     assert (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) * 1024 < 1 << 30
-
-
-# --- names ------------------------------------------------------------------------------------------------------------
 
 
 def test_names_cannot_steer_a_terminal_or_a_spreadsheet(images, photo):

@@ -9,7 +9,7 @@ import tensorflow as tf
 from conftest import draw_images, error_of, predictions, run, train
 from run_folders import assert_runtimes_agree, assert_same_run, change_metadata, history_of, metadata_of, newest_checkpoint
 
-FINE_TUNING = ("--fine-tune", "auto", "--fine-tune-lr", 1e-4, "--fine-tune-epochs", 2)
+FINE_TUNING = ("--fine-tune", "auto", "--fine-tune-lr", 2e-4, "--fine-tune-epochs", 2)
 RESUME = ("train", "--resume", "--output", "runs")
 
 
@@ -40,7 +40,7 @@ def test_a_head_stops_early_and_says_what_it_found(pretrained):
     assert head == metadata_of(pretrained)["head_epochs"] < 60
     assert losses[-2] == min(losses)
     stdout, stderr = ((pretrained.parent / name).read_text() for name in ("stdout.txt", "stderr.txt"))
-    shown = [int(re.match(r"epoch (\d+)/60", line)[1]) for line in stdout.splitlines() if line.startswith("epoch")]
+    shown = [int(re.match(r"epoch +(\d+)/60", line)[1]) for line in stdout.splitlines() if line.startswith("epoch")]
     assert shown == [*range(10, head, 10), head]  # of a head, every tenth and the last
     assert f"selected: epoch {head - 1}," in stdout
     assert "unknown: expect it for many photographs of other things" in stdout
@@ -65,7 +65,7 @@ def test_fine_tuning_later_is_the_same_as_in_one_command(pretrained, fine_tuned,
     finished = run(*resume, *FINE_TUNING)
     assert f"epoch {head + 2}/{head + 2}" in finished.stdout
     settings = metadata_of("runs/001")["settings"]
-    assert (settings["fine_tune"], settings["fine_tune_epochs"], settings["fine_tune_lr"]) == ("conv_dw_12", 2, 1e-4)
+    assert (settings["fine_tune"], settings["fine_tune_epochs"], settings["fine_tune_lr"]) == ("conv_dw_12", 2, 2e-4)
     assert_same_run("runs/001", fine_tuned, ("head", "fine_tuning"))
     assert "began with fine-tune conv_dw_12" in error_of(run(*resume, "--fine-tune", "9", code=2))
     shutil.rmtree("runs/001/checkpoints/fine_tuning")  # a phase that lost its checkpoints is not trained again
@@ -73,12 +73,10 @@ def test_fine_tuning_later_is_the_same_as_in_one_command(pretrained, fine_tuned,
 
 
 def test_batch_normalization_keeps_its_statistics_in_fine_tuning_and_learns_them_from_nothing(images, fine_tuned):
-    kept = [variance for variance in variances_of(fine_tuned) if (variance == 1).all()]
-    assert len(kept) == 27  # all but that of the head
+    assert sum((variance == 1).all() for variance in variances_of(fine_tuned)) == 27  # all but that of the head
     train(images, "--network", "mobilenet", "--weights", "none", "--epochs", 1)
-    learnt = [abs(variance - 1).mean() for variance in variances_of("runs/001")]
-    assert len(learnt) == 27
-    assert min(learnt) > 0.1  # after 3 steps, which Keras' own would count as 0.3 %
+    learnt = [abs(variance - 1).mean() > 0.1 for variance in variances_of("runs/001")]  # Keras' own would be at 0.003
+    assert sum(learnt) == 27  # after 3 steps
 
 
 def test_litert_predicts_as_tensorflow(pretrained, fine_tuned, photo):

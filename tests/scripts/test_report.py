@@ -1,6 +1,7 @@
 """What a training shows while it runs, and the report of a run, as a browser shows it."""
 
 import json
+import os
 import re
 import shutil
 from pathlib import Path
@@ -37,11 +38,16 @@ def test_curves_and_the_first_augmented_batch_are_drawn(trained, images):
 
 def test_tensorboard_has_what_the_run_folder_has_even_if_curves_cannot_be_drawn(run_folder, images, monkeypatch):
     accumulator = pytest.importorskip("tensorboard.backend.event_processing.event_accumulator")
-    (run_folder / "curves.png").unlink()
-    (run_folder / "curves.png").mkdir()
+
+    def no_space(*_, **options):
+        raise OSError(28, os.strerror(28))
+
     resume = ("train", "--resume", run_folder, "--data-dir", images)
-    finished = run(*resume, "--epochs", 4, "--tensorboard")
+    with monkeypatch.context() as fault:
+        fault.setattr("matplotlib.figure.Figure.savefig", no_space)
+        finished = run(*resume, "--epochs", 4, "--tensorboard")
     assert finished.stderr.count("warning: cannot write") == 1
+    assert "No space left" in finished.stderr
     assert metadata_of(run_folder)["finished"]
     rows = rows_of(run_folder / "history.csv")
     events = {}

@@ -1,15 +1,13 @@
-"""Runs that are stopped, resumed, or damaged. For SIGKILL, power cuts, failing disks and random damage see reliability/."""
+"""Runs that are stopped, resumed, or damaged. Signals and kills at any moment, power cuts, bad disks: see reliability/."""
 
 import os
 import re
 import shutil
 import signal
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
-from conftest import PROJECT, error_of, run, train
+from conftest import error_of, run, train
 from run_folders import assert_same_run, change_metadata, history_of, metadata_of, newest_checkpoint
 
 from classifier.base import cpu
@@ -34,7 +32,6 @@ def test_stopped_in_the_middle_of_an_epoch_and_resumed_it_is_the_same_run(images
     assert stopped.stderr.rstrip().endswith("train.py --resume runs/001")
     assert "in epoch 1, after 2 of 3 steps" in stopped.stderr
     finished = run("train", "--resume", "--output", "runs", "--save-minutes", 5)
-    assert "resumed" in finished.stderr
     assert "do not expect" not in finished.stderr
     assert_same_run("runs/001", trained)
 
@@ -54,45 +51,6 @@ def test_while_the_last_epoch_is_saved_another_training_is_refused_and_a_signal_
     assert "no finished run" in error_of(run("predict", "--model", "runs", images, code=3))
     run("train", "--resume", "--output", "runs")
     assert_same_run("runs/001", trained)
-
-
-SIGNAL_AT_IMPORT = """
-import contextlib, os, signal, sys
-class Finder:
-    def find_spec(name, *_):
-        if name == "tensorflow":
-            with contextlib.suppress(SystemExit):
-                os.kill(os.getpid(), signal.SIGTERM)
-sys.meta_path.insert(0, Finder)
-"""
-
-
-def test_a_signal_that_an_import_swallows_is_heard_at_the_first_step(images):
-    Path("sitecustomize.py").write_text(SIGNAL_AT_IMPORT)  # Python imports it when it starts
-    stopped = train(images, code=143, env=os.environ | {"PYTHONPATH": "."})
-    assert "after 1 of 3 steps" in stopped.stderr
-
-
-SIGNAL_WHERE_NOTHING_CAN_BE_RAISED = """
-import os, signal, sys
-sys.path.insert(0, sys.argv[1])
-from classifier.base import console
-class Collected:
-    def __del__(self):
-        os.kill(os.getpid(), signal.SIGINT)
-        os.getpid()  # Python raises it here
-def main(argv=None):
-    Collected()
-    return console.StopRequest.signum - signal.SIGINT
-console.run(main)
-"""
-
-
-def test_a_signal_where_nothing_can_be_raised_shows_no_traceback():
-    """While an object is collected, Python reports what is raised, and goes on."""
-    command = [sys.executable, "-c", SIGNAL_WHERE_NOTHING_CAN_BE_RAISED, PROJECT]
-    finished = subprocess.run(command, capture_output=True, text=True)
-    assert (finished.returncode, finished.stderr) == (0, "")
 
 
 def test_a_finished_run_goes_on_elsewhere_with_images_that_moved(run_folder, trained, images):

@@ -11,8 +11,6 @@ import numpy as np
 import pytest
 from conftest import DRAWING, draw_images, save
 
-from classifier.base import cpu
-from classifier.base import prefetch as parallel
 from classifier.base.console import UserError
 from classifier.base.files import digest_of
 from classifier.data import splitting
@@ -64,23 +62,23 @@ def test_the_first_of_each_class_in_natural_order_which_is_total(images, tmp_pat
 GOLDEN = ("golden_retriever_1.jpg", "golden_retriever_12.jpg")
 
 
-@pytest.mark.parametrize(
-    "names",
-    [
-        (*GOLDEN, "cat_1.png", "other.jpg"),
-        ("IMG_1.jpg", "DSC_2.jpg"),
-        ("IMG_20210304_1.jpg", "cat_1.jpg"),
-        GOLDEN,
-        ("1_1.jpg", "2_1.jpg"),
-        ("cat_1_1.jpg", "dog_1_1.jpg"),
-        ("photo_1.jpg", "cat_2.jpg"),
-    ],
+UNCLEAR = (
+    (*GOLDEN, "cat_1.png", "other.jpg"),
+    ("IMG_1.jpg", "DSC_2.jpg"),
+    ("IMG_20210304_1.jpg", "cat_1.jpg"),
+    GOLDEN,
+    ("1_1.jpg", "2_1.jpg"),
+    ("cat_1_1.jpg", "dog_1_1.jpg"),
+    ("photo_1.jpg", "cat_2.jpg"),
 )
-def test_flat_names_with_a_number_are_classes_only_where_they_are_clear(names):
-    for name in names:
-        save(Path("unclear", name))
-    with pytest.raises(UserError, match="have no class"):
-        find_images("unclear")
+
+
+def test_flat_names_with_a_number_are_classes_only_where_they_are_clear():
+    for number, names in enumerate(UNCLEAR):
+        for name in names:
+            save(Path(f"unclear {number}", name))
+        with pytest.raises(UserError, match="have no class"):
+            find_images(f"unclear {number}")
     for name in (*GOLDEN, "cat_1.png", "cat_2.png"):
         save(Path("clear", name))
     assert classes_in("clear") == {"cat": 2, "golden_retriever": 2}
@@ -123,7 +121,7 @@ def test_copies_of_an_image_stay_on_one_side(images):
     assert not set.intersection(*originals)
     for name in ("first.jpg", "second.jpg"):
         save(images / "birds" / name)
-    with pytest.raises(UserError, match="'birds' in .* has only copies of one image"):
+    with pytest.raises(UserError, match="'birds' has only copies of one image in "):
         read_sets(images)
 
 
@@ -148,10 +146,6 @@ def test_groups_stay_on_one_side_whatever_is_added():
     more, fewer = sides_of(len(names)), sides_of(len(names) - 40)
     assert sides_of(len(names)) == more
     assert len(more[0] & fewer[1]) + len(more[1] & fewer[0]) <= 6, "only groups next to the border may change sides"
-    one_each = {name: members[:20] for name, members in classes.items()}
-    training, validation, groups = splitting.split_groups(one_each, digests, 0.2)
-    plain = [splitting.split(members, digests, 0.2) for members in one_each.values()]
-    assert (training, validation, groups) == (plain[0][0] + plain[1][0], plain[0][1] + plain[1][1], 40)
 
 
 def test_near_copies_stay_on_one_side_and_with_the_groups_of_their_paths(images):
@@ -244,18 +238,8 @@ def test_batches_depend_on_seed_and_epoch_alone(images):
     assert labels(seed=2, epoch=0) != first
     assert labels(seed=1, epoch=0, first=2) == first[2:]  # resumed in the middle
     assert sum(labels(), []) == data_set.labels.tolist()
-
-
-def test_what_is_read_ahead_is_bounded_on_many_cores(images, monkeypatch):
-    data_set = read_sets(images).train
-    monkeypatch.setattr(cpu, "cores", lambda: 64)
-    for budget, most in ((3 * 16**2 * 2 * 5, 5), (1, 2)):
-        monkeypatch.setattr(parallel, "PREFETCHED_BYTES", budget)
-        seen = []
-        batches = data_set.batches(2, seed=0, augment=lambda image, rng, seen=seen: seen.append(rng) or image)
-        next(batches)
-        batches.close()  # waits for what has begun
-        assert 1 <= len(seen) / 2 <= most + 1  # one takes the place of what was read
+    named = [path.parent.name for path in data_set.paths_of_batch(2, 6, seed=1, epoch=0)]  # if its loss is not finite
+    assert [["cats", "dogs"].index(name) for name in named] == first[2]
 
 
 def test_images_are_decoded_once_and_again_if_they_changed_or_could_not_be_opened(images, monkeypatch):

@@ -4,11 +4,10 @@ import json
 
 import cv2
 import numpy as np
-from conftest import REAL_DATA, draw_images, needs_real_data, run, save
+from conftest import draw_images, run, save
 
-from classifier.data import duplicates
-from classifier.data.duplicates import grey_images, group_near_copies
-from classifier.data.images import load_image
+from classifier.data import near_copies
+from classifier.data.near_copies import grey_images, group_near_copies
 from experiments.draw_samples import draw
 
 
@@ -20,8 +19,8 @@ def test_views_are_found_by_features_and_groups_depend_on_copies_alone():
         return cv2.resize(part[:, ::-1] if k % 2 else part, (120, 120))
 
     rng = np.random.default_rng(3)
-    drawings = [cv2.resize(draw(kind, rng), (120, 120), interpolation=cv2.INTER_AREA) for kind in ("cat", "dog") * 6]
-    images = drawings + [view(drawings[k], k) for k in range(4)]
+    images = [cv2.resize(draw(kind, rng), (120, 120), interpolation=cv2.INTER_AREA) for kind in ("cat", "dog") * 6]
+    images += [view(images[k], k) for k in range(4)]
     greys = grey_images(images.__getitem__, len(images))
     features = np.eye(12, dtype=np.float32)[[*range(12), *range(4)]]
     groups = group_near_copies(greys, features)
@@ -34,20 +33,10 @@ def test_views_are_found_by_features_and_groups_depend_on_copies_alone():
 def test_among_too_many_images_only_exact_copies_are_found(monkeypatch):
     """Nothing is kept of each image that would fill the memory."""
     drawings = draw_images("images", size=120)
-    monkeypatch.setattr(duplicates, "MOST_IMAGES", 20)
+    monkeypatch.setattr(near_copies, "MOST_IMAGES", 20)
     (drawings / "dogs/copy.jpg").write_bytes((drawings / "dogs/dogs_3.jpg").read_bytes())
     save(drawings / "dogs/near.jpg", cv2.imread(str(drawings / "cats/cats_5.jpg"))[:, ::-1])
     looked = run("dataset", drawings, "--format", "json")
     assert "near-copies are not looked for" in looked.stderr
     findings = json.loads(looked.stdout)
     assert [len(findings[name]) for name in ("two_classes", "leaks", "exact_copies", "near_copies")] == [0, 0, 1, 0]
-
-
-@needs_real_data
-def test_other_photographs_are_not_joined():
-    paths = [REAL_DATA / f"kaggle/train/{kind}.{k}.jpg" for kind in ("cat", "dog") for k in range(150)]
-    tiles = sorted((REAL_DATA / "tiles/train/Free").glob("exp1_*"))  # of exposure 1: each of another tile
-    for images in (paths, tiles[:100]):
-        groups = group_near_copies(grey_images(lambda i, images=images: load_image(images[i], 128), len(images)))
-        joined = [(images[i].name, images[group].name) for i, group in enumerate(groups) if i != group]
-        assert joined == []

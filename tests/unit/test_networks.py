@@ -5,8 +5,9 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
+from classifier.networks.layers import BatchNormalization
 from classifier.training.optimizer import AdamW
-from model import BatchNormalization, create_cnn
+from model import create_cnn
 
 
 def plain_network(image_size, num_classes):

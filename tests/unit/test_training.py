@@ -7,6 +7,7 @@ from conftest import DRAWING
 from classifier.base import cpu
 from classifier.base.metrics import calibration_error, chance_error, log_softmax
 from classifier.data.augmentation import augment, random_places
+from classifier.data.images import inference_batch_size
 from classifier.networks.out_of_distribution import OutOfDistributionScore, left_out_area_under_roc, usual_threshold
 from classifier.runs.settings import Settings
 from classifier.training.batches import class_weights, size_in_epoch
@@ -39,6 +40,13 @@ def test_training_images_grow_and_never_shrink():
     sizes = lambda **flags: [size_in_epoch(Settings(epochs=8, **flags), epoch) for epoch in range(8)]  # noqa: E731
     assert sizes(start_size=64, image_size=128) == [64, 72, 80, 96, 104, 112, 128, 128]
     assert sizes(start_size=64, image_size=50) == sizes(start_size=None, image_size=50) == [50] * 8
+
+
+def test_predicting_takes_no_more_memory_the_larger_the_images_are():
+    """As training with --batch-size 1 does, at 512 px and more; the feature maps of fifty images would be a gigabyte."""
+    pixels = [inference_batch_size(size) * size**2 for size in (64, 128, 256, 512, 2048)]
+    assert max(pixels[:-1]) == 64 * 128**2
+    assert inference_batch_size(2048) == 1
 
 
 def test_class_weights_are_balanced_or_half_way_or_none():
@@ -107,16 +115,17 @@ def test_every_class_is_among_the_images_that_the_ood_score_is_fitted_to():
     assert len(some_of_each(np.arange(5000), 3000, np.random.default_rng(0))) == 5000
 
 
-@pytest.mark.parametrize(
-    ("flags", "widest", "as_installed", "bfloat16"),
-    [
-        ("sse4_1 avx avx2", "AVX2", False, False),
-        ("sse4_1 avx avx2 avx_vnni", "AVX2_VNNI", True, False),
-        ("sse4_1 avx avx2 avx512f avx512dq", "AVX512_CORE", False, False),
-        ("sse4_1 avx avx2 avx512f avx512dq avx512_vnni", "AVX512_CORE_VNNI", True, False),
-        ("sse4_1 avx avx2 avx512f avx512dq avx512_vnni avx512_bf16", "AVX512_CORE_BF16", True, True),
-    ],
-)
+AVX512 = "sse4_1 avx avx2 avx512f avx512dq"
+CPUS = [  # flags in /proc/cpuinfo, the widest instructions, whether TensorFlow would use oneDNN by itself, bfloat16
+    ("sse4_1 avx avx2", "AVX2", False, False),
+    ("sse4_1 avx avx2 avx_vnni", "AVX2_VNNI", True, False),
+    (AVX512, "AVX512_CORE", False, False),
+    (f"{AVX512} avx512_vnni", "AVX512_CORE_VNNI", True, False),
+    (f"{AVX512} avx512_vnni avx512_bf16", "AVX512_CORE_BF16", True, True),
+]
+
+
+@pytest.mark.parametrize(("flags", "widest", "as_installed", "bfloat16"), CPUS)
 def test_what_a_cpu_tells_of_itself(tmp_path, monkeypatch, flags, widest, as_installed, bfloat16):
     monkeypatch.delenv("ONEDNN_MAX_CPU_ISA", raising=False)
     monkeypatch.setenv("TF_ENABLE_ONEDNN_OPTS", "1")
