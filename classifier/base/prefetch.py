@@ -3,7 +3,7 @@
 import collections
 import concurrent.futures
 import itertools
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 from classifier.base import cpu
@@ -30,7 +30,7 @@ def prefetch(function: Callable, items: Iterable, result_bytes: int) -> Iterator
         pool.shutdown(cancel_futures=True)
 
 
-def in_chunks(items: Sequence, size: int) -> Iterator[Any]:
+def in_chunks(items: Any, size: int) -> Iterator[Any]:
     """Yield the items, a sequence, `size` at a time; the last chunk may be smaller."""
     for start in range(0, len(items), size):
         yield items[start : start + size]
