@@ -117,6 +117,8 @@ def train_phase(run, phase, sets):
     saver, watcher, train_step = Saver(state), Watcher(run, sets), make_train_step(state)
     if phase.unfrozen and not run.checkpoints(phase.name):
         saver.save()  # its first epoch may overwrite the selected weights, with which it begins
+    if state.epoch != run.record.epochs:  # it was killed between the checkpoint and the record
+        saver.record_epochs()
     say_phase(state)
     watcher.begin_phase(state)
     with enough_memory(), saver.listening():

@@ -227,6 +227,12 @@ def pretrained(train_once, weights):
 
 
 @pytest.fixture
+def no_litert(monkeypatch):
+    """Train without the conversion for LiteRT, which is half of a small training; the shared runs have it."""
+    monkeypatch.setattr("classifier.export.converters.export_for_prediction", lambda *_: None)
+
+
+@pytest.fixture
 def run_folder(trained, in_tmp_path):
     """A copy of the trained run to change, runs/001."""
     return Path(shutil.copytree(trained, "runs/001"))

@@ -70,8 +70,13 @@ class Saver:
             save(state.weights_checkpoint, self._folder / "selected", row["epoch"])
         state.begin_epoch()
         self.save()
-        self._run.update(epochs=state.epoch, selected=selected, history_digest=history.digest())
+        self.record_epochs()
         return is_selected
+
+    def record_epochs(self) -> None:
+        """Record the epochs that are done: also what a process that was killed while it saved could not record."""
+        history = self._state.history
+        self._run.update(epochs=self._state.epoch, selected=history.selected(), history_digest=history.digest())
 
     @contextlib.contextmanager
     def finite(self):

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 from conftest import error_of, run, train
-from run_folders import assert_same_run, change_metadata, history_of, metadata_of, newest_checkpoint
+from run_folders import assert_same_run, change_metadata, damage, history_of, metadata_of, newest_checkpoint
 
 from classifier.base import cpu
 
@@ -51,6 +51,21 @@ def test_while_the_last_epoch_is_saved_another_training_is_refused_and_a_signal_
     assert "no finished run" in error_of(run("predict", "--model", "runs", images, code=3))
     run("train", "--resume", "--output", "runs")
     assert_same_run("runs/001", trained)
+
+
+def test_killed_between_its_last_checkpoint_and_the_record_it_ends_alike(run_folder, trained):
+    record = metadata_of(run_folder)
+    change_metadata(run_folder, epochs=1, finished=False, selected=None, history_digest=None, temperature=None, ood=None)
+    assert "epoch" not in run("train", "--resume", "--output", "runs").stdout.split("selected:")[0]
+    assert metadata_of(run_folder) == record
+
+
+def test_it_goes_back_to_a_sound_checkpoint(run_folder, trained):
+    damage(newest_checkpoint(run_folder).with_suffix(".data-00000-of-00001"))
+    resumed = run("train", "--resume", "--output", "runs")
+    assert "is damaged" in resumed.stderr
+    assert "epoch 2/2" in resumed.stdout  # it is done again
+    assert_same_run(run_folder, trained)
 
 
 def test_a_finished_run_goes_on_elsewhere_with_images_that_moved(run_folder, trained, images):

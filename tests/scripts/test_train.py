@@ -16,7 +16,6 @@ from conftest import error_of, run, save, train
 from run_folders import assert_same_run, history_of, metadata_of
 
 from classifier.base import cpu
-from classifier.cluster import devices
 from classifier.runs.folder import Run
 from classifier.runs.history import History
 from classifier.training import optimizer
@@ -47,6 +46,7 @@ def test_a_run_from_beginning_to_end(images, trained, tmp_path):
     assert "%" in predicted.stdout
 
 
+@pytest.mark.usefixtures("no_litert")
 def test_patience_stops_early_and_zero_never_does(images):
     stopped = train(images, "--lr", 1e-9, "--patience", 2, "--epochs", 12, "--no-augment", "--dropout", 0)
     assert stopped.stdout.count("images/s") == 3
@@ -81,6 +81,7 @@ def test_of_epochs_that_differ_by_chance_the_last_is_selected_and_fine_tuning_mu
     assert selected(*head, (0.89, 0.28), (0.9, 0.31), head_epochs=2) == 3
 
 
+@pytest.mark.usefixtures("no_litert")
 def test_a_batch_larger_than_the_data_is_shrunk_and_that_is_said_once(images):
     finished = train(images, "--batch-size", 1000, "--no-augment", "--dropout", 0)
     assert finished.stderr.count("batch") == 1
@@ -116,6 +117,7 @@ def test_with_room_for_some_images_in_the_cache_and_without_locks_training_is_th
     assert_same_run("runs/001", trained)
 
 
+@pytest.mark.usefixtures("no_litert")
 def test_a_loss_that_explodes_names_the_step_its_images_and_the_last_good_checkpoint(images, run_folder, tmp_path):
     first = train(images, "--lr", 1e30, "--epochs", 20, "--output", "others", code=1)
     step = "loss became infinite or NaN in epoch 1, step [123] of 3: start a new training, with a lower --lr"
@@ -137,19 +139,20 @@ def test_a_loss_that_explodes_names_the_step_its_images_and_the_last_good_checkp
     assert all(math.isfinite(float(row["val_loss"])) for row in history_of("runs/001"))
 
 
+@pytest.mark.usefixtures("no_litert")
 def test_what_is_said_of_the_images_of_many_classes_and_of_a_gpu_that_is_not_used(tmp_path, monkeypatch, trained):
     for number in range(202):
         save(Path("black", f"class {number // 2}", f"{number}.png"), np.zeros((20 + number, 40, 3), np.uint8))
     (tmp_path / "gpus/0").mkdir(parents=True)
     (tmp_path / "gpus/0/information").write_text("Model: \t\t NVIDIA A100\nIRQ:   \t\t 33\n")
-    monkeypatch.setattr(devices, "NVIDIA_GPUS", tmp_path / "gpus")
+    monkeypatch.setattr(cpu, "NVIDIA_GPUS", tmp_path / "gpus")
     said = train("black", "--epochs", 1).stderr
     assert "warning: all 202 images show nothing but one colour, such as black/" in said
     assert "images     101 + 101 of 101 classes, the fewest of class 0: 1 + 1 (training + validation)" in said
     assert "device     NVIDIA A100 not used: " in said
     assert re.search("the network predicts 'class .*' for every validation image", said)
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
-    assert devices.unused_gpus() == []
+    assert cpu.unused_gpus() == []
     said = (trained.parent / "stderr.txt").read_text()
     assert re.search("no better than always predicting|for every validation image", said)
 
@@ -188,6 +191,7 @@ def test_steps_are_in_bfloat16_where_the_device_has_it_and_predictions_never(tra
     assert 1e-6 < np.abs(losses[2] - losses[1]).max() < 0.02
 
 
+@pytest.mark.usefixtures("no_litert")
 def test_minutes_choose_the_epochs_once(images):
     run("train", "--data-dir", images, "--output", "runs", "--image-size", 32, "--minutes", 0.02)
     epochs = len(history_of("runs/001"))
