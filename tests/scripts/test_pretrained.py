@@ -72,6 +72,7 @@ def test_a_head_is_fine_tuned_later(pretrained, fine_tuned, images, photo):
     assert "are gone" in error_of(run(*resume, code=3))
 
 
+@pytest.mark.usefixtures("no_litert")
 def test_batch_normalization_keeps_its_statistics_in_fine_tuning_and_learns_them_from_nothing(images, fine_tuned):
     assert sum((variance == 1).all() for variance in variances_of(fine_tuned)) == 27  # all but that of the head
     train(images, "--network", "mobilenet", "--weights", "none", "--epochs", 1)
