@@ -16,7 +16,7 @@ CONFLICTS = {  # flags that do not go together
 }
 
 
-def parse_arguments(argv):
+def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
     """The command line as a namespace. Raises UserError where flags do not go together, or a folder is missing."""
     parser = argparse.ArgumentParser(
         description="Score a trained network on a folder of labelled images: class folders, or names like cat.1.jpg.",
@@ -64,7 +64,7 @@ def parse_arguments(argv):
     return arguments
 
 
-def main(argv=None):
+def main(argv: list[str] | None = None) -> int:
     """Evaluate, print, and return the exit code."""
     arguments = parse_arguments(argv)
     suspects = show_suspects(arguments) if arguments.suspects else None
@@ -95,7 +95,7 @@ def main(argv=None):
     return DONE
 
 
-def load(arguments):
+def load(arguments: argparse.Namespace):
     """(name, run, predictor, image_size, fit, labelled images) as the command line says; without a run for --zero-shot."""
     from classifier.data.finding import find_images
 
@@ -114,7 +114,7 @@ def load(arguments):
     return str(run.path), run, load_predictor(run), run.record.image_size, run.record.fit, found
 
 
-def show_suspects(arguments):
+def show_suspects(arguments: argparse.Namespace):
     """Rank the labels by how likely they are to be wrong, print them and write both files; returns the Suspects."""
     from classifier.data.finding import find_images, only_one_class
     from classifier.data.splitting import refuse_small_classes
@@ -148,7 +148,7 @@ def show_suspects(arguments):
     return suspects
 
 
-def table_of(result):
+def table_of(result: dict) -> str:
     """The result for people: recall and precision of each class, which classes are confused, then the totals."""
     from classifier.predicting.evaluation import MOST_COLUMNS, confusions
 

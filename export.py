@@ -10,7 +10,7 @@ from classifier.export import EXPORTS, missing_packages
 from classifier.runs.folder import find_run
 
 
-def parse_arguments(argv):
+def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
     """The command line as a namespace."""
     parser = argparse.ArgumentParser(
         description="Export a trained network into its run folder, checked against the original on real images. "
@@ -29,7 +29,7 @@ def parse_arguments(argv):
     return parser.parse_args(argv)
 
 
-def main(argv=None):
+def main(argv: list[str] | None = None) -> int:
     """Export one format, check it and keep it; returns the exit code."""
     arguments = parse_arguments(argv)
     if arguments.output and arguments.format != "html":
@@ -44,7 +44,8 @@ def main(argv=None):
     from classifier.export.converters import export
 
     with locked(run.path):  # or a training could write the record meanwhile
-        export(run, arguments.format, *labelled_images(run, arguments.data_dir), arguments.output)
+        paths, labels = labelled_images(run, arguments.data_dir)
+        export(run, arguments.format, paths, labels, arguments.output)
     return DONE
 
 

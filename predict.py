@@ -8,6 +8,7 @@ import csv
 import json
 import re
 import sys
+from collections.abc import Iterable
 from pathlib import Path
 
 from classifier.base import console
@@ -16,7 +17,7 @@ from classifier.base.console import DONE, FAILED, PROJECT, USAGE, UserError, num
 # What imports NumPy is imported inside the functions that use it: --help and a wrong flag answer at once.
 
 
-def main(argv=None):
+def main(argv: list[str] | None = None) -> int:
     """Predict, print, and return the exit code."""
     arguments = parse_arguments(argv)
     if arguments.shard and arguments.submission:
@@ -31,9 +32,8 @@ def main(argv=None):
         paths = outside(paths, arguments.copy_to)
     part, parts = arguments.shard or (1, 1)
     paths = paths[len(paths) * (part - 1) // parts : len(paths) * part // parts]
-
     classifier = Classifier(arguments.model, arguments.runtime)
-    answers = classifier.predict(paths, arguments.tta, arguments.min_confidence or 0.0)
+    answers: Iterable = classifier.predict(paths, arguments.tta, arguments.min_confidence or 0.0)
     if arguments.copy_to:
         answers = sorting(answers, arguments.copy_to, classifier.classes, arguments.min_confidence)
     if arguments.submission:
@@ -52,7 +52,7 @@ def main(argv=None):
     return FAILED if failed else DONE
 
 
-def print_text(answers, classes, top):
+def print_text(answers, classes: list[str], top: int) -> int:
     """A line for each image, the most likely classes first: `photo.jpg: dog 97.3%, cat 2.7%`. Returns how many failed."""
     failed = 0
     for answer in answers:
@@ -65,7 +65,7 @@ def print_text(answers, classes, top):
     return failed
 
 
-def print_csv(answers, classes, header):
+def print_csv(answers, classes: list[str], header: bool) -> int:
     """A row for each image that could be read: path,class,probability, a column for each class. Returns how many failed."""
     from classifier.base.files import without_formulas
 
@@ -83,14 +83,14 @@ def print_csv(answers, classes, header):
     return failed
 
 
-def print_json(answers):
+def print_json(answers) -> int:
     """A list with an object for each image, with an error for those that could not be read. Returns how many failed."""
     objects = [answer.as_object() for answer in answers]
     print(json.dumps(objects, indent=1))
     return sum("error" in each for each in objects)
 
 
-def shard(text):
+def shard(text: str) -> tuple[int, int]:
     """An argparse type: "3/16" as (3, 16)."""
     match = re.fullmatch("([0-9]{1,9})/([0-9]{1,9})", text)
     if not match or not 1 <= int(match[1]) <= int(match[2]):
@@ -98,7 +98,7 @@ def shard(text):
     return int(match[1]), int(match[2])
 
 
-def parse_arguments(argv):
+def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
     """The command line as a namespace."""
     parser = argparse.ArgumentParser(
         description="Predict the classes of images, with a network that train.py made.",

@@ -17,7 +17,7 @@ from classifier.runs.settings import Settings, add_flags, epochs_for, settings_o
 # TensorFlow, and what imports it, is imported inside the functions that use it: --help and a wrong flag answer at once.
 
 
-def parse_arguments(argv):
+def parse_arguments(argv: list[str] | None) -> dict:
     """The settings that the command line gives, without the defaults: to resume, only what was given counts."""
     parser = argparse.ArgumentParser(
         description="Train a classifier on folders of images.",
@@ -37,7 +37,7 @@ def parse_arguments(argv):
     return vars(parser.parse_args(argv))
 
 
-def main(argv=None):
+def main(argv: list[str] | None = None) -> int:
     """Parse the command line and train; returns the exit code."""
     given = parse_arguments(argv)
     output = given.pop("output", PROJECT / "runs")
@@ -79,7 +79,7 @@ def train(settings: Settings, output: Path, run: Run | None = None) -> list[dict
     return state.history.rows
 
 
-def read_data(settings, cache_dir, run):
+def read_data(settings: Settings, cache_dir: Path, run: Run | None):
     """Find, check, decode and split the images: TrainSets."""
     from classifier.training.preparation import near_copies_among
     from dataset import read_images, split_images
@@ -89,7 +89,7 @@ def read_data(settings, cache_dir, run):
     return split_images(images, settings, near_copies)
 
 
-def train_phases(run, sets):
+def train_phases(run: Run, sets):
     """Train all of a network, or first a new head on a frozen pretrained network and then, if asked for, its last layers."""
     from classifier.training.phases import FINE_TUNED, check_checkpoints, end_head, fine_tuning_phase, first_phase
 
@@ -103,7 +103,7 @@ def train_phases(run, sets):
     return state
 
 
-def train_phase(run, phase, sets):
+def train_phase(run: Run, phase, sets):
     """The loop over the epochs of a phase, from its newest checkpoint to its end. Returns its state."""
     from classifier.networks.by_name import enough_memory
     from classifier.training.curves import Watcher
@@ -134,7 +134,7 @@ def train_phase(run, phase, sets):
     return state
 
 
-def train_epoch(state, train_step, saver):
+def train_epoch(state, train_step, saver) -> dict:
     """Train on the batches that are left of this epoch; returns the training half of a row of the history."""
     started, first = time.monotonic(), int(state.step)
     title = f"epoch {state.epoch + 1}/{state.phase.last}"
@@ -191,7 +191,7 @@ def make_train_step(state):
     return train_step
 
 
-def validate(state, saver):
+def validate(state, saver) -> dict:
     """Score every validation image with the averaged weights; returns the validation half of a row of the history.
 
     With --class-weights balanced its figures are means over the classes, as if all had equally many images.
@@ -200,7 +200,7 @@ def validate(state, saver):
 
     from classifier.base.metrics import log_softmax
 
-    loss = correct = 0
+    loss = correct = 0.0
     with progress("validation", len(state.sets.valid)) as advance:
         for images, labels in state.validation_batches():
             scores = log_softmax(state.predict(images))  # (n, classes)
@@ -216,7 +216,7 @@ def validate(state, saver):
     return {"val_loss": loss / num_images, "val_accuracy": correct / num_images}
 
 
-def finish(run, state):
+def finish(run: Run, state):
     """Fit temperature and OOD threshold to the selected weights, and export them for prediction.
 
     Returns the confusion matrix of validation images: see calibrate().

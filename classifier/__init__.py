@@ -15,13 +15,13 @@ import os
 import platform
 import typing
 
+from classifier.data import MAX_PIXELS
+
 if typing.TYPE_CHECKING:
     from classifier.predicting.classifier import Answer, Classifier
 
 __all__ = ["Answer", "Classifier"]
 
-# A file of a few kilobytes can claim billions of pixels. Pillow refuses a "decompression bomb" at the same limit.
-MAX_PIXELS = 178_956_970
 os.environ["OPENCV_IO_MAX_IMAGE_PIXELS"] = str(MAX_PIXELS)
 os.environ.setdefault("OPENCV_LOG_LEVEL", "SILENT")
 

@@ -193,7 +193,7 @@ def progress(description: str, total: int | None = None) -> Iterator[Callable[..
         yield lambda count=1: bars.advance(task, count)
 
 
-def outside_bounds(value: float, low=None, high=None, above=None, below=None) -> str | None:
+def outside_bounds(value: float, low: Any = None, high: Any = None, above: Any = None, below: Any = None) -> str | None:
     """Why a number is not within these bounds, in words; None if it is."""
     holds = {"at least": operator.ge, "at most": operator.le, "above": operator.gt, "below": operator.lt}
     bounds = {word: bound for word, bound in zip(holds, (low, high, above, below), strict=True) if bound is not None}
@@ -202,7 +202,7 @@ def outside_bounds(value: float, low=None, high=None, above=None, below=None) ->
     return f"is not {' and '.join(f'{word} {bound}' for word, bound in bounds.items())}"
 
 
-def number(kind: type, low=None, high=None, **bounds) -> Callable[[str], Any]:
+def number(kind: type, low: Any = None, high: Any = None, **bounds: Any) -> Callable[[str], Any]:
     """An argparse type: an int or a float (`kind`) within bounds, see outside_bounds()."""
 
     def parse(text):

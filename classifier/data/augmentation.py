@@ -14,7 +14,7 @@ CONTRAST, SATURATION, BRIGHTNESS, TINT = 0.3, 0.4, 30, 8  # the most that each c
 LUMA = np.array([0.299, 0.587, 0.114])  # the weights of red, green and blue in brightness (ITU-R BT.601)
 
 
-def augment(image, size, rng):
+def augment(image: np.ndarray, size: int, rng: np.random.Generator) -> np.ndarray:
     """A random view of an image, (side, side, 3) uint8 RGB → (size, size, 3) uint8 RGB, drawn from a numpy Generator."""
     places = random_places(rng, len(image), size)
     flags = cv2.INTER_LINEAR | cv2.WARP_INVERSE_MAP
@@ -22,7 +22,7 @@ def augment(image, size, rng):
     return cv2.transform(view, random_colours(rng))
 
 
-def random_places(rng, side, size):
+def random_places(rng: np.random.Generator, side: int, size: int) -> np.ndarray:
     """The affine map from pixels of a view, `size` square, to those of an image, `side` square: (2, 3), of (x, y, 1)."""
     zoom, flip = rng.uniform(*ZOOM), 1 if rng.random() < 0.5 else -1
     stretch, rotation, x, y = rng.uniform(-1, 1, 4)
@@ -35,7 +35,7 @@ def random_places(rng, side, size):
     return np.column_stack([linear, offset])
 
 
-def random_colours(rng):
+def random_colours(rng: np.random.Generator) -> np.ndarray:
     """The affine map of colours: (3, 4), of (red, green, blue, 1), each 0 to 255."""
     contrast, saturation, brightness, *tint = rng.uniform(-1, 1, 6)
     contrast, saturation = 1 + CONTRAST * contrast, 1 + SATURATION * saturation

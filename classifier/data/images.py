@@ -18,9 +18,9 @@ from collections.abc import Iterator, Sequence
 import cv2
 import numpy as np
 
-from classifier import MAX_PIXELS
 from classifier.base.console import NO_DATA, UserError
 from classifier.base.prefetch import in_chunks, prefetch
+from classifier.data import MAX_PIXELS
 from classifier.data.tars import members_of, tar_of
 
 MAX_FILE_BYTES = 1 << 30

@@ -14,8 +14,8 @@ import io
 import tarfile
 from pathlib import Path
 
-from classifier import MAX_PIXELS
 from classifier.base.console import USAGE, UserError, describe
+from classifier.data import MAX_PIXELS
 from classifier.data.images import MAX_FILE_BYTES
 from classifier.predicting.classifier import name_for_unknown
 from classifier.runs.folder import Run

@@ -14,7 +14,7 @@ from pathlib import Path
 import keras
 import tensorflow as tf
 
-from classifier import MAX_PIXELS
+from classifier.data import MAX_PIXELS
 from classifier.data.images import REDUCTIONS
 from classifier.predicting.classifier import name_for_unknown
 from classifier.runs.record import RunRecord

@@ -21,6 +21,7 @@ import math
 import os
 import re
 import stat
+from collections.abc import Iterator
 from pathlib import Path
 
 from classifier.base.console import NO_DATA, UserError, describe, say
@@ -96,7 +97,7 @@ def new_run_folder(output: Path) -> Path:
 
 
 @contextlib.contextmanager
-def new_or_resumed(output: Path, run: Run | None):
+def new_or_resumed(output: Path, run: Run | None) -> Iterator[Path]:
     """Yield the folder of a run, locked: that of `run`, or a new one in `output`, which goes if nothing is trained in it."""
     path = run.path if run else new_run_folder(output)
     try:

@@ -16,11 +16,12 @@ from classifier.networks.out_of_distribution import (
     usual_threshold,
 )
 from classifier.runs.record import OodRecord
+from classifier.training.state import TrainingState
 
 MOST_IMAGES = 3000  # of training and of validation each
 
 
-def calibrate(state) -> tuple[float, OodRecord, OutOfDistributionScore, np.ndarray]:
+def calibrate(state: TrainingState) -> tuple[float, OodRecord, OutOfDistributionScore, np.ndarray]:
     """Fit to the predictions of a trained network, state.average: returns (temperature, ood, fitted, confusion).
 
     `fitted` is the OutOfDistributionScore that `ood` tells of. `confusion`, (classes, classes), is how often validation

@@ -2,8 +2,10 @@
 
 import os
 import time
+from pathlib import Path
 
 import cv2
+import keras
 import tensorflow as tf
 
 from classifier.base.console import describe, say
@@ -12,6 +14,7 @@ from classifier.base.files import replacing
 from classifier.cluster.workers import is_chief
 from classifier.runs.folder import Run
 from classifier.training.batches import train_batches
+from classifier.training.state import TrainingState
 
 FIRST_BATCH, CURVES, TENSORBOARD = "first_batch.png", "curves.png", "tensorboard"
 MOST_IMAGES = 32  # of the first batch
@@ -30,21 +33,21 @@ class Watcher:
         self._drawn, self._cost = time.monotonic(), EXPECTED_SECONDS
         self._board, self._warned = None, False
 
-    def begin_phase(self, state):
+    def begin_phase(self, state: TrainingState) -> None:
         """Draw the first batch of a phase that has not begun yet; begin to write for TensorBoard."""
         if state.epoch == state.phase.first and not int(state.step):
             self._try(FIRST_BATCH, lambda: self._draw(FIRST_BATCH, draw_sheet(*self._first_batch(state))))
         if self._settings.tensorboard and self._board is None:
             self._try(TENSORBOARD, lambda: self._begin_board(state))
 
-    def after_epoch(self, state):
+    def after_epoch(self, state: TrainingState) -> None:
         """Write the epoch for TensorBoard, and draw the curves if that takes little of the time since the last ones."""
         if self._board:
             self._try(TENSORBOARD, lambda: self._board.add(state.history.rows[-1]))
         if self._cost < SHARE * (time.monotonic() - self._drawn):
             self.draw_curves(state)
 
-    def draw_curves(self, state):
+    def draw_curves(self, state: TrainingState) -> None:
         """Draw the curves of all epochs so far."""
         if not state.history.rows:
             return
@@ -92,7 +95,7 @@ class Board:
             side: tf.summary.create_file_writer(os.fspath(folder / side)) for side in ("training", "validation")
         }
 
-    def begin(self, network, first_batch, rows):
+    def begin(self, network: keras.Model, first_batch: Path, rows: list[dict]) -> None:
         """Write the graph of a network, an image file if it is there, and the rows of the history so far."""
         images = tf.TensorSpec((None, *network.input_shape[1:]), tf.uint8)
         graph = tf.function(lambda images: network(images, training=False)).get_concrete_function(images).graph
@@ -104,7 +107,7 @@ class Board:
         for row in rows:
             self.add(row)
 
-    def add(self, row):
+    def add(self, row: dict) -> None:
         """Write a row of the history."""
         figures = {
             "training": {name: row[name] for name in ("loss", "accuracy", "learning_rate")},

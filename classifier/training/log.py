@@ -14,6 +14,7 @@ from classifier.runs.folder import Run
 from classifier.runs.settings import DEFAULTS
 from classifier.training.phases import TRAINING
 from classifier.training.preparation import device, versions
+from classifier.training.state import TrainingState
 
 MOST_NAMED = 100  # classes: with more, the header would be pages
 
@@ -59,7 +60,7 @@ def _counts(counts):
     )
 
 
-def say_phase(state) -> None:
+def say_phase(state: TrainingState) -> None:
     """Say what is trained now."""
     trained = sum(math.prod(weight.shape) for weight in state.network.trainable_weights)
     total = state.whole.count_params()
@@ -79,7 +80,7 @@ def epoch_line(row: dict, epochs: int, selected: bool) -> str:
     )
 
 
-def print_closing(run: Run, state, confusion: np.ndarray) -> None:
+def print_closing(run: Run, state: TrainingState, confusion: np.ndarray) -> None:
     """Print the result, where it is, and what to do next. `confusion`: see calibration.calibrate()."""
     record, settings, phase = run.record, run.record.settings, state.phase
     row, predicted = record.selected, confusion.sum(axis=0)

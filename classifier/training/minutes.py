@@ -9,7 +9,7 @@ from classifier.cluster.workers import of_chief
 from classifier.runs.folder import Run
 from classifier.runs.settings import AUTO, Settings
 from classifier.training.batches import size_in_epoch
-from classifier.training.phases import choose_fine_tuning, fine_tuning_phase, first_phase
+from classifier.training.phases import Phase, choose_fine_tuning, fine_tuning_phase, first_phase
 from classifier.training.state import TrainingState
 
 
@@ -45,7 +45,7 @@ def measure_speed(state: TrainingState, train_step: Callable, steps: int = 8) ->
     return trained / state.batch_size, predicted / state.batch_size
 
 
-def settings_that_fit(settings: Settings, phase, sets, train_pace: float, valid_pace: float, seconds: float) -> dict:
+def settings_that_fit(settings: Settings, phase: Phase, sets, train_pace: float, valid_pace: float, seconds: float) -> dict:
     """The changes of the settings with which a training ends within these seconds; paces are seconds for an image."""
     num_train, num_valid = len(sets.train), len(sets.valid)
     epoch = num_train * train_pace + num_valid * valid_pace

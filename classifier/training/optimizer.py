@@ -1,6 +1,7 @@
 """How weights are updated: AdamW, its learning-rate schedule, and the precision of training steps."""
 
 import contextlib
+from collections.abc import Iterator
 
 import keras
 import tensorflow as tf
@@ -9,14 +10,14 @@ from classifier.base import cpu
 from classifier.runs.settings import Settings
 
 
-def warmup_and_cosine_decay(lr: float, steps: int):
+def warmup_and_cosine_decay(lr: float, steps: int) -> keras.optimizers.schedules.LearningRateSchedule:
     """The learning rate of each step: warm-up to `lr` in the first twentieth of the steps, then cosine decay to 0."""
     warmup = max(steps // 20, 1)
     decay = max(steps - warmup, 1)
     return keras.optimizers.schedules.CosineDecay(lr / warmup, decay, warmup_target=lr, warmup_steps=warmup)
 
 
-def constant_after_warmup(lr: float, warmup: int):
+def constant_after_warmup(lr: float, warmup: int) -> keras.optimizers.schedules.LearningRateSchedule:
     """A learning rate that grows to `lr` in `warmup` steps and stays there."""
     return keras.optimizers.schedules.CosineDecay(lr / warmup, 1, alpha=1.0, warmup_target=lr, warmup_steps=warmup)
 
@@ -86,7 +87,7 @@ def steps_in_bfloat16(settings: Settings) -> bool:
 
 
 @contextlib.contextmanager
-def bfloat16_layers(wanted: bool):
+def bfloat16_layers(wanted: bool) -> Iterator[bool]:
     """A context in which layers that are made compute in bfloat16, if `wanted`, and for GPUs; yields whether they do.
 
     On a CPU it is bfloat16_graphs() that makes them do so.
@@ -101,7 +102,7 @@ def bfloat16_layers(wanted: bool):
 
 
 @contextlib.contextmanager
-def bfloat16_graphs():
+def bfloat16_graphs() -> Iterator[None]:
     """A context in which graphs on a CPU compute their convolutions and matrix products in bfloat16.
 
     Weights, their averages and losses stay float32: mixed precision (Micikevicius et al., "Mixed Precision Training", 2018;

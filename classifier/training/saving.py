@@ -4,6 +4,7 @@ import contextlib
 import signal
 import sys
 import time
+from collections.abc import Iterator
 
 import tensorflow as tf
 
@@ -23,7 +24,7 @@ class Saver:
         self._stop, self._last_save = StopRequest(), time.monotonic()
         self._folder = state.run.path / "checkpoints"
 
-    def listening(self):
+    def listening(self) -> contextlib.AbstractContextManager:
         """A context in which a signal to stop waits until save_if_due() or leave_if_asked()."""
         return self._stop.listening()
 
@@ -79,7 +80,7 @@ class Saver:
         self._run.update(epochs=self._state.epoch, selected=history.selected(), history_digest=history.digest())
 
     @contextlib.contextmanager
-    def finite(self):
+    def finite(self) -> Iterator[None]:
         """A context for steps in which a loss that is not finite, see NOT_FINITE, ends the training, with advice."""
         try:
             yield

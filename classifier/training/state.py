@@ -3,6 +3,7 @@
 import contextlib
 import dataclasses
 import math
+from collections.abc import Iterator
 
 import keras
 import numpy as np
@@ -140,12 +141,12 @@ class TrainingState:
         patience = 0 if self.phase.unfrozen else self.settings.patience
         return self.epoch >= self.phase.last or 0 < patience <= self.history.epochs_without_gain(self.phase.first)
 
-    def batches_from(self, first: int):
+    def batches_from(self, first: int) -> Iterator:
         """The batches of this epoch from batch `first` on: see train_batches()."""
         augmented = not self.phase.is_head
         return train_batches(self.sets.train, self.settings, self.epoch, self.batch_size, augmented, first)
 
-    def validation_batches(self):
+    def validation_batches(self) -> Iterator:
         """The batches of all validation images, (images, labels); of several workers, this one's share of each."""
         return self.sets.valid.batches(self.batch_size, share=share_of_worker())
 
@@ -159,7 +160,7 @@ class TrainingState:
             if weight.dtype == "float32":  # not the counter of a Normalization layer
                 mean.assign(weight + decay * (mean - weight))
 
-    def precision(self):
+    def precision(self) -> contextlib.AbstractContextManager:
         """A context for this phase's steps: in bfloat16 on a CPU that has it."""
         on_cpu = self.in_bfloat16 and not self._has_bfloat16_layers
         return bfloat16_graphs() if on_cpu else contextlib.nullcontext()
