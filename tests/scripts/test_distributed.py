@@ -5,6 +5,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
 from comparing import distance
 from conftest import PROJECT, QUICK, train
 
@@ -32,6 +33,7 @@ json.dump(fed, open("fed.json", "w"))
 """
 
 
+@pytest.mark.usefixtures("no_litert")
 def test_four_devices_take_a_quarter_of_a_batch_each_and_train_what_one_would(images):
     """With augmentation and dropout; the last batch has fewer images than devices."""
     command = [sys.executable, "-c", TRAIN_ON_DEVICES, PROJECT, 4, "--data-dir", images, "--output", "runs", *QUICK, *FLAGS]
