@@ -102,6 +102,7 @@ def test_the_split_is_stratified_repeatable_and_keeps_its_sides():
     assert len(training | validation) == 80
     assert sides(folder) == (training, validation)
     assert len(sides(folder, validation_split=0.5)[1]) == 40
+    assert len(sides(folder, validation_split=0.07)[1]) == 6  # 2.8 of each class are three
 
     more_training, more_validation = sides(draw_images("more", 48, size=20))  # the same, and eight others of each class
     moved = len(training & more_validation) + len(validation & more_training)
