@@ -9,7 +9,6 @@ import json
 import os
 import re
 import signal
-import socket
 import time
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
@@ -107,10 +106,9 @@ def _connect():
 
 
 def _wait_for_others():
-    """Wait until all workers listen. Raises UserError after SECONDS_TO_CONNECT.
+    """Wait until all workers listen, for SECONDS_TO_CONNECT: TensorFlow would wait longer, and no signal would end that."""
+    import socket  # predict.py starts sooner without it
 
-    TensorFlow waits, too, but far longer, and meanwhile neither Ctrl-C nor SIGTERM would end it.
-    """
     missing, end = set(range(count)) - {index}, time.monotonic() + SECONDS_TO_CONNECT
     try:
         with socket.create_server(("", int(addresses[index].rpartition(":")[2]))):  # then TensorFlow listens there
