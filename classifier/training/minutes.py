@@ -6,6 +6,7 @@ import time
 from collections.abc import Callable
 
 from classifier.cluster.workers import of_chief
+from classifier.networks.by_name import enough_memory
 from classifier.runs.folder import Run
 from classifier.runs.settings import AUTO, Settings
 from classifier.training.batches import size_in_epoch
@@ -23,8 +24,9 @@ def choose_epochs(run: Run, sets, make_train_step: Callable, end: float) -> None
     if phase.is_head:  # it takes seconds: the time is for fine-tuning, even if it was not asked for
         settings = settings if settings.fine_tune not in (None, AUTO) else choose_fine_tuning(settings, len(sets.train))
         phase = fine_tuning_phase(settings, 0)
-    state = TrainingState(run, phase, sets)
-    paces = measure_speed(state, make_train_step(state))
+    with enough_memory():
+        state = TrainingState(run, phase, sets)
+        paces = measure_speed(state, make_train_step(state))
     setting_up = 2 * (time.monotonic() - started)  # once more for the training, and about as long for the end
     seconds = 0.9 * (end - time.monotonic() - setting_up)
     fitting = of_chief(lambda: settings_that_fit(settings, phase, sets, *paces, seconds))
