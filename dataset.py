@@ -57,7 +57,7 @@ def read_images(settings: Settings, cache_dir: Path | None) -> Images:
     data = _usable(found, decoded, settings.image_size)
     # Check: what would spoil the training.
     inspection.warn_of_contradictions(data.paths, data.labels, data.digests)
-    inspection.warn_of_blank(decoded.blank, len(found.paths))
+    inspection.warn_of_flaws(decoded.flawed, len(found.paths))
     border = int(np.searchsorted(decoded.usable, num_found))
     if settings.validation_dir is None:
         refuse_small_classes(settings.data_dir, found.classes, data.labels, data.digests, least=2)

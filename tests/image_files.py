@@ -7,9 +7,9 @@ import zlib
 from conftest import encoded
 
 
-def png(width, height, colour_type, *chunks):
-    """A PNG file of 8 bits a sample with these chunks, (name, data)."""
-    header = struct.pack(">IIBBBBB", width, height, 8, colour_type, 0, 0, 0)
+def png(width, height, colour_type, *chunks, depth=8):
+    """A PNG file of `depth` bits a sample with these chunks, (name, data)."""
+    header = struct.pack(">IIBBBBB", width, height, depth, colour_type, 0, 0, 0)
     file = b"\x89PNG\r\n\x1a\n"
     for name, data in ((b"IHDR", header), *chunks, (b"IEND", b"")):
         file += struct.pack(">I", len(data)) + name + data + struct.pack(">I", zlib.crc32(name + data))
@@ -26,11 +26,11 @@ BAD_FILES = {
     "text.jpg": (b"this is not an image", "not an image of a known kind"),
     "renamed.jpg": (encoded(".gif"), "GIF data in a .jpg file"),
     "bomb.png": (bomb_png(), "too large"),
-    "end_missing.jpg": (encoded(".jpg")[:-2], "damaged, truncated or unsupported JPEG"),
+    "end_missing.jpg": (encoded(".jpg")[:-2], "damaged or truncated JPEG"),
 }
 for kind in ("JPEG", "PNG", "BMP", "GIF", "WebP", "TIFF"):
     whole = encoded(f".{kind.lower()}")
-    BAD_FILES[f"half.{kind.lower()}"] = whole[: len(whole) // 2], f"damaged, truncated or unsupported {kind}"
+    BAD_FILES[f"half.{kind.lower()}"] = whole[: len(whole) // 2], f"damaged or truncated {kind}"
 REASONS = {name: reason for name, (_, reason) in BAD_FILES.items()} | {"pipe.jpg": "not a file", "gone.jpg": "No such file"}
 
 

@@ -13,15 +13,16 @@ from typing import Any
 
 import cv2
 import numpy as np
+import PIL
 
 from classifier.base.console import progress, say
 from classifier.base.files import digest_of, replacing
 from classifier.base.prefetch import prefetch
 from classifier.cluster import workers
-from classifier.data.images import BLANK, BadImageError, decode_image, load_image, read_file
+from classifier.data.images import BadImageError, decode_image, flaw_of, load_image, read_file
 from classifier.data.tars import tar_of
 
-DECODING_VERSION = 2  # raise it when decode_image() comes to give other pixels
+DECODING_VERSION = f"3 {PIL.__version__}"  # raise the first number when decode_image() comes to give other pixels
 DAYS_UNUSED = 30
 
 
@@ -131,7 +132,7 @@ class Decoded:
     """The result of decoding files: which can be used, and the images of these."""
 
     skipped: list[tuple[Path, str]]  # files that cannot be used, and why
-    blank: list[Path]  # images that show nothing
+    flawed: dict[str, list[Path]]  # images of little use: see images.flaw_of()
     usable: np.ndarray  # (n,), positions of the files that can be used
     digests: list[str]  # of the bytes of these
     load: Callable[[np.ndarray], np.ndarray]  # of rows of `usable`, (k,), the images, (k, image_size, image_size, 3) uint8
@@ -143,7 +144,8 @@ def decode_once(
     """Decode every image, once for this run and later ones: they are kept in a folder.
 
     With a `limit`, in bytes, only the first ones are kept; the others will be decoded again whenever they are needed.
-    The file is named after all that shapes its pixels: each image's path, size and time, image size and fit, OpenCV.
+    The file is named after all that shapes its pixels: each image's path, size, times and place on the disk, which tell an
+    image from another that was moved to its path; image size and fit; the versions of the decoders.
     Where nothing can be written (or `folder` is None) all images are checked, but decoded again whenever they are needed.
     Of several workers, each decodes its part.
     """
@@ -163,12 +165,12 @@ def decode_once(
             say(f"no cache ({error}): images are decoded whenever they are needed, which is slower")
     if images is None:
         indexes = workers.gather(_decode_all(workers.part_of(paths), image_size, fit))
-    digests, reasons, blank, cached = zip(*(file for index in indexes for file in index["files"]), strict=True)
+    digests, reasons, flaws, cached = zip(*(file for index in indexes for file in index["files"]), strict=True)
     usable = np.array([i for i, reason in enumerate(reasons) if reason is None], int)
     is_cached = np.array(cached)[usable]
     row_of = np.where(is_cached, np.cumsum(is_cached) - 1, -1)
     skipped = [(path, reason) for path, reason in zip(paths, reasons, strict=True) if reason is not None]
-    blank_paths = [path for path, shows_nothing in zip(paths, blank, strict=True) if shows_nothing]
+    flawed = {flaw: [paths[i] for i, found in enumerate(flaws) if found == flaw] for flaw in ("dim", "blank")}
 
     def load(positions):
         rows = row_of[positions]
@@ -178,7 +180,7 @@ def decode_once(
         loaded = [images[[row]][0] if row >= 0 else load_image(paths[i], image_size, fit) for row, i in pairs]
         return np.array(loaded, np.uint8).reshape(-1, image_size, image_size, 3)  # of the same shape if there is none
 
-    return Decoded(skipped, blank_paths, usable, [digests[i] for i in usable], load)
+    return Decoded(skipped, flawed, usable, [digests[i] for i in usable], load)
 
 
 def _decoding_key(paths, image_size, fit, most):
@@ -188,14 +190,14 @@ def _decoding_key(paths, image_size, fit, most):
         parts.append(os.fsencode(path.absolute()) + b"\0")
         with contextlib.suppress(OSError):  # decoding it will say what is wrong
             status = os.stat((tar_of(path) or (path,))[0])
-            parts.append(b"%d %d\0" % (status.st_size, status.st_mtime_ns))
+            parts.append(b"%d %d %d %d\0" % (status.st_size, status.st_mtime_ns, status.st_ctime_ns, status.st_ino))
     return digest_of(*parts, size=12)
 
 
 def _decode_all(paths, image_size, fit, write=None, most=0):
     """Decode all files in parallel, and pass the first usable images, at most so many, to write().
 
-    Returns the index: "files" are (digest, reason, whether it is blank, whether it was written).
+    Returns the index: "files" are (digest, reason, flaw, whether it was written).
     """
 
     def attempt(path):
@@ -210,11 +212,10 @@ def _decode_all(paths, image_size, fit, write=None, most=0):
         for digest, image, error in prefetch(attempt, paths, 3 * image_size**2):
             advance()
             if error is not None:
-                files.append((None, error.reason, False, False))
+                files.append((None, error.reason, None, False))
                 lasting &= error.lasting
                 continue
-            is_blank = bool(cv2.meanStdDev(image)[1].max() < BLANK)
-            files.append((digest, None, is_blank, most > 0))
+            files.append((digest, None, flaw_of(image), most > 0))
             if most > 0:
                 write(image)
                 most -= 1

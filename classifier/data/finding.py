@@ -11,7 +11,8 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 from classifier.base.console import NO_DATA, UserError, progress, say, shell_path
-from classifier.data.images import KIND_OF_SUFFIX, ImagePath
+from classifier.data.decoding import KIND_OF_SUFFIX
+from classifier.data.images import ImagePath
 from classifier.data.tars import is_tar, members_of
 
 HIDDEN = (".", "__MACOSX")

@@ -1,18 +1,11 @@
-"""Images: from the bytes of a file to the array that a network sees, for training and prediction alike.
+"""Images: from a file to the array that a network sees, for training and prediction alike.
 
-An image is always `(image_size, image_size, 3)`, uint8, RGB, upright. A new format is a line in FORMATS, which every part
-of the project asks, and in PILLOW_PACKAGES if OpenCV does not read it.
+An image is always `(image_size, image_size, 3)`, uint8, RGB, upright.
 """
 
-import functools
-import io
 import itertools
-import math
 import os
-import re
 import stat
-import struct
-import warnings
 from collections.abc import Iterator, Sequence
 
 import cv2
@@ -20,29 +13,13 @@ import numpy as np
 
 from classifier.base.console import NO_DATA, UserError
 from classifier.base.prefetch import in_chunks, prefetch
-from classifier.data import MAX_PIXELS
+from classifier.data.decoding import KIND_OF_SUFFIX, RefusalError, Shape, decode_bytes, kind_of
 from classifier.data.tars import members_of, tar_of
 
 MAX_FILE_BYTES = 1 << 30
-TOO_LARGE = f"too large: more than {MAX_PIXELS:,} pixels"
 BLANK = 3  # grey levels: the standard deviation of an image that shows nothing
-FORMATS = {  # of each kind the suffixes and the first bytes of its files
-    "JPEG": (".jpg .jpeg .jpe .jfif", rb"\xff\xd8\xff"),
-    "PNG": (".png", rb"\x89PNG\r\n\x1a\n"),
-    "BMP": (".bmp", rb"BM"),
-    "GIF": (".gif", rb"GIF8[79]a"),
-    "WebP": (".webp", rb"RIFF....WEBP"),
-    "TIFF": (".tif .tiff", rb"II\*\0|MM\0\*"),
-    "AVIF": (".avif", rb"....ftyp(avi[fs]|mif1(....){1,8}?avi[fs])"),
-    "HEIC": (".heic .heif", rb"....ftyp(hei[cxms]|hev[cxms]|mif1|msf1)"),
-}
-KIND_OF_SUFFIX = {suffix: kind for kind, (suffixes, _) in FORMATS.items() for suffix in suffixes.split()}
-PILLOW_PACKAGES = {"HEIC": "pillow-heif", "AVIF": "pillow"}  # OpenCV reads no HEIC, and turns and colours AVIF wrongly
-REDUCTIONS = {1: 0, 2: cv2.IMREAD_REDUCED_GRAYSCALE_2, 4: cv2.IMREAD_REDUCED_GRAYSCALE_4, 8: cv2.IMREAD_REDUCED_GRAYSCALE_8}
-Shape = tuple[int, int]  # (height, width)
+DIM = 16  # grey levels, that all those of a dim image are below, as 12-bit values in 16-bit files are
 ImagePath = str | os.PathLike[str]
-
-cv2.setNumThreads(1)  # images are decoded in parallel; more threads inside each one would only compete with these
 
 
 class BadImageError(UserError):
@@ -101,96 +78,26 @@ def decode(path: ImagePath, data: bytes, image_size: int, fit: str = "squash") -
     """Decode the bytes of a file: (height, width, 3) uint8 RGB, and its (height, width) in the file, both upright.
 
     Pixels may be fewer than in the file, but not than fit_square() needs. The suffix in `path` must fit the content. Grey,
-    palette, 16-bit, CMYK and transparent images become 8-bit RGB (alpha is dropped) and the orientation that the file gives
-    is applied. Of an animation, it is the first frame. Raises BadImageError with the reason.
+    palette, 16-bit and CMYK images become 8-bit RGB, and what is transparent lies on white, as viewers show it. The
+    orientation that the file gives is applied. Of an animation, it is the first frame. Raises BadImageError with the reason.
     """
-    kind = next((kind for kind, (_, start) in FORMATS.items() if re.match(start, data, re.DOTALL)), None)
+    kind = kind_of(data[:32])
     if kind is None:
         raise BadImageError(path, "not an image of a known kind")
     suffix = os.path.splitext(os.fspath(path))[1].lower()
     if KIND_OF_SUFFIX.get(suffix, kind) != kind:
         raise BadImageError(path, f"{kind} data in a {suffix} file")
     try:
-        if kind in PILLOW_PACKAGES:
-            decoded = _decode_by_pillow(path, data, kind)
-        else:
-            decoded = _decode_by_opencv(path, data, kind, image_size, fit)
+        return decode_bytes(data, kind, image_size, fit)
     except MemoryError:
         raise BadImageError(path, "too large for the memory of this machine", lasting=False) from None
-    if decoded is None:
-        raise BadImageError(path, f"damaged, truncated or unsupported {kind}")
-    return decoded
-
-
-def _decode_by_opencv(path, data, kind, image_size, fit):
-    """The pixels and their shape in the file, see decode(), or None for a damaged file."""
-    stored = _jpeg_shape(data) if kind == "JPEG" else None
-    # Decoders make room for as much as a file claims. 64 pixels of a JPEG take at least a bit.
-    if (stored and math.prod(stored) > 512 * len(data)) or (kind == "PNG" and not _chunks_fit(data)):
-        return None
-    # A JPEG can be reduced while it is decoded: fewer pixels are computed from the same coefficients, several times as
-    # fast. The side that decides is the one that becomes image_size, or the shorter of two.
-    decisive = stored and (max(stored) if fit == "pad" else min(stored))
-    reduction = max(n for n in REDUCTIONS if n == 1 or (decisive and decisive // n >= image_size))
-    try:
-        image = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_COLOR_RGB | REDUCTIONS[reduction])
-    except cv2.error as error:
-        if error.code == cv2.Error.StsNoMem:
-            raise MemoryError from None
-        if "CV_IO_MAX_IMAGE" in error.err:
-            reason = TOO_LARGE if "PIXELS" in error.err else "too large: more than a million pixels wide or high"
-            raise BadImageError(path, reason) from None
-        return None
-    if image is None:
-        return None
-    height, width = shape = image.shape[:2]
-    if reduction > 1:
-        shape = stored if (height > width) == (stored[0] > stored[1]) else stored[::-1]  # turned by its orientation
-    return image, shape
-
-
-def _decode_by_pillow(path, data, kind):
-    """The pixels and their shape, see decode(), or None for a damaged file."""
-    try:
-        pillow = _pillow_for(kind)
     except ImportError:
-        package = PILLOW_PACKAGES[kind]
-        reason = f"{kind} needs {package}: pip install -c requirements-optional.txt {package}"
+        reason = "HEIC needs pillow-heif: pip install -c requirements-optional.txt pillow-heif"
         raise BadImageError(path, reason, lasting=False) from None
-    try:
-        # It reads the header alone, and checks the size against our MAX_PIXELS. Its decoders of other kinds are not tried.
-        image = pillow.Image.open(io.BytesIO(data), formats=["HEIF" if kind == "HEIC" else kind])
-        if kind == "AVIF":  # libheif has turned a HEIC image already
-            image = pillow.ImageOps.exif_transpose(image)
-        if image.mode.startswith("I;16"):  # Pillow would clip its values
-            pixels = cv2.cvtColor((np.asarray(image) >> 8).astype(np.uint8), cv2.COLOR_GRAY2RGB)
-        else:
-            pixels = np.array(image.convert("RGB"))
-        return pixels, pixels.shape[:2]
-    except MemoryError:
-        raise
-    except pillow.Image.DecompressionBombError:
-        raise BadImageError(path, TOO_LARGE) from None
+    except RefusalError as error:
+        raise BadImageError(path, str(error)) from None
     except Exception:  # decoders raise exceptions of many kinds
-        return None
-
-
-@functools.cache
-def _pillow_for(kind):
-    """Pillow, once it can read this kind. Raises ImportError where that, or what it needs, is not installed."""
-    import PIL.features
-    import PIL.Image
-    import PIL.ImageOps
-
-    warnings.simplefilter("ignore", PIL.Image.DecompressionBombWarning)  # from half of MAX_PIXELS on
-    if kind == "HEIC":
-        import pillow_heif
-
-        pillow_heif.options.DECODE_THREADS = 1  # as for OpenCV
-        pillow_heif.register_heif_opener()
-    elif not PIL.features.check("avif"):
-        raise ImportError
-    return PIL
+        raise BadImageError(path, f"damaged or truncated {kind}") from None
 
 
 def fit_square(image: np.ndarray, image_size: int, fit: str) -> np.ndarray:
@@ -235,32 +142,12 @@ def _resize(image, width, height):
     return cv2.resize(image, (width, height), interpolation=cv2.INTER_AREA if averages else cv2.INTER_LINEAR)
 
 
-def _jpeg_shape(data):
-    """The (height, width) of a JPEG, or None: they are in its frame header.
-
-    It follows some other segments, each a marker of two bytes and its length.
-    """
-    position = data.find(0xFF, 2)
-    while 0 <= position <= len(data) - 9:
-        marker, length, height, width = struct.unpack_from(">xBHxHH", data, position)
-        if marker == 0xFF:  # padding
-            position += 1
-        elif 0xC0 <= marker <= 0xCF and marker not in (0xC4, 0xC8, 0xCC):
-            return height, width
-        else:
-            position = data.find(0xFF, position + 2 + length)  # like the decoder, over bytes that belong to no segment
-    return None
-
-
-def _chunks_fit(data):
-    """Whether the chunks of a PNG fit into the file. Its decoder makes room for up to 2 GiB of each."""
-    position = 8
-    while position + 8 <= len(data):
-        length, name = struct.unpack_from(">I4s", data, position)
-        position += 12 + length
-        if name == b"IEND":
-            return length == 0
-    return position <= len(data)
+def flaw_of(image: np.ndarray) -> str | None:
+    """What makes an image, uint8, useless to learn from: it is "blank" or "dim", see above; None if nothing does."""
+    deviation = cv2.meanStdDev(image)[1].max()
+    if deviation > 0 and image.max() < DIM:
+        return "dim"
+    return "blank" if deviation < BLANK else None
 
 
 def inference_batch_size(image_size: int) -> int:

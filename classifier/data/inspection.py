@@ -11,7 +11,7 @@ from classifier.base.console import NO_DATA, UserError, aligned, printable, prog
 from classifier.base.files import digest_of
 from classifier.base.prefetch import prefetch
 from classifier.data.finding import Found, walk_images
-from classifier.data.images import BLANK, BadImageError, decode, fit_square, read_file
+from classifier.data.images import BLANK, DIM, BadImageError, decode, fit_square, flaw_of, read_file
 from classifier.data.near_copies import SIDE, are_compared, grey_image, group_near_copies
 
 DARK, BRIGHT = 25, 240  # grey levels, of 0 to 255: the mean of a very dark or very bright image
@@ -31,6 +31,10 @@ FINDINGS = {  # of each its title, and what to make of it
         "The same photograph: encoded again, scaled, mirrored, cropped by about 10 %, or brighter.",
     ),
     "blank": ("blank", f"The grey levels have a standard deviation below {BLANK}."),
+    "dim": (
+        "dim",
+        f"Of grey levels from 0 to 255, all are below {DIM}, as of 12-bit values in 16-bit files: multiply these by 16.",
+    ),
     "very_dark": ("very dark", f"Of grey levels from 0 to 255, the mean is below {DARK}."),
     "very_bright": ("very bright", f"Of grey levels from 0 to 255, the mean is above {BRIGHT}."),
     "tiny": ("tiny", f"The shorter side has less than {TINY} pixels."),
@@ -38,11 +42,12 @@ FINDINGS = {  # of each its title, and what to make of it
 }
 COPIES = ("two_classes", "leaks", "exact_copies", "near_copies")
 ODD = {
-    "blank": lambda height, width, mean, deviation: deviation < BLANK,
-    "very_dark": lambda height, width, mean, deviation: deviation >= BLANK and mean < DARK,
-    "very_bright": lambda height, width, mean, deviation: deviation >= BLANK and mean > BRIGHT,
-    "tiny": lambda height, width, mean, deviation: min(height, width) < TINY,
-    "extreme_shape": lambda height, width, mean, deviation: max(height, width) > EXTREME * min(height, width),
+    "blank": lambda height, width, flaw, mean: flaw == "blank",
+    "dim": lambda height, width, flaw, mean: flaw == "dim",
+    "very_dark": lambda height, width, flaw, mean: not flaw and mean < DARK,
+    "very_bright": lambda height, width, flaw, mean: not flaw and mean > BRIGHT,
+    "tiny": lambda height, width, flaw, mean: min(height, width) < TINY,
+    "extreme_shape": lambda height, width, flaw, mean: max(height, width) > EXTREME * min(height, width),
 }
 
 
@@ -88,7 +93,7 @@ def inspect_found(found: Found, against: Path | None = None) -> dict:
 def _look_at_all(paths, compared):
     """Decode all files: (digests, reasons, shapes, levels, greys), an entry for each path.
 
-    An unreadable file has a reason and no shape and levels, its grey image is blank. Levels are (mean, standard deviation).
+    An unreadable file has a reason and no shape and levels, its grey image is blank. Levels are (flaw, mean).
     Without `compared`, `greys` is None: they take 9 kB each.
     """
 
@@ -99,7 +104,7 @@ def _look_at_all(paths, compared):
         except BadImageError as error:
             return None, error.reason, None, None, None
         grey = grey_image(fit_square(image, SIDE, "squash"))
-        return digest_of(data), None, shape, (float(grey.mean()), float(grey.std())), grey
+        return digest_of(data), None, shape, (flaw_of(grey), float(grey.mean())), grey
 
     greys, rest = np.zeros((len(paths), SIDE, SIDE), np.uint8) if compared else None, []
     with progress("looking at images", len(paths)) as advance:
@@ -201,11 +206,16 @@ def class_sections(found: Found) -> list[tuple]:
     return [(f"Class {found.classes[label]}", f"{len(shown)} images", None, shown) for label, shown in images.items()]
 
 
-def warn_of_blank(blank: list[Path], num_images: int) -> None:
-    """Warn of images that show nothing, among so many."""
-    if blank:
-        count = f"all {num_images}" if len(blank) == num_images else f"{len(blank)} of {num_images}"
-        say(f"warning: {count} images show nothing but one colour, such as {blank[0]}: there is little to learn from them")
+def warn_of_flaws(flawed: dict[str, list[Path]], num_images: int) -> None:
+    """Warn of images of little use, among so many: see images.flaw_of()."""
+    meanings = {
+        "blank": "show nothing but one colour: there is little to learn from them",
+        "dim": f"use only the lowest 1/{256 // DIM} of the grey levels: multiply 12-bit values in 16-bit files by 16",
+    }
+    for flaw, paths in flawed.items():
+        if paths:
+            count = f"all {num_images}" if len(paths) == num_images else f"{len(paths)} of {num_images}"
+            say(f"warning: {count} images, such as {paths[0]}, {meanings[flaw]}")
 
 
 def warn_of_contradictions(paths: Sequence[Path], labels: np.ndarray, digests: list[str]) -> None:

@@ -15,7 +15,7 @@ import keras
 import tensorflow as tf
 
 from classifier.data import MAX_PIXELS
-from classifier.data.images import REDUCTIONS
+from classifier.data.decoding import REDUCTIONS
 from classifier.predicting.classifier import name_for_unknown
 from classifier.runs.record import RunRecord
 

@@ -200,7 +200,7 @@ def test_a_visitor_sees_the_answers(server, trained, browser, photo, width, heig
         answer, broken = drop({"photo.jpg": photo.read_bytes(), "broken.jpg": photo.read_bytes()[:200]})
         assert expected["class"] in answer
         assert f"{expected['probability']:.1%}" in answer
-        assert "This file cannot be used: damaged, truncated or unsupported JPEG." in broken
+        assert "This file cannot be used: damaged or truncated JPEG." in broken
         assert page.evaluate("[...document.querySelectorAll('#answers img')].map(image => image.naturalWidth)") == [320, 320]
         screenshot(page, f"demo-{width}")
         if width < 1000:

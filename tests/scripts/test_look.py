@@ -10,7 +10,7 @@ from conftest import DRAWING, draw_images, encoded, error_of, exif, run, save
 
 from experiments.draw_samples import draw
 
-ODD = ("blank", "very_dark", "very_bright", "tiny", "extreme_shape")
+ODD = ("blank", "dim", "very_dark", "very_bright", "tiny", "extreme_shape")
 COPIES = ("two_classes", "leaks", "exact_copies", "near_copies")
 
 
@@ -82,6 +82,7 @@ def test_odd_images_and_sizes(drawings):
     noise = np.random.default_rng(0).integers(0, 30, (60, 60, 3)).astype(np.uint8)
     planted = {
         "blank": np.full((60, 60, 3), 90, np.uint8),
+        "dim": noise // 2,
         "very_dark": noise,
         "very_bright": 255 - noise,
         "tiny": DRAWING[:20, :20],
@@ -98,7 +99,7 @@ def test_odd_images_and_sizes(drawings):
         assert findings[name] == [str(drawings / f"cats/{name}.png")]
     assert findings["width"] == [20, 120, 900]
     assert findings["height"] == [20, 120, 1200]
-    assert findings["classes"] == {"cats": 19, "dogs": 12}
+    assert findings["classes"] == {"cats": 20, "dogs": 12}
     assert findings["unreadable"] == [{"path": str(drawings / "cats/empty.jpg"), "reason": "empty file"}]
 
 

@@ -4,18 +4,18 @@ import io
 import struct
 import subprocess
 import sys
-import zlib
 from pathlib import Path
 
 import cv2
 import numpy as np
 import pytest
 from conftest import DRAWING, PROJECT, REAL_DATA, encoded, exif, needs_real_data, save
-from image_files import bomb_png, png
+from formats import cases
+from image_files import bomb_png
 
-import classifier.data.images as decoding
+import classifier.data.decoding as decoding
 from classifier.base.console import UserError
-from classifier.data.images import load_image
+from classifier.data.images import BadImageError, load_image
 from classifier.runs.settings import Settings
 from dataset import read_images, split_images
 
@@ -59,7 +59,7 @@ def test_small_files_that_claim_much_are_refused_before_their_decoder_makes_room
     end = 4 + int.from_bytes(jpeg[4:6], "big")  # of the first segment; the decoder skips what belongs to none
     (tmp_path / "garbage.jpg").write_bytes(jpeg[:end] + bytes(5) + jpeg[end:])
     *reasons, megabytes = python(MEMORY_FOR, *sorted(tmp_path.glob("*.*g"))).stdout.splitlines()
-    assert [reason.split(",")[0] for reason in reasons] == ["damaged"] * 4
+    assert [reason.split()[0] for reason in reasons] == ["damaged"] * 4
     assert int(megabytes) < 50
 
 
@@ -75,65 +75,11 @@ def test_a_damaged_image_shows_nothing_of_the_one_before(tmp_path):
     np.testing.assert_array_equal(*seen)
 
 
-def palette_png(indexes):
-    """A palette PNG, and its pixels."""
-    colours = np.array([[k, 255 - k, k // 2] for k in range(256)], np.uint8)
-    rows = b"".join(b"\0" + row.tobytes() for row in indexes)
-    height, width = indexes.shape
-    return png(width, height, 3, (b"PLTE", colours.tobytes()), (b"IDAT", zlib.compress(rows))), colours[indexes]
-
-
-GREY = cv2.cvtColor(DRAWING, cv2.COLOR_RGB2GRAY)
-GREY_AS_RGB = np.dstack([GREY] * 3)
-BGRA = np.dstack([DRAWING[:, :, ::-1], np.full(DRAWING.shape[:2], 128, np.uint8)])
-ORDINARY_IMAGES = {  # name: bytes, and the RGB pixels that should be seen
-    "grey.png": (encoded(".png", GREY), GREY_AS_RGB),
-    "sixteen.png": (encoded(".png", DRAWING.astype(np.uint16) * 257), DRAWING),
-    "sixteen.tiff": (encoded(".tiff", DRAWING.astype(np.uint16) * 257), DRAWING),
-    "grey16.png": (encoded(".png", GREY.astype(np.uint16) * 257), GREY_AS_RGB),
-    "palette.png": palette_png(GREY),
-    "alpha.png": (cv2.imencode(".png", BGRA)[1].tobytes(), DRAWING),
-    "colour.bmp": (encoded(".bmp"), DRAWING),
-    "colour.tif": (encoded(".tiff"), DRAWING),
-    "UPPER.PNG": (encoded(".png"), DRAWING),
-    "lossless.webp": (encoded(".webp", DRAWING, cv2.IMWRITE_WEBP_QUALITY, 101), DRAWING),
-}
-
-
-@pytest.mark.parametrize("name", ORDINARY_IMAGES)
-def test_ordinary_images_come_out_as_the_same_rgb(tmp_path, name):
-    """RGB, not OpenCV's own BGR: the drawing's colours are not grey."""
-    data, pixels = ORDINARY_IMAGES[name]
-    (tmp_path / name).write_bytes(data)
-    expected = cv2.resize(pixels, (32, 32), interpolation=cv2.INTER_AREA)
-    np.testing.assert_array_equal(load_image(tmp_path / name, 32), expected)
-
-
 def test_a_jpeg_without_a_jfif_marker_is_sound(tmp_path):
     jpeg = encoded(".jpg")
     (tmp_path / "with.jpg").write_bytes(jpeg)
     (tmp_path / "without.jpg").write_bytes(jpeg[:2] + jpeg[20:])
     np.testing.assert_array_equal(*(load_image(tmp_path / name, 32) for name in ("with.jpg", "without.jpg")))
-
-
-def test_cmyk():
-    """tests/cmyk.jpg is red, green, blue and white in four quarters, saved as an inverted (Adobe) CMYK JPEG."""
-    pixels = load_image(Path(__file__).parent / "cmyk.jpg", 32)
-    quarters = [pixels[y, x] for y in (4, 28) for x in (4, 28)]
-    np.testing.assert_allclose(quarters, [[255, 0, 0], [0, 255, 0], [0, 0, 255], [255, 255, 255]], atol=6)
-
-
-TURNS = [(0, 1), (0, -1), (2, 1), (2, -1), (3, -1), (1, 1), (1, -1), (3, 1)]  # quarters to the left; -1: then mirrored
-
-
-@pytest.mark.parametrize("orientation", range(1, 9))
-def test_exif_orientation_is_applied(tmp_path, orientation):
-    turns, step = TURNS[orientation - 1]
-    turned = np.ascontiguousarray(np.rot90(DRAWING, turns)[:, ::step])
-    jpeg = encoded(".jpg", turned, cv2.IMWRITE_JPEG_QUALITY, 100)
-    (tmp_path / "turned.jpg").write_bytes(jpeg[:2] + exif(orientation) + jpeg[2:])
-    upright = cv2.resize(DRAWING, (32, 32), interpolation=cv2.INTER_AREA)
-    assert np.abs(load_image(tmp_path / "turned.jpg", 32).astype(int) - upright).mean() < 3
 
 
 @pytest.mark.parametrize("size", [(64, 90), (300, 128), (513, 700), (1100, 1030)])
@@ -167,40 +113,29 @@ def written(image, suffix):
     return file.getvalue()
 
 
-@pytest.mark.parametrize("suffix", [".heic", ".avif"])
-def test_heic_and_avif_are_upright_rgb(tmp_path, pillow, monkeypatch, suffix):
-    def check(image, upright):
-        path = tmp_path / f"image{suffix}"
-        path.write_bytes(written(image, suffix))
-        expected = cv2.resize(upright, (32, 32), interpolation=cv2.INTER_AREA)
-        assert np.abs(load_image(path, 32).astype(int) - expected).mean() < 4
-
-    for orientation in range(1, 9):
-        image = pillow.Image.fromarray(DRAWING)
-        image.getexif()[0x112] = orientation
-        check(image, np.array(pillow.ImageOps.exif_transpose(image)))
-    check(pillow.Image.fromarray(np.dstack([DRAWING, np.full(DRAWING.shape[:2], 128, np.uint8)])), DRAWING)
-    check(pillow.Image.fromarray(GREY), GREY_AS_RGB)
-    if suffix == ".heic":
-        monkeypatch.setattr("pillow_heif.options.SAVE_HDR_TO_12_BIT", True)
-        check(pillow.Image.fromarray(GREY.astype(np.uint16) * 257), GREY_AS_RGB)
+def test_a_deep_heic(tmp_path, pillow, monkeypatch):
+    monkeypatch.setattr("pillow_heif.options.SAVE_HDR_TO_12_BIT", True)
+    grey = cv2.cvtColor(DRAWING, cv2.COLOR_RGB2GRAY)
+    (tmp_path / "deep.heic").write_bytes(written(pillow.Image.fromarray(grey.astype(np.uint16) * 257), ".heic"))
+    expected = cv2.resize(np.dstack([grey] * 3), (32, 32), interpolation=cv2.INTER_AREA)
+    assert np.abs(load_image(tmp_path / "deep.heic", 32).astype(int) - expected).mean() < 4
 
 
 def reason_of(path):
     """Why a file is refused; None if it is not."""
     try:
         load_image(path, 32)
-    except decoding.BadImageError as error:
+    except BadImageError as error:
         return error.reason
 
 
 def test_bad_heic_and_avif_files_are_refused_and_missing_packages_named(tmp_path, pillow, monkeypatch):
     heic, avif = (written(pillow.Image.fromarray(DRAWING), suffix) for suffix in (".heic", ".avif"))
     files = {
-        "half.heic": (heic[: len(heic) // 2], "damaged, truncated or unsupported HEIC"),
-        "end_missing.heif": (heic[:-1], "damaged, truncated or unsupported HEIC"),
-        "end_missing.avif": (avif[:-1], "damaged, truncated or unsupported AVIF"),
-        "tga.heic": (b"\0\0\2\0ftypheic\4\0\4\0\x18\0" + bytes(48), "damaged, truncated or unsupported HEIC"),
+        "half.heic": (heic[: len(heic) // 2], "damaged or truncated HEIC"),
+        "end_missing.heif": (heic[:-1], "damaged or truncated HEIC"),
+        "end_missing.avif": (avif[:-1], "damaged or truncated AVIF"),
+        "tga.heic": (b"\0\0\2\0ftypheic\4\0\4\0\x18\0" + bytes(48), "damaged or truncated HEIC"),
         "renamed.jpg": (heic, "HEIC data in a .jpg file"),
         "renamed.heic": (avif, "AVIF data in a .heic file"),
         "good.heic": (heic, None),
@@ -212,11 +147,10 @@ def test_bad_heic_and_avif_files_are_refused_and_missing_packages_named(tmp_path
     with monkeypatch.context() as patch:
         patch.setattr(pillow.Image, "MAX_IMAGE_PIXELS", 1000)
         assert "too large: more than" in reason_of(Path("good.heic"))
-    for name, package, module in (("good.heic", "pillow-heif", "pillow_heif"), ("good.avif", "pillow", "PIL.features")):
-        monkeypatch.setitem(sys.modules, module, None)
-        decoding._pillow_for.cache_clear()
-        assert f"needs {package}: pip install -c requirements-optional.txt {package}" in reason_of(Path(name))
-    decoding._pillow_for.cache_clear()
+    monkeypatch.setitem(sys.modules, "pillow_heif", None)
+    decoding._pillow.cache_clear()
+    assert reason_of(Path("good.heic")) == "HEIC needs pillow-heif: pip install -c requirements-optional.txt pillow-heif"
+    decoding._pillow.cache_clear()
 
 
 def by_hand(image, fit):
@@ -250,7 +184,9 @@ def test_every_fit_makes_a_square_and_a_reduced_jpeg_the_same(tmp_path, fit):
 @pytest.mark.parametrize("fit", FITS)
 def test_training_sees_what_prediction_sees(tmp_path, fit):
     """The same pixels on both ways, for every kind of image."""
-    for name, (data, _) in ORDINARY_IMAGES.items():
+    for name, data in {
+        case.name: case.data for case in cases() if case.reason is None and "orientation" in case.name
+    }.items():
         for kind in ("cats", "dogs"):
             path = tmp_path / "images" / kind / name
             path.parent.mkdir(parents=True, exist_ok=True)
