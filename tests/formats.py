@@ -12,7 +12,6 @@ from typing import NamedTuple
 
 import numpy as np
 import PIL.Image
-from image_files import png
 
 HEIGHT, WIDTH = 36, 52
 
@@ -80,6 +79,15 @@ def packed(samples: np.ndarray, bits: int) -> list[bytes]:
         return [row.astype(">u2").tobytes() for row in samples]
     digits = np.unpackbits(samples.astype(np.uint8)[..., None], axis=2)[:, :, 8 - bits :]
     return [np.packbits(row.reshape(-1)).tobytes() for row in digits]
+
+
+def png(width: int, height: int, colour_type: int, *chunks: tuple[bytes, bytes], depth: int = 8) -> bytes:
+    """A PNG file of `depth` bits a sample with these chunks, (name, data)."""
+    header = struct.pack(">IIBBBBB", width, height, depth, colour_type, 0, 0, 0)
+    file = b"\x89PNG\r\n\x1a\n"
+    for name, data in ((b"IHDR", header), *chunks, (b"IEND", b"")):
+        file += struct.pack(">I", len(data)) + name + data + struct.pack(">I", zlib.crc32(name + data))
+    return file
 
 
 def png_cases() -> Iterator[Case]:

@@ -1,19 +1,10 @@
 """Image files that are bad in every way."""
 
 import os
-import struct
 import zlib
 
 from conftest import encoded
-
-
-def png(width, height, colour_type, *chunks, depth=8):
-    """A PNG file of `depth` bits a sample with these chunks, (name, data)."""
-    header = struct.pack(">IIBBBBB", width, height, depth, colour_type, 0, 0, 0)
-    file = b"\x89PNG\r\n\x1a\n"
-    for name, data in ((b"IHDR", header), *chunks, (b"IEND", b"")):
-        file += struct.pack(">I", len(data)) + name + data + struct.pack(">I", zlib.crc32(name + data))
-    return file
+from formats import png
 
 
 def bomb_png(side=60_000):

@@ -1,6 +1,6 @@
 """Image files: mutated ones are refused with a reason, or decoded to the same pixels every time."""
 
-import io
+import collections
 import os
 import resource
 import struct
@@ -11,13 +11,12 @@ import zlib
 from collections.abc import Iterator
 from pathlib import Path
 
-import cv2
 import numpy as np
 
 from classifier.base.console import PROJECT
 from classifier.base.files import digest_of
 from classifier.data.images import BadImageError, decode_image
-from experiments.draw_samples import draw
+from tests.formats import cases
 from tests.reliability import Result, count
 
 REAL_IMAGES = PROJECT.parent / "shared" / "data"
@@ -101,8 +100,8 @@ def decode_all(seed: int, first: int, last: int) -> None:
 def mutated(seed: int, number: int) -> tuple[str, bytes]:
     """(suffix, bytes) of the mutated file of a number, always the same."""
     rng = np.random.default_rng([seed, number])
-    suffix, data = SEEDS[rng.integers(len(SEEDS))]
-    data = bytearray(data)
+    suffix = list(SEEDS)[rng.integers(len(SEEDS))]
+    data = bytearray(SEEDS[suffix][rng.integers(len(SEEDS[suffix]))])
     for _ in range(rng.integers(1, 4)):
         change = CHANGES[rng.integers(len(CHANGES))]
         data = change(data, rng, suffix) or bytearray(b"\0")
@@ -111,36 +110,16 @@ def mutated(seed: int, number: int) -> tuple[str, bytes]:
     return suffix, bytes(data)
 
 
-def seeds() -> list[tuple[str, bytes]]:
-    """[(suffix, bytes)] of sound files of every kind: drawings, and small real ones where they are."""
-    image = cv2.resize(draw("dog", np.random.default_rng(5)), (90, 70), interpolation=cv2.INTER_AREA)
-    made = [(".jpg", image, [cv2.IMWRITE_JPEG_PROGRESSIVE, progressive]) for progressive in (0, 1)]
-    made += [(".jpg", image[:, :, 0], []), (".png", image, []), (".png", image.astype(np.uint16) * 257, [])]
-    made += [(".png", image[:, :, 0], [cv2.IMWRITE_PNG_BILEVEL, 1]), (".bmp", image, []), (".gif", image, [])]
-    made += [(".webp", image, [cv2.IMWRITE_WEBP_QUALITY, quality]) for quality in (50, 101)]  # above 100: lossless
-    made += [(".tif", image, [cv2.IMWRITE_TIFF_COMPRESSION, compression]) for compression in (1, 5, 8, 32773)]
-    found = [(suffix, cv2.imencode(suffix, array, flags)[1].tobytes()) for suffix, array, flags in made]
-    found += [(suffix, data) for suffix, data in pillow_files(image) if data]
+def seeds() -> dict[str, list[bytes]]:
+    """{suffix: files} of sound files in every form, and of small real ones where they are."""
+    found = collections.defaultdict(list)
+    for case in cases():
+        found[Path(case.name).suffix].append(case.data)
     for folder in ("pngsuite", "exif_orientation", "bad_images"):
         for path in sorted(Path(REAL_IMAGES, folder).rglob("*.*")):
             if path.is_file() and 0 < path.stat().st_size < 20_000:
-                found.append((path.suffix.lower(), path.read_bytes()))
+                found[path.suffix.lower()].append(path.read_bytes())
     return found
-
-
-def pillow_files(image: np.ndarray) -> Iterator[tuple[str, bytes]]:
-    """[(suffix, bytes)] of an AVIF and a HEIC file, where Pillow can write them."""
-    for suffix, kind in ((".avif", "AVIF"), (".heic", "HEIF")):
-        try:
-            import PIL.Image
-            import pillow_heif
-
-            pillow_heif.register_heif_opener()
-            file = io.BytesIO()
-            PIL.Image.fromarray(image).save(file, kind)
-            yield suffix, file.getvalue()
-        except (ImportError, KeyError, OSError):
-            yield suffix, b""
 
 
 def flip(data: bytearray, rng: np.random.Generator, suffix: str) -> bytearray:
@@ -179,8 +158,7 @@ def repeat_block(data: bytearray, rng: np.random.Generator, suffix: str) -> byte
 
 def splice(data: bytearray, rng: np.random.Generator, suffix: str) -> bytearray:
     """Go on with another file of the same kind."""
-    others = [other for kind, other in SEEDS if kind == suffix]
-    other = others[rng.integers(len(others))]
+    other = SEEDS[suffix][rng.integers(len(SEEDS[suffix]))]
     return data[: rng.integers(len(data))] + other[rng.integers(len(other)) :]
 
 
