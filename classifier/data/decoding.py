@@ -125,10 +125,10 @@ def _decode_bmp(data):
 
 
 def _levels(stored, mask):
-    """The 8-bit levels of one band of a bitmap; 255 where there is no mask."""
-    low = (mask & -mask).bit_length() - 1
-    most = mask >> low if mask else 1
-    return ((((stored & mask) >> max(low, 0)).astype(np.uint64) * 255 + most // 2) // most).astype(np.uint8)
+    """The 8-bit levels of one band of a bitmap; 0 without a mask."""
+    low = max((mask & -mask).bit_length() - 1, 0)
+    levels, most = (stored & mask) >> low, max(mask >> low, 1)
+    return (levels if most == 255 else (levels.astype(np.uint64) * 255 + most // 2) // most).astype(np.uint8)
 
 
 def _decode_gif(data):

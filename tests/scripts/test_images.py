@@ -2,11 +2,16 @@
 
 import json
 import os
+from pathlib import Path
 
 import cv2
+import numpy as np
 from conftest import DRAWING, encoded, error_of, predictions, rows_of, run, save, train
 from image_files import REASONS, add_bad_files
 from run_folders import metadata_of
+
+from classifier.runs.settings import Settings
+from dataset import read_images
 
 
 def test_training_skips_bad_files_and_says_what_it_ignores(images, tmp_path):
@@ -50,6 +55,23 @@ def test_prediction_and_evaluation_name_bad_files_and_score_the_others(trained, 
     assert all(errors[name].startswith(reason) for name, reason in REASONS.items())
     result = json.loads(run("evaluate", "--model", trained, "--format", "json", images).stdout)
     assert (result["scored"], result["skipped"]) == (25, len(REASONS))
+
+
+def test_images_that_change_places_are_decoded_anew_and_dim_ones_are_named():
+    """Bitmaps of one size and time: without their places on the disk, the cache could not tell them apart."""
+    paths = [Path(f"images/{kind}/{k}.bmp") for kind in ("cats", "dogs") for k in range(3)]
+    for k, path in enumerate(paths):
+        save(path, np.full((16, 16, 3), 1 + k, np.uint8) + np.eye(16, dtype=np.uint8)[..., None])
+        os.utime(path, (0, 0))
+    settings = Settings(data_dir=Path("images"), image_size=16)
+    said = train("images", "--image-size", 16).stderr
+    assert "warning: all 6 images, such as images/cats/0.bmp, use only the lowest 1/16" in said
+    read = lambda: read_images(settings, Path("runs/.cache")).data.load(np.arange(6))  # noqa: E731
+    before = read()
+    paths[0].rename("free")
+    paths[5].rename(paths[0])
+    Path("free").rename(paths[5])
+    np.testing.assert_array_equal(read(), before[[5, 1, 2, 3, 4, 0]])
 
 
 def test_native_libraries_keep_quiet(trained, tmp_path):
