@@ -379,6 +379,8 @@ def tiff_cases() -> Iterator[Case]:
     for method, named in {"jpeg2000": "JPEG 2000", "jpegxl": "JPEG XL", "png": "PNG", "webp": "WebP"}.items():
         data = tiff(RGB, compression=method, photometric="rgb")
         yield Case(f"{method}.tif", data, None, f"TIFF compressed with {named} is not supported")
+    raw = tiff(RGB, photometric="rgb", subfiletype=1)
+    yield Case("thumbnail.tif", raw, None, "a camera's raw file (TIFF) is not supported")
     yield Case("jpeg.tif", tiff(RGB, compression="jpeg", photometric="rgb"), RGB, tolerance=9)
     yield Case("pages.tif", tiff(np.stack([RGB, 255 - RGB]), photometric="rgb"), RGB)
     for orientation in range(1, 9):

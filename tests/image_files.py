@@ -15,7 +15,9 @@ def bomb_png(side=60_000):
 BAD_FILES = {
     "empty.jpg": (b"", "empty file"),
     "text.jpg": (b"this is not an image", "not an image of a known kind"),
-    "renamed.jpg": (encoded(".gif"), "GIF data in a .jpg file"),
+    "renamed.jpg": (encoded(".gif"), "GIF data in a .jpg file: rename it to .gif"),
+    "pointer.jpg": (b"version https://git-lfs.github.com/spec/v1\n", "a pointer of Git LFS, not an image: run git lfs pull"),
+    "page.png": (b"<!DOCTYPE html><html>404", "a web page, not an image"),
     "bomb.png": (bomb_png(), "too large"),
     "end_missing.jpg": (encoded(".jpg")[:-2], "damaged or truncated JPEG"),
 }

@@ -35,6 +35,17 @@ FORMATS = {  # of each kind the suffixes and the first bytes of its files
     "HEIC": (".heic .heif", rb"....ftyp(hei[cxms]|hev[cxms]|mif1|msf1)"),
     "Netpbm": (".ppm .pgm .pbm .pnm", rb"P[1-6]\s"),
 }
+OTHERS = {  # why other files that people bring are refused, and the first bytes of these
+    "a pointer of Git LFS, not an image: run git lfs pull": rb"version https://git-lfs",
+    "a web page, not an image": rb"\s*<(!doctype|html)",
+    "SVG is not supported": rb"\s*<(\?xml|svg)",
+    "JPEG 2000 is not supported": rb"\0\0\0\x0cjP  |\xff\x4f\xff\x51",
+    "JPEG XL is not supported": rb"\xff\x0a|\0\0\0\x0cJXL ",
+    "Windows icons are not supported": rb"\0\0[\1\2]\0[^\0]\0",
+    "Photoshop files are not supported": rb"8BPS",
+    "PDF is not supported": rb"%PDF",
+    "DICOM is not supported": rb".{128}DICM",
+}
 KIND_OF_SUFFIX = {suffix: kind for kind, (suffixes, _) in FORMATS.items() for suffix in suffixes.split()}
 COLOURS_OF_TIFF = {0: "white-is-zero grey", 1: "grey", 2: "RGB", 3: "palette", 5: "CMYK", 6: "YCbCr", 8: "CIELAB"}
 COMPRESSIONS_OF_TIFF = {33003: "JPEG 2000", 33005: "JPEG 2000", 34712: "JPEG 2000", 34887: "LERC", 34933: "PNG"}
@@ -53,6 +64,12 @@ class RefusalError(Exception):
 def kind_of(start: bytes) -> str | None:
     """The kind of image, a key of FORMATS, that a file with these first bytes (32 are enough) is; None for another file."""
     return next((kind for kind, (_, pattern) in FORMATS.items() if re.match(pattern, start, re.DOTALL)), None)
+
+
+def why_not(start: bytes) -> str:
+    """Why a file with these first bytes (132 are enough), of none of the FORMATS, is refused."""
+    matches = (reason for reason, pattern in OTHERS.items() if re.match(pattern, start, re.DOTALL | re.IGNORECASE))
+    return next(matches, "not an image of a known kind")
 
 
 def decode_bytes(data: bytes, kind: str, image_size: int, fit: str) -> tuple[np.ndarray, Shape]:
@@ -89,6 +106,8 @@ def _decode_png(data):
     """The pixels: see decode_bytes()."""
     chunks = _chunks_of_png(data)
     depth, colours = data[24:26]
+    if b"acTL" in chunks:  # of a damaged animation OpenCV leaves pixels unset
+        return rgb_of(_open_by_pillow(data, "PNG"))
     if not colours & 4 and b"tRNS" not in chunks:
         return _decode_by_opencv(data, cv2.IMREAD_COLOR_RGB)
     image = _decode_by_opencv(data, cv2.IMREAD_UNCHANGED)
@@ -152,6 +171,8 @@ def _decode_tiff(data):
     tags.load(file)
     bits, form = max(tags.get(258, (1,))), max(tags.get(339, (1,)))
     compression, colours, bands = tags.get(259, 1), tags.get(262), tags.get(277, 1)
+    if tags.get(254, 0) & 1 or 50706 in tags or data[8:10] == b"CR":  # the first image is a thumbnail, or DNG, or CR2
+        raise RefusalError("a camera's raw file (TIFF) is not supported")
     starts, lengths = tags.get(273) or tags[324], tags.get(279) or tags.get(325, ())  # of strips or tiles
     if any(start + length > len(data) for start, length in zip(starts, lengths, strict=False)):
         raise ValueError
@@ -193,6 +214,8 @@ def _decode_by_opencv(data, flags):
 def _open_by_pillow(data, kind):
     """The image that Pillow reads: its header alone, its size is checked against MAX_PIXELS."""
     pillow = _pillow(kind)
+    if kind == "WebP" and math.prod(_shape_of_webp(data)) > MAX_PIXELS:  # Pillow would make room for them at once
+        raise RefusalError(TOO_LARGE)
     try:
         return pillow.Image.open(io.BytesIO(data), formats=[PILLOW_NAMES.get(kind, kind)])  # no decoder of another kind
     except pillow.Image.DecompressionBombError:
@@ -267,6 +290,16 @@ def _frame_of_jpeg(data):
         else:
             position = data.find(0xFF, position + 2 + length)  # like the decoder, over bytes that belong to no segment
     raise ValueError
+
+
+def _shape_of_webp(data):
+    """The (height, width) of a WebP file: each form of its header has them elsewhere."""
+    if data[12:16] == b"VP8X":
+        return tuple(1 + int.from_bytes(data[start : start + 3], "little") for start in (27, 24))
+    if data[12:16] == b"VP8L":
+        (bits,) = struct.unpack_from("<I", data, 21)
+        return 1 + (bits >> 14 & 0x3FFF), 1 + (bits & 0x3FFF)
+    return tuple(side & 0x3FFF for side in struct.unpack_from("<HH", data, 26)[::-1])
 
 
 def _chunks_of_png(data):

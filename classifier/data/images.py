@@ -13,7 +13,7 @@ import numpy as np
 
 from classifier.base.console import NO_DATA, UserError
 from classifier.base.prefetch import in_chunks, prefetch
-from classifier.data.decoding import KIND_OF_SUFFIX, RefusalError, Shape, decode_bytes, kind_of
+from classifier.data.decoding import FORMATS, KIND_OF_SUFFIX, RefusalError, Shape, decode_bytes, kind_of, why_not
 from classifier.data.tars import members_of, tar_of
 
 MAX_FILE_BYTES = 1 << 30
@@ -83,10 +83,10 @@ def decode(path: ImagePath, data: bytes, image_size: int, fit: str = "squash") -
     """
     kind = kind_of(data[:32])
     if kind is None:
-        raise BadImageError(path, "not an image of a known kind")
+        raise BadImageError(path, why_not(data[:132]))
     suffix = os.path.splitext(os.fspath(path))[1].lower()
     if KIND_OF_SUFFIX.get(suffix, kind) != kind:
-        raise BadImageError(path, f"{kind} data in a {suffix} file")
+        raise BadImageError(path, f"{kind} data in a {suffix} file: rename it to {FORMATS[kind][0].split()[0]}")
     try:
         return decode_bytes(data, kind, image_size, fit)
     except MemoryError:

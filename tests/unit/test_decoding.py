@@ -136,8 +136,8 @@ def test_bad_heic_and_avif_files_are_refused_and_missing_packages_named(tmp_path
         "end_missing.heif": (heic[:-1], "damaged or truncated HEIC"),
         "end_missing.avif": (avif[:-1], "damaged or truncated AVIF"),
         "tga.heic": (b"\0\0\2\0ftypheic\4\0\4\0\x18\0" + bytes(48), "damaged or truncated HEIC"),
-        "renamed.jpg": (heic, "HEIC data in a .jpg file"),
-        "renamed.heic": (avif, "AVIF data in a .heic file"),
+        "renamed.jpg": (heic, "HEIC data in a .jpg file: rename it to .heic"),
+        "renamed.heic": (avif, "AVIF data in a .heic file: rename it to .avif"),
         "good.heic": (heic, None),
         "good.avif": (avif, None),
     }
