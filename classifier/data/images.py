@@ -29,11 +29,12 @@ BLANK = 3  # grey levels: the standard deviation of an image that shows nothing
 FORMATS = {  # of each kind the suffixes and the first bytes of its files
     "JPEG": (".jpg .jpeg .jpe .jfif", rb"\xff\xd8\xff"),
     "PNG": (".png", rb"\x89PNG\r\n\x1a\n"),
-    "BMP": (".bmp", rb"BM"),
+    "BMP": (".bmp", rb"BM.{12}[\x0c\x10\x28\x34\x38\x40\x6c\x7c]\0\0\0"),
     "GIF": (".gif", rb"GIF8[79]a"),
     "WebP": (".webp", rb"RIFF....WEBP"),
     "TIFF": (".tif .tiff", rb"II\*\0|MM\0\*"),
     "AVIF": (".avif", rb"....ftyp(avi[fs]|mif1(....){1,8}?avi[fs])"),
+    "Netpbm": (".pbm .pgm .ppm .pnm", rb"P[1-6]\s+[#0-9]"),
     "HEIC": (".heic .heif", rb"....ftyp(hei[cxms]|hev[cxms]|mif1|msf1)"),
 }
 KIND_OF_SUFFIX = {suffix: kind for kind, (suffixes, _) in FORMATS.items() for suffix in suffixes.split()}
@@ -52,6 +53,11 @@ class BadImageError(UserError):
         """`lasting` is False where the same file may be good the next time."""
         super().__init__(f"{path}: {reason}", NO_DATA)
         self.reason, self.lasting = reason, lasting
+
+
+def kind_of(start: bytes) -> str | None:
+    """The kind of an image by the first 32 bytes of its file, see FORMATS; None for what is no image."""
+    return next((kind for kind, (_, first) in FORMATS.items() if re.match(first, start, re.DOTALL)), None)
 
 
 def load_image(path: ImagePath, image_size: int, fit: str = "squash") -> np.ndarray:
@@ -104,7 +110,7 @@ def decode(path: ImagePath, data: bytes, image_size: int, fit: str = "squash") -
     palette, 16-bit, CMYK and transparent images become 8-bit RGB (alpha is dropped) and the orientation that the file gives
     is applied. Of an animation, it is the first frame. Raises BadImageError with the reason.
     """
-    kind = next((kind for kind, (_, start) in FORMATS.items() if re.match(start, data, re.DOTALL)), None)
+    kind = kind_of(data)
     if kind is None:
         raise BadImageError(path, "not an image of a known kind")
     suffix = os.path.splitext(os.fspath(path))[1].lower()

@@ -115,7 +115,7 @@ def find_examples(classes: list[str]) -> list[str]:
     folder = PROJECT / "testing_data"
     if {path.name for path in folder.glob("*") if path.is_dir()} != set(classes):
         return []
-    of_classes = [sorted(folder / name / image for image in walk_images(folder / name)[0]) for name in classes]
+    of_classes = [sorted(folder / name / image for image in walk_images(folder / name)) for name in classes]
     return [str(path) for paths in of_classes for path in paths[:EXAMPLES_PER_CLASS]]
 
 
