@@ -250,8 +250,8 @@ def _classes_of_folders(folder, paths, classes, classes_from):
     from_leaf = _is_from_leaf(folder, paths, classes) if classes_from is None else classes_from == "leaf"
     class_of = {path: parts_of(path)[-2 if from_leaf else 0] for path in paths}
     places = collections.defaultdict(set)
-    for path, name in class_of.items():
-        folders = [part for part in path.split(os.sep)[:-1] if not is_tar(part)]
+    for place, name in {(os.path.dirname(path), name) for path, name in class_of.items()}:
+        folders = [part for part in place.split(os.sep) if not is_tar(part)]
         places[name].add(os.path.join(*folders) if from_leaf else folders[0])
     for name, several in places.items():
         if len(several) > 1:
@@ -327,8 +327,8 @@ def _refuse_parts(folder, paths, advice):
 
     flags = {"train": "to train, --data-dir", "validation": " --validation-dir", "test": "; to test,"}
     shown = "".join(f"{flag} {inner(part)}" for part, flag in flags.items() if part in parts)
-    advice = f"give one of them: {shown}{advice}"
-    names = [os.path.join(place, name) for several in parts.values() for name in several]
+    advice = f"give one of them; {shown}{advice}"
+    names = sorted(os.path.join(place, name) for several in parts.values() for name in several)
     if len(found) > 1 and os.path.join(place, parts["train"][0]) in places:  # cats/train and cats/test, dogs/train …
         advice = f"put their images into {parts['train'][0]}/{place} and so on, and give {parts['train'][0]}"
     elif len(names) > len(parts) and all(map(is_tar, names)):
