@@ -329,10 +329,10 @@ def _refuse_parts(folder, paths, advice):
     shown = "".join(f"{flag} {inner(part)}" for part, flag in flags.items() if part in parts)
     advice = f"give one of them; {shown}{advice}"
     names = sorted(os.path.join(place, name) for several in parts.values() for name in several)
-    if len(found) > 1 and os.path.join(place, parts["train"][0]) in places:  # cats/train and cats/test, dogs/train …
-        advice = f"put their images into {parts['train'][0]}/{place} and so on, and give {parts['train'][0]}"
-    elif len(names) > len(parts) and all(map(is_tar, names)):
+    if len(names) > len(parts) and is_tar(names[0]):
         advice = "put the tars of each part into a folder, and give one of these"
+    elif len(found) > 1 and os.path.join(place, parts["train"][0]) in places:  # cats/train and cats/test, dogs/train …
+        advice = f"put their images into {parts['train'][0]}/{place} and so on, and give {parts['train'][0]}"
     shown = f"{', '.join(names[:4])}{' …' if len(names) > 4 else ''}"
     raise UserError(f"{folder} holds the parts of a data set ({shown}): {advice}", NO_DATA)
 
