@@ -182,7 +182,7 @@ def find_images(
         raise UserError(f"there is no {'file' if is_table(folder) or is_tar(folder) else 'folder'} {folder}", NO_DATA)
     if is_table(folder):
         labels = read_table(folder, lambda place: _walk(place)[0])
-        class_of = {path: normal(labels[path]) for path in sorted(labels, key=natural_key)}
+        class_of = {path: labels[path] for path in sorted(labels, key=natural_key)}
     elif not (folder.is_dir() or is_tar(folder)):
         advice = "unpack archives but tars, save tables as CSV (.csv, .tsv)"
         raise UserError(f"{folder} is not a folder, a tar or a CSV file: {advice}", NO_DATA)
@@ -190,7 +190,7 @@ def find_images(
         class_of = _classes_of(folder, None if classes is None else set(map(normal, classes)), classes_from)
     by_class = collections.defaultdict(list)
     for path, name in class_of.items():
-        by_class[name].append(path)
+        by_class[normal(name)].append(path)
     _refuse_names_that_differ_by_case(folder, by_class)
     classes = sorted(by_class) if classes is None else list(classes)
     if unknown := sorted(set(by_class) - set(map(normal, classes))):

@@ -19,10 +19,12 @@ from classifier.data.tars import is_tar
 
 TABLES = (".csv", ".tsv")
 # Columns in tables of Kaggle, fastai and Hugging Face, without case, spaces and signs: paths, the surest first, and classes.
-PATHS = ["path", "filepath", "imagepath", "imgpath", "filename", "filenames", "file", "fname", "imagefile", "imagename"]
-PATHS += ["imgname", "image", "images", "img", "imageid", "imgid", "idcode", "id", "name"]
-LABEL = re.compile("label(s|name|id)?|class(es|name|id)?|cls|category|breed|species|target|diagnosis|dx")
-PART = re.compile("(?P<train>train(ing|val)?)|(?P<validation>val(id(ation)?)?|dev)|(?P<test>test(ing)?)|(?P<other>pred.*)")
+PATHS = ["filepath", "imagepath", "imgpath", "filename", "filenames", "file", "fname", "imagefile", "imagename"]
+PATHS += ["imgname", "image", "images", "img", "imageid", "imgid", "idcode", "name", "id"]
+LABEL = re.compile("(label|class|category|breed)(e?s|id|name)?|categories|cls|species|target|diagnosis|dx")
+PART = re.compile(
+    "(?P<train>train(ing|val)?)|(?P<validation>val(id(ation)?)?|dev)|(?P<test>test(ing)?)|(?P<other>pred(ict(ions?)?)?)"
+)
 
 
 def normal(text: str) -> str:
@@ -58,9 +60,9 @@ def read_table(file: Path, images_below: Callable[[Path], list[str]]) -> dict[st
     anything is not clear.
     """
     (_, header), *rows = _rows_of(file)
-    path_at, label_at = _columns_of(file, header, rows)
-    _refuse_several(file, {cells[label_at] for _, cells in rows})
     find = _finder(file.parent, images_below)
+    path_at, label_at = _columns_of(file, header, rows, find)
+    _refuse_several(file, {cells[label_at] for _, cells in rows})
     label_of: dict[str, str] = {}
     for line, cells in rows:
         text, label, place = cells[path_at], cells[label_at], f"{file}, line {line}"
@@ -81,10 +83,12 @@ def read_table(file: Path, images_below: Callable[[Path], list[str]]) -> dict[st
     return label_of
 
 
-def _columns_of(file, header, rows):
+def _columns_of(file, header, rows, find):
     """Where paths and labels are. Labels that each have a column with 1 or 0 get one more cell, for the names with 1."""
     keys = list(map(_key, header))
-    path_at = next((keys.index(name) for name in PATHS if name in keys), None)
+    named = [keys.index(name) for name in (["path"] if "path" in keys else PATHS) if name in keys]
+    leading = [i for i in named if any(find(cells[i]) for _, cells in rows[:20])]  # to images; ids may be mere numbers
+    path_at = next(iter(leading or named), None)
     others = {i: key for i, key in enumerate(keys) if i != path_at and not re.fullmatch("(index|unnamed[0-9]*)?", key)}
     label_at = next((i for i in others if len(others) == 1 or others[i] == _label_among(others.values())), None)
     if label_at is None and others and all(re.fullmatch(r"[01](\.0*)?", cells[i]) for _, cells in rows for i in others):

@@ -182,7 +182,7 @@ def test_files_that_are_skipped_need_no_group(images):
         read_sets(images, group_by="owner")
 
 
-def test_tars_are_read_in_place_as_if_they_were_folders(images, tmp_path):
+def test_tars_are_read_in_place_as_if_they_were_folders(images, tmp_path, capsys):
     (tmp_path / "tars").mkdir()
     for number in range(3):
         with tarfile.open(tmp_path / f"tars/train-{number:03}.tar", "w") as tar:
@@ -200,8 +200,19 @@ def test_tars_are_read_in_place_as_if_they_were_folders(images, tmp_path):
     os.truncate(huge, 512 + member.size + 1024)  # it takes no place on the disk
     in_tars, in_folders = read_sets(tmp_path / "tars"), read_sets(images)
     assert [reason for _, reason in in_tars.skipped] == ["too large: more than 1 GiB"]
+    told = "ignored: 2 links and other special files in {}, such as ../../outside.jpg"
+    assert told.format(tmp_path / "tars/train-002.tar") in capsys.readouterr().err
     for one, other in ((in_tars.train, in_folders.train), (in_tars.valid, in_folders.valid)):
         assert sorted(one.digests) == sorted(other.digests)
+
+
+def test_a_file_with_two_names_is_in_a_tar_twice():
+    nested("x", "a", "b")
+    os.link("x/a/0.png", "x/b/link.png")
+    with tarfile.open("x.tar", "w") as tar:
+        tar.add("x", "")
+    assert classes_in("x.tar") == {"a": 3, "b": 4}
+    assert len({load_image(path, 16).tobytes() for path in find_images("x.tar").paths}) == 3
 
 
 def test_a_csv_file_of_labels_names_the_classes(images, tmp_path):
@@ -220,6 +231,7 @@ TABLES = {  # that are read: the header, and the row of an image
     "no suffix": ("path,label", "photos/{k},{label}"),
     "capitals and spaces": ("Image Path, Class ", "photos/{k}.png, {label}"),
     "more columns": ("id,file_name,width,label,target", "{k},photos/{k}.png,20,{label},0"),
+    "names": ("name,image,id,breed", "Rex,http://x/{k},{k},{label}"),
     "pandas": (",filename,category", "{k},photos/{k}.png,{label}"),
     "a column for each": ("image_id,cat,dog", "{k},{cat},{dog}.0"),
     "semicolons": ("path;label", "photos/{k}.png;{label}"),
