@@ -184,7 +184,7 @@ def find_images(
         labels = read_table(folder, lambda place: _walk(place)[0])
         class_of = {path: labels[path] for path in sorted(labels, key=natural_key)}
     elif not (folder.is_dir() or is_tar(folder)):
-        advice = "unpack archives but tars, save tables as CSV (.csv, .tsv)"
+        advice = "unpack other archives, and save tables as CSV"
         raise UserError(f"{folder} is not a folder, a tar or a CSV file: {advice}", NO_DATA)
     else:
         class_of = _classes_of(folder, None if classes is None else set(map(normal, classes)), classes_from)
@@ -215,7 +215,7 @@ def _classes_of(folder, classes, classes_from):
     _refuse_parts(folder, images, or_table)
     class_of, label_files = labels_beside(folder, images, others)
     in_folders = [path for path in images if len(parts_of(path)) > 1]
-    if class_of and not _are_told_by_folders(class_of):
+    if 2 * len(class_of) >= len(images) > 0 and not _are_told_by_folders(class_of):
         why = "have no label beside them"
         others = [path for path in others if path not in label_files]
     elif in_folders:

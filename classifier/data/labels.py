@@ -96,8 +96,8 @@ def _columns_of(file, header, rows, find):
         for _, cells in rows:
             cells.append(",".join(header[i] for i in others if cells[i][0] == "1"))
     if path_at is None or label_at is None:
-        named = ", ".join(map(repr, header)) or "none"
-        raise UserError(f"{file} needs a first line with the columns path and label: it has {named}", NO_DATA)
+        shown = ", ".join(map(repr, header)) or "none"
+        raise UserError(f"{file} needs a first line with the columns path and label: it has {shown}", NO_DATA)
     for i, key in others.items():
         values = {cells[i] for _, cells in rows}
         if parts_among(values) or (len(values) > 1 and re.fullmatch("is(train|val|valid|validation|test)", key)):

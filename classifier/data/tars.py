@@ -43,7 +43,7 @@ def _members_of(tar, _size, _time):
             for member in opened:
                 opened.members.clear()  # or it keeps all of them
                 name = os.path.normpath(member.name)
-                original = members.get(os.path.normpath(member.linkname))  # of a file that has a second name here
+                original = members.get(os.path.normpath(member.linkname)) if member.islnk() else None  # of a second name
                 if name.startswith(("..", os.sep)) or not (member.isreg() or original) or member.issparse():
                     left_out += [] if member.isdir() else [name]
                 else:

@@ -387,6 +387,10 @@ def test_labels_beside_images_tell_more_than_folders_that_are_no_classes(capsys)
     tar_of(Path("x/0.tar"), dict(list(members.items())[:-1]))
     assert classes_in("x") == {"0": 3, "1": 2}
     assert "ignored: 1 images in x that have no label beside them (0.tar/train/5.png)" in capsys.readouterr().err
+    nested("few", "cats", "dogs")
+    Path("few/cats/0.cls").write_text("of something else")
+    assert classes_in("few") == {"cats": 3, "dogs": 3}
+    assert "ignored: 1 files in few that are not images (1 .cls)" in capsys.readouterr().err
 
 
 def test_images_are_found_by_their_content_where_the_suffix_is_unknown(capsys):
