@@ -309,32 +309,29 @@ def _is_from_leaf(folder, paths, classes):
 def _refuse_parts(folder, paths, advice):
     """Raise UserError, with the flags to give and other advice, if folders or tars are the parts of a data set."""
     below = collections.defaultdict(set)  # of each folder, the names of those in it that have images
-    places = {os.path.dirname(path) for path in paths}
-    for place in places:
-        above = ""
-        for name in place.split(os.sep) if place else ():
-            below[above].add(name)
-            above = os.path.join(above, name)
-    found = {place: parts for place in sorted(below) if (parts := parts_among(below[place]))}
-    if not found:
+    for place in (places := {os.path.dirname(path) for path in paths}):
+        while place:
+            place, name = os.path.split(place)
+            below[place].add(name)
+    place, parts = next(((place, parts) for place in sorted(below) if (parts := parts_among(below[place]))), ("", {}))
+    if not parts:
         return
-    place, parts = next(iter(found.items()))
-
-    def inner(part):
-        """The folder of a part, for the shell; seg_train/seg_train if there is nothing else in seg_train."""
-        path = os.path.join(place, parts[part][0])
-        return shell_path(folder / path / parts[part][0] if below[path] == {parts[part][0]} else folder / path)
-
-    flags = {"train": "to train, --data-dir", "validation": " --validation-dir", "test": "; to test,"}
-    shown = "".join(f"{flag} {inner(part)}" for part, flag in flags.items() if part in parts)
-    advice = f"give one of them; {shown}{advice}"
+    shown = ""
+    for part, flag in {"train": "to train, --data-dir", "validation": " --validation-dir", "test": "; to test,"}.items():
+        for name in parts.get(part, [])[:1]:
+            inner = name if below[os.path.join(place, name)] == {name} else ""  # seg_train/seg_train
+            shown += f"{flag} {shell_path(folder / place / name / inner)}"
     names = sorted(os.path.join(place, name) for several in parts.values() for name in several)
+    train = parts["train"][0]
     if len(names) > len(parts) and is_tar(names[0]):
-        advice = "put the tars of each part into a folder, and give one of these"
-    elif len(found) > 1 and os.path.join(place, parts["train"][0]) in places:  # cats/train and cats/test, dogs/train …
-        advice = f"put their images into {parts['train'][0]}/{place} and so on, and give {parts['train'][0]}"
-    shown = f"{', '.join(names[:4])}{' …' if len(names) > 4 else ''}"
-    raise UserError(f"{folder} holds the parts of a data set ({shown}): {advice}", NO_DATA)
+        advice = ": put the tars of each part into a folder, and give one of these"
+    elif (
+        place and len(below[os.path.dirname(place)]) > 1 and os.path.join(place, train) in places
+    ):  # cats/train, cats/test, dogs/…
+        advice = f": put their images into {train}/{place} and so on, and give {train}"
+    else:
+        advice = f": give one of them; {shown}{advice}"
+    raise UserError(f"{folder} holds the parts of a data set ({', '.join(names[:9])}){advice}", NO_DATA)
 
 
 def _refuse_names_that_differ_by_case(folder, names):

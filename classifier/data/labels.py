@@ -179,26 +179,27 @@ def labels_beside(folder: Path, images: Sequence[str], others: Iterable[str]) ->
     that is a number or up to three words: no caption. Paths are relative to the folder.
     """
     beside = {_sample_of(path): path for path in others}
-    found = {}
+    labels: dict[str, str] = {}
+    files = set()
     for image in images if beside else ():
         for suffix in LABEL_IN if len(parts_of(image)) == 1 else (".cls",):
             file = beside.get((_sample_of(image)[0], suffix))
-            if file and (label := LABEL_IN[suffix](_text_of(folder / file))):
-                found[image] = label, file
-                break
-    return {image: label for image, (label, _) in found.items()}, {file for _, file in found.values()}
-
-
-def _sample_of(path):
-    """(what the files of one sample have in common, suffix) of a path: WebDataset's names end at their first dot."""
-    folder, name = os.path.split(path)
-    return os.path.join(folder, name.split(".")[0]), os.path.splitext(name)[1].lower()
+            if file and image not in labels and (label := LABEL_IN[suffix](_text_of(folder / file))):
+                labels[image] = label
+                files.add(file)
+    return labels, files
 
 
 def _text_of(path):
     with contextlib.suppress(BadImageError):
         return read_file(path).decode("utf-8-sig", "replace").strip()
     return ""
+
+
+def _sample_of(path):
+    """(what the files of one sample have in common, suffix) of a path: WebDataset's names end at their first dot."""
+    folder, name = os.path.split(path)
+    return os.path.join(folder, name.split(".")[0]), os.path.splitext(name)[1].lower()
 
 
 def _label_in_json(text):
