@@ -27,13 +27,13 @@ TOO_LARGE = f"too large: more than {MAX_PIXELS:,} pixels"
 FORMATS = {  # of each kind the suffixes and the first bytes of its files
     "JPEG": (".jpg .jpeg .jpe .jfif .jif .pjpeg .pjp .mpo", rb"\xff\xd8\xff"),
     "PNG": (".png .apng", rb"\x89PNG\r\n\x1a\n"),
-    "BMP": (".bmp .dib", rb"BM"),
+    "BMP": (".bmp .dib", rb"BM.{12}[\x0c\x10\x28\x34\x38\x40\x6c\x7c]\0\0\0"),
     "GIF": (".gif", rb"GIF8[79]a"),
     "WebP": (".webp", rb"RIFF....WEBP"),
     "TIFF": (".tif .tiff", rb"II[*+]\0|MM\0[*+]"),
     "AVIF": (".avif", rb"....ftyp(avi[fs]|mif1(....){1,8}?avi[fs])"),
     "HEIC": (".heic .heif", rb"....ftyp(hei[cxms]|hev[cxms]|mif1|msf1)"),
-    "Netpbm": (".ppm .pgm .pbm .pnm", rb"P[1-6]\s"),
+    "Netpbm": (".ppm .pgm .pbm .pnm", rb"P[1-6]\s+[#0-9]"),
 }
 OTHERS = {  # why other files that people bring are refused, and the first bytes of these
     "a pointer of Git LFS, not an image: run git lfs pull": rb"version https://git-lfs",

@@ -9,6 +9,7 @@ import numpy as np
 
 from classifier.base.console import NO_DATA, USAGE, UserError
 from classifier.base.files import digest_of
+from classifier.data.labels import normal
 
 
 def members_of(classes: list[str], labels: np.ndarray) -> dict[str, list[int]]:
@@ -156,7 +157,7 @@ def group_names_of(paths: Iterable[str], pattern: str) -> list[str]:
 
     Raises UserError if it finds nothing in one of them.
     """
-    matches = {path: re.search(pattern, path) for path in paths}
+    matches = {path: re.search(normal(pattern), normal(path)) for path in paths}
     names = {path: match[min(match.re.groups, 1)] for path, match in matches.items() if match}
     if without := [path for path in matches if not names.get(path)]:
         more = f" and {len(without) - 1} others" if len(without) > 1 else ""

@@ -7,6 +7,8 @@ import functools
 import os
 import tarfile
 
+from classifier.base.console import say
+
 SUFFIX = ".tar"  # not of compressed ones: these can only be read from the beginning
 
 
@@ -33,15 +35,21 @@ def members_of(tar: str) -> dict[str, tuple[int, int]]:
 
 @functools.cache
 def _members_of(tar, _size, _time):
-    """members_of() a tar of this size and time: as it is now. Names that lead out of it are left out."""
-    members = {}
+    """members_of() a tar of this size and time: as it is now. Links and names that lead out of it are left out."""
+    members: dict[str, tuple[int, int]] = {}
+    left_out = []
     try:
         with tarfile.open(tar, "r:") as opened:
             for member in opened:
                 opened.members.clear()  # or it keeps all of them
                 name = os.path.normpath(member.name)
-                if member.isreg() and not member.issparse() and not name.startswith(("..", os.sep)):
-                    members[name] = member.offset_data, member.size
+                original = members.get(os.path.normpath(member.linkname)) if member.islnk() else None  # of a second name
+                if name.startswith(("..", os.sep)) or not (member.isreg() or original) or member.issparse():
+                    left_out += [] if member.isdir() else [name]
+                else:
+                    members[name] = original or (member.offset_data, member.size)
     except tarfile.TarError as error:
         raise OSError(None, f"not a sound tar file: {error}", tar) from None
+    if left_out:
+        say(f"ignored: {len(left_out)} links and other special files in {tar}, such as {left_out[0]}")
     return members

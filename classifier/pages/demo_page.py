@@ -17,6 +17,7 @@ from starlette.middleware import Middleware
 from classifier.base.console import PROJECT, command, readable
 from classifier.base.figures import data_uri, jpeg_uri
 from classifier.data.finding import walk_images
+from classifier.data.labels import normal
 from classifier.pages.demo_guard import Guard
 from classifier.pages.explanations import Explainer
 from classifier.pages.report import TEMPLATES, templates
@@ -112,10 +113,12 @@ class Demo:
 
 def find_examples(classes: list[str]) -> list[str]:
     """Paths of a few images of each class in testing_data, if its class folders are the classes."""
-    folder = PROJECT / "testing_data"
-    if {path.name for path in folder.glob("*") if path.is_dir()} != set(classes):
+    folders = {normal(path.name): path for path in (PROJECT / "testing_data").glob("*") if path.is_dir()}
+    if folders.keys() != set(map(normal, classes)):
         return []
-    of_classes = [sorted(folder / name / image for image in walk_images(folder / name)[0]) for name in classes]
+    of_classes = [
+        sorted(folder / image for image in walk_images(folder)) for folder in map(folders.get, map(normal, classes))
+    ]
     return [str(path) for paths in of_classes for path in paths[:EXAMPLES_PER_CLASS]]
 
 

@@ -16,6 +16,7 @@ from classifier.base.files import digest_of
 from classifier.base.metrics import log_softmax
 from classifier.data.finding import walk_images
 from classifier.data.images import decode_batches
+from classifier.data.tars import is_tar
 from classifier.runs.folder import Run, find_run
 from classifier.runs.record import RECORD, RunRecord
 
@@ -139,8 +140,8 @@ def list_images(arguments: Sequence[str]) -> list[str]:
         if argument == "-":
             lines = sys.stdin.buffer.read().split(b"\n") if sys.stdin else []
             paths += [os.fsdecode(line.removesuffix(b"\r")) for line in lines if line.strip()]
-        elif os.path.isdir(argument):
-            images, _ = walk_images(argument)
+        elif os.path.isdir(argument) or (is_tar(argument) and os.path.isfile(argument)):
+            images = walk_images(argument)
             if not images:
                 raise UserError(f"no images in {argument}", NO_DATA)
             paths += [os.path.join(argument, image) for image in images]

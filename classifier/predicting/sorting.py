@@ -11,12 +11,12 @@ import itertools
 import os
 import re
 import shutil
-import unicodedata
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
 from classifier.base.console import USAGE, UserError, describe, say
 from classifier.base.files import locked, remove
+from classifier.data.labels import normal
 from classifier.predicting.classifier import Answer, free_name, name_for_unknown
 
 NOT_SURE = "not_sure"
@@ -52,10 +52,12 @@ def sorting(
         out.mkdir(parents=True, exist_ok=True)
         with locked(out):
             remove(out / PARTIAL)  # of a process that was killed
+            there = {normal(path.name): path for path in out.iterdir()}  # perhaps in another of Unicode's forms
             for answer in answers:
                 if answer.probabilities:
                     name = unknown if answer.ood_score > 1 else _class_if_sure(answer.probabilities, min_confidence)
-                    folder = out / folders.get(name, name or not_sure)
+                    folder = folders.get(name, name or not_sure)
+                    folder = there.get(normal(folder), out / folder)
                     existing += not _copy(answer.path, folder, out / PARTIAL)
                     counts[folder.name] += 1
                 yield answer
@@ -79,9 +81,9 @@ def folder_names(classes: Sequence[str]) -> dict[str, str]:
         folder = re.sub(r'[<>:"/\\|?*\x00-\x1f]|^\.|[. ]+$', "_", name) or "_"
         if re.fullmatch(r"(con|prn|aux|nul|com\d|lpt\d)(\..*)?", folder, re.IGNORECASE):  # devices of Windows
             folder = f"_{folder}"
-        while unicodedata.normalize("NFC", folder).casefold() in taken:
+        while normal(folder).casefold() in taken:
             folder += "_"
-        taken.add(unicodedata.normalize("NFC", folder).casefold())
+        taken.add(normal(folder).casefold())
         folders[name] = folder
     return folders
 

@@ -8,6 +8,7 @@ import pty
 import shutil
 import subprocess
 import sys
+import tarfile
 from pathlib import Path
 
 import pytest
@@ -62,6 +63,15 @@ def test_paths_on_standard_input_and_some_that_cannot_be_predicted(trained, imag
     finished = run("predict", "--model", trained, "nowhere.jpg", photo, images / "cats", code=1)
     assert error_of(finished) == "error: nowhere.jpg: No such file or directory"
     assert len(finished.stdout.splitlines()) == 13  # the rest is predicted
+    for name in ("no suffix", "photo.jpg_large", "photo.jif"):
+        shutil.copy(photo, images / "cats" / name)
+    (images / "cats/notes.txt").write_text("my cats")
+    finished = run("predict", "--model", trained, images / "cats")
+    assert len(finished.stdout.splitlines()) == 15
+    assert "ignored: 1 files in " in finished.stderr
+    with tarfile.open("cats.tar", "w") as tar:
+        tar.add(images / "cats", "cats")
+    assert len(run("predict", "--model", trained, "cats.tar").stdout.splitlines()) == 15
     Path("empty").mkdir()
     assert "no images in empty" in error_of(run("predict", "--model", trained, "empty", code=3))
     Path("bad.jpg").write_bytes(b"")

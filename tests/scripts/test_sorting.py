@@ -103,6 +103,11 @@ def test_images_that_are_not_sure_or_unknown_have_folders_of_their_own(known, im
     assert folders(classes=["unknown", "not_sure"]) == ["(unknown)"]
     assert folders("--min-confidence", 1, ood={"threshold": 1e9}) == ["(not_sure)"]
     assert folders(*SURE, classes=["..", "a/b"]) in (["__"], ["a_b"])
+    for name in ("e\u0301", "a\u0301"):  # as macOS writes é and á: folders that are there already
+        Path("out/sorted", name).mkdir(parents=True)
+    change_metadata(known, classes=["\xe9", "\xe1"])
+    run("predict", "--model", known, photo, "--copy-to", "out/sorted", *SURE)
+    assert {path.name for path in Path("out/sorted").iterdir() if path.is_dir()} == {"e\u0301", "a\u0301"}
     assert folders(temperature=1e4) == ["not_sure"]  # the classes are about equally likely
     names = folder_names(["a/b", "a:b", "A_B", "..", "", "nul.txt", "dots...", "Über", ".git"])
     assert len({name.casefold() for name in names.values()}) == len(names)

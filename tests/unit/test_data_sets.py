@@ -4,17 +4,19 @@ import io
 import os
 import shutil
 import tarfile
+import unicodedata
 from pathlib import Path
 
 import cv2
 import numpy as np
 import pytest
-from conftest import DRAWING, draw_images, save
+from conftest import DRAWING, draw_images, encoded, save
 
 from classifier.base.console import UserError
 from classifier.base.files import digest_of
 from classifier.data import splitting
 from classifier.data.finding import find_images
+from classifier.data.images import load_image
 from classifier.runs.settings import Settings
 from dataset import read_images, split_images
 
@@ -83,6 +85,11 @@ def test_flat_names_with_a_number_are_classes_only_where_they_are_clear():
         save(Path("clear", name))
     assert classes_in("clear") == {"cat": 2, "golden_retriever": 2}
     assert classes_in("clear", ["cat", "golden_retriever", "dog"])["dog"] == 0
+    for name in ("IMG_3.jpg", "other.jpg"):
+        path = save(Path("clear", name))
+        with pytest.raises(UserError, match=f"have no class, because {name} is not named like the others"):
+            find_images("clear")
+        path.unlink()
 
 
 def test_folders_that_cannot_be_classes_belong_to_the_class_above(capsys):
@@ -175,7 +182,7 @@ def test_files_that_are_skipped_need_no_group(images):
         read_sets(images, group_by="owner")
 
 
-def test_tars_are_read_in_place_as_if_they_were_folders(images, tmp_path):
+def test_tars_are_read_in_place_as_if_they_were_folders(images, tmp_path, capsys):
     (tmp_path / "tars").mkdir()
     for number in range(3):
         with tarfile.open(tmp_path / f"tars/train-{number:03}.tar", "w") as tar:
@@ -193,8 +200,19 @@ def test_tars_are_read_in_place_as_if_they_were_folders(images, tmp_path):
     os.truncate(huge, 512 + member.size + 1024)  # it takes no place on the disk
     in_tars, in_folders = read_sets(tmp_path / "tars"), read_sets(images)
     assert [reason for _, reason in in_tars.skipped] == ["too large: more than 1 GiB"]
+    told = "ignored: 2 links and other special files in {}, such as ../../outside.jpg"
+    assert told.format(tmp_path / "tars/train-002.tar") in capsys.readouterr().err
     for one, other in ((in_tars.train, in_folders.train), (in_tars.valid, in_folders.valid)):
         assert sorted(one.digests) == sorted(other.digests)
+
+
+def test_a_file_with_two_names_is_in_a_tar_twice():
+    nested("x", "a", "b")
+    os.link("x/a/0.png", "x/b/link.png")
+    with tarfile.open("x.tar", "w") as tar:
+        tar.add("x", "")
+    assert classes_in("x.tar") == {"a": 3, "b": 4}
+    assert len({load_image(path, 16).tobytes() for path in find_images("x.tar").paths}) == 3
 
 
 def test_a_csv_file_of_labels_names_the_classes(images, tmp_path):
@@ -207,14 +225,61 @@ def test_a_csv_file_of_labels_names_the_classes(images, tmp_path):
     assert "No such file" in sets.skipped[0][1]
 
 
+TABLES = {  # that are read: the header, and the row of an image
+    "Kaggle": ("id,breed", "{k},{label}"),
+    "no folder": ("Image,Id", "{k}.png,{label}"),
+    "no suffix": ("path,label", "photos/{k},{label}"),
+    "capitals and spaces": ("Image Path, Class ", "photos/{k}.png, {label}"),
+    "more columns": ("id,file_name,width,label,target", "{k},photos/{k}.png,20,{label},0"),
+    "names": ("name,image,id,breed", "Rex,http://x/{k},{k},{label}"),
+    "pandas": (",filename,category", "{k},photos/{k}.png,{label}"),
+    "a column for each": ("image_id,cat,dog", "{k},{cat},{dog}.0"),
+    "semicolons": ("path;label", "photos/{k}.png;{label}"),
+    "tabs": ("name\tlabel", "photos/{k}.png\t{label}"),
+    "Windows": ("path,label", "photos\\{k}.png,{label}"),
+    "absolute": ("path,label", "{folder}/photos/{k}.png,{label}"),
+}
+
+
+@pytest.mark.parametrize("kind", TABLES)
+@pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig", "utf-16"])
+def test_tables_of_other_programs_are_read(kind, encoding, tmp_path):
+    header, row = TABLES[kind]
+    nested(tmp_path, "photos", "photos/more")
+    labels = ["cat", "dog", "cat"]
+    values = [{"cat": int(label == "cat"), "dog": int(label == "dog"), "label": label} for label in labels]
+    (tmp_path / "photos/more").rename(tmp_path / "others")
+    for path in (tmp_path / "others").glob("*.png"):
+        path.rename(path.with_name(f"other {path.name}"))
+    lines = [header, *(row.format(k=k, folder=tmp_path, **value) for k, value in enumerate(values))]
+    (tmp_path / "labels.TSV").write_text("\r\n".join(lines), encoding=encoding)
+    found = find_images(tmp_path / "labels.TSV")
+    assert [found.classes[label] for label in found.labels] == ["cat", "cat", "dog"]
+    assert [found.relative(i) for i in range(3)] == ["photos/0.png", "photos/2.png", "photos/1.png"]
+
+
 WRONG_TABLES = {  # what is wrong: the lines, and what is said
     "outside": ("label,path\nfeline,../x.jpg", "line 2: ../x.jpg is outside the folder"),
     "absolute": ("label,path\nfeline,/x.jpg", "line 2: /x.jpg is outside"),
+    "Windows": ("label,path\nfeline,C:\\x.jpg", "line 2: C:\\x.jpg is outside"),
     "no path": ("label,path\nfeline,x.jpg\nfeline,", "line 3 has no path"),
     "no label": ("label,path\n ,x.jpg", "line 2 has no label"),
     "two labels": ("label,path\nfeline,x.jpg\nbirds,x.jpg", "has two labels"),
+    "two images": ("label,id\nfeline,0", "line 2: 0 can be one/0.png or two/0.png: write that, or move"),
+    "several labels": ('path,label\nx.jpg,"cat,cute"\ny.jpg,"dog,cute"', "cute' seems to be several labels"),
+    "words": ("path,label\nx.jpg,cat cute\ny.jpg,cat\nz.jpg,cute", "'cat cute' seems to be several labels"),
+    "two columns": ("path,cat,dog\nx.jpg,1,1\ny.jpg,1,0", "'cat,dog' seems to be several labels"),
     "no rows": ("label,path", "no images in labels.csv"),
-    "columns": ("class;filename", "needs the columns path and label, with a comma between: it has 'class;filename'"),
+    "no files": ("label,path\nfeline,x.jpg", "no images in labels.csv: x.jpg is not in ., where its paths begin"),
+    "columns": (
+        "species,size,weight",
+        "needs a first line with the columns path and label: it has 'species', 'size', 'weight'",
+    ),
+    "classes": ("path,class,target\nx.jpg,a,1", "it has 'path', 'class', 'target'"),
+    "no header": ("one/0.png,feline", "it has 'one/0.png', 'feline'"),
+    "a comma": ("path,label\none/0.png,feline,tabby", "line 2 has 3 columns, the first line has 2"),
+    "parts": ("path,label,split\nx.jpg,a,train\ny.jpg,a,test", "'split' tells which part of a data set an image is in"),
+    "fastai": ("fname,labels,is_valid\nx.jpg,a,True\ny.jpg,a,False", "'is_valid' tells which part"),
     "encoding": ("label,path\nfeline,é.jpg", "not a CSV file in UTF-8"),
     "nothing": ("", "it has none"),
 }
@@ -223,10 +288,131 @@ WRONG_TABLES = {  # what is wrong: the lines, and what is said
 @pytest.mark.parametrize("wrong", WRONG_TABLES)
 def test_a_wrong_csv_file_is_refused(wrong):
     text, problem = WRONG_TABLES[wrong]
+    nested(".", "one", "two")
     Path("labels.csv").write_text(text, encoding="latin-1")
     with pytest.raises(UserError) as refusal:
         find_images(Path("labels.csv"))
     assert problem in str(refusal.value)
+
+
+PARTS = {  # folders of a data set: what is said
+    "course": (["training_set/cats", "test_set/cats", "single_prediction"], "x/training_set; to test, x/test_set"),
+    "scenes": (["seg_train/seg_train/sea", "seg_test/seg_test/sea", "seg_pred/seg_pred"], "x/seg_train/seg_train; to test,"),
+    "letters": (
+        ["asl_alphabet_train/asl_alphabet_train/A", "asl_alphabet_test/asl_alphabet_test"],
+        "_train/asl_alphabet_train;",
+    ),
+    "capitals": (["Train/a", "Valid/a", "Test/a"], "--data-dir x/Train --validation-dir x/Valid; to test, x/Test"),
+    "deeper": (["dataset/train/cats", "dataset/test/cats"], "--data-dir x/dataset/train; to test, x/dataset/test"),
+    "years": (["images/train2017", "images/val2017"], "--data-dir x/images/train2017 --validation-dir x/images/val2017"),
+    "Kaggle": (["train_images", "test_images"], "x/train_images; to test, x/test_images, or give x/labels.csv if"),
+    "below": (["cats/train", "cats/test", "dogs/train", "dogs/test"], "put their images into train/cats and so on"),
+    "no parts": (["train", "bus", "car"], None),
+    "shoes": (["training_shoes", "test_tube"], None),
+}
+
+
+@pytest.mark.parametrize("kind", PARTS)
+@pytest.mark.parametrize("classes_from", [None, "leaf"])
+def test_parts_of_a_data_set_are_no_classes(kind, classes_from):
+    folders, said = PARTS[kind]
+    nested("x", *folders)
+    Path("x/labels.csv").touch()
+    if said is None:
+        assert classes_in("x", classes_from=classes_from) == dict.fromkeys(sorted(folders), 3)
+        return
+    with pytest.raises(UserError, match="x holds the parts of a data set") as refusal:
+        find_images("x", classes_from=classes_from)
+    assert said in str(refusal.value)
+
+
+def test_names_in_two_forms_of_unicode_are_one_class(capsys):
+    composed, apart = (unicodedata.normalize(form, "café") for form in ("NFC", "NFD"))
+    nested("x", f"1/{composed}", f"2/{apart}", "3/tea")
+    assert classes_in("x", classes_from="leaf") == {composed: 6, "tea": 3}
+    shutil.move(f"x/1/{composed}", f"x/{composed}")
+    shutil.move(f"x/2/{apart}", f"x/{apart}")
+    assert classes_in("x", [apart, "3"]) == {apart: 6, "3": 3}  # of a model that was trained on such a name
+    assert f"2 folders are one class, '{composed}', such as" in capsys.readouterr().err
+    save(Path(f"y/{composed}.png"))
+    Path("labels.csv").write_text(f"path,label\nx/{composed}/0.png,{apart}\ny/{apart}.png,{composed}")
+    assert classes_in("labels.csv") == {composed: 2}
+    assert splitting.group_names_of([f"{apart} 1", f"{composed} 2"], f"({composed}).*") == [composed] * 2
+
+
+def tar_of(path, members):
+    path.parent.mkdir(exist_ok=True)
+    with tarfile.open(path, "w") as tar:
+        for name, data in members.items():
+            member = tarfile.TarInfo(name)
+            member.size = len(data)
+            tar.addfile(member, io.BytesIO(data))
+    return path
+
+
+SAMPLES = {  # what is beside an image in a tar, of two kinds of images: the class
+    "number": ("cls", [b"0", b"1\n"], ["0", "1"]),
+    "text": ("cls", ["Bär".encode(), b"tench, Tinca tinca"], ["Bär", "tench, Tinca tinca"]),
+    "JSON": ("json", [b'{"label": 3, "size": 9}', b'{"label": 4}'], ["3", "4"]),
+    "a word in JSON": ("json", [b'{"Class Name": "a", "x": []}', b'{"class_name": "b"}'], ["a", "b"]),
+    "words": ("txt", [b"golden retriever\n", b"cat"], ["cat", "golden retriever"]),
+    "caption": ("txt", [b"a golden retriever on grass", b"two\nlines"], None),
+    "other JSON": ("json", [b'{"label": [1, 2]}', b"[1]"], None),
+    "damaged JSON": ("json", [b'{"label"', b""], None),
+    "nothing": ("xml", [b"<x/>"] * 2, None),
+}
+
+
+@pytest.mark.parametrize("kind", SAMPLES)
+def test_labels_beside_images_in_a_tar(kind, capsys):
+    suffix, labels, classes = SAMPLES[kind]
+    members = {f"{k:03}.jpg": encoded(".jpg", DRAWING[:20, k : 20 + k]) for k in range(6)}
+    tar = tar_of(Path("x/train-000.tar"), members | {f"{k:03}.{suffix}": labels[k % 2] for k in range(6)})
+    for folder in (tar.parent, tar):
+        if classes:
+            assert classes_in(folder) == dict.fromkeys(classes, 3)
+            assert load_image(find_images(folder).paths[5], 16).shape == (16, 16, 3)
+            assert "ignored" not in capsys.readouterr().err
+        else:
+            with pytest.raises(UserError, match=r"name them like cats/1.jpg in the tar, or add the label of 1.jpg as 1.cls"):
+                find_images(folder)
+
+
+def test_labels_beside_images_tell_more_than_folders_that_are_no_classes(capsys):
+    image = encoded(".png", DRAWING[:20, :20])
+    for place, classes in (("{c}", "ab"), ("part{half}", "01"), ("train", "01")):  # folders that tell the same are classes
+        samples = [(f"{place.format(c='ab'[k % 2], half=k // 3)}/{k}", b"%d" % (k % 2)) for k in range(6)]
+        members = {name + suffix: data for name, label in samples for suffix, data in ((".png", image), (".cls", label))}
+        assert classes_in(tar_of(Path("x/0.tar"), members)) == dict.fromkeys(classes, 3)
+    tar_of(Path("x/0.tar"), dict(list(members.items())[:-1]))
+    assert classes_in("x") == {"0": 3, "1": 2}
+    assert "ignored: 1 images in x that have no label beside them (0.tar/train/5.png)" in capsys.readouterr().err
+    nested("few", "cats", "dogs")
+    Path("few/cats/0.cls").write_text("of something else")
+    assert classes_in("few") == {"cats": 3, "dogs": 3}
+    assert "ignored: 1 files in few that are not images (1 .cls)" in capsys.readouterr().err
+
+
+def test_images_are_found_by_their_content_where_the_suffix_is_unknown(capsys):
+    jpeg = encoded(".jpg", DRAWING)
+    names = ("a/none", "a/photo.jpg_large", "b/photo.jpg?size=1", "b/photo.jif")
+    others = {
+        "a/empty": b"",
+        "a/notes": b"BMW, and more",
+        "b/P5": b"P5 is good",
+        "b/cut.txt": jpeg,
+        "b/preview.NEF": b"II*\0" * 9,
+    }
+    members = dict.fromkeys(names, jpeg) | {"b/grey.pgm": encoded(".pgm", DRAWING[:, :, 0])} | others
+    tar_of(Path("tars/1.tar"), members)
+    for name, data in members.items():
+        Path("folder", name).parent.mkdir(parents=True, exist_ok=True)
+        Path("folder", name).write_bytes(data)
+    os.mkfifo("folder/a/pipe")  # opening it would wait for ever
+    for folder, count in (("tars", 5), ("folder", 6)):
+        assert classes_in(folder) == {"a": 2, "b": 3}
+        assert f"ignored: {count} files in {folder} that are not images (" in capsys.readouterr().err
+        assert {load_image(path, 16).shape for path in find_images(folder).paths} == {(16, 16, 3)}
 
 
 def test_batches_depend_on_seed_and_epoch_alone(images):
