@@ -10,7 +10,7 @@ import shlex
 import shutil
 import signal
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -98,7 +98,7 @@ def say(message: str) -> None:
 
 
 def _to_standard_error(message):
-    print(printable(message), file=sys.stderr, flush=True)
+    print(f"{printable(message)}\n", end="", file=sys.stderr, flush=True)  # at once: other threads may print, too
 
 
 def show(text: str) -> None:
@@ -191,6 +191,14 @@ def progress(description: str, total: int | None = None) -> Iterator[Callable[..
     with Progress(*columns, console=Console(file=sys.stderr), transient=True, redirect_stdout=here) as bars:
         task = bars.add_task(description, total=total)
         yield lambda count=1: bars.advance(task, count)
+
+
+def with_progress(description: str, items: Iterable, total: int) -> Iterator[Any]:
+    """Yield the items, and show on a progress bar how many were taken."""
+    with progress(description, total) as advance:
+        for item in items:
+            yield item
+            advance()
 
 
 def outside_bounds(value: float, low: Any = None, high: Any = None, above: Any = None, below: Any = None) -> str | None:

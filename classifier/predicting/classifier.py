@@ -3,6 +3,7 @@
 import contextlib
 import math
 import os
+import queue
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -10,16 +11,18 @@ from typing import NamedTuple
 
 import numpy as np
 
-from classifier.base import console, cpu
+from classifier.base import cpu
 from classifier.base.console import NO_DATA, UserError, say
 from classifier.base.files import digest_of
 from classifier.base.metrics import log_softmax
+from classifier.base.prefetch import in_chunks
 from classifier.data.finding import walk_images
 from classifier.data.images import decode_batches
 from classifier.runs.folder import Run, find_run
 from classifier.runs.record import RECORD, RunRecord
 
 LITERT_BATCH = 8  # the feature maps of more images do not fit into the CPU's cache
+LITERT_INTERPRETERS = 2  # for threads that predict at once: two answer up to a quarter more than one, three no more than two
 MOST_VALUES = 256  # in a tensor, for each pixel of an image: the widest maps, those of vgg, have 64
 UNKNOWN = "unknown"
 Image = str | os.PathLike | np.ndarray  # a file, or (height, width, 3) uint8 RGB, upright
@@ -114,22 +117,20 @@ def predict(
 
     `tta`: see Classifier.predict(). `fit` is how the training images became squares: see images.fit_square().
     """
-    with console.progress("predicting", len(images)) as advance:
-        for batch, reasons, pixels in decode_batches(images, image_size, fit):
-            logits, ood_scores = predictor(pixels)
-            scores = log_softmax(logits)
-            if tta:
-                mirrored, _ = predictor(np.ascontiguousarray(pixels[:, :, ::-1]))
-                scores = np.logaddexp(scores, log_softmax(mirrored)) - np.log(2)
-            results = zip(scores, map(float, ood_scores), strict=True)
-            for image, reason in zip(batch, reasons, strict=True):
-                if reason:
-                    say(f"error: {image}: {reason}")
-                    yield Prediction(image, None, reason)
-                else:
-                    row, ood_score = next(results)
-                    yield Prediction(image, row, None, ood_score)
-            advance(len(batch))
+    for batch, reasons, pixels in decode_batches(images, image_size, fit):
+        logits, ood_scores = predictor(pixels)
+        scores = log_softmax(logits)
+        if tta:
+            mirrored, _ = predictor(np.ascontiguousarray(pixels[:, :, ::-1]))
+            scores = np.logaddexp(scores, log_softmax(mirrored)) - np.log(2)
+        results = zip(scores, map(float, ood_scores), strict=True)
+        for image, reason in zip(batch, reasons, strict=True):
+            if reason:
+                say(f"error: {image}: {reason}")
+                yield Prediction(image, None, reason)
+            else:
+                row, ood_score = next(results)
+                yield Prediction(image, row, None, ood_score)
 
 
 def list_images(arguments: Sequence[str]) -> list[str]:
@@ -172,7 +173,14 @@ def load_predictor(run: Run, runtime: str = "auto") -> Predictor:
     from classifier.networks.by_name import compile_outputs  # these import TensorFlow
     from classifier.runs.checkpoints import load_network
 
-    return _with_threshold(compile_outputs(load_network(run, with_ood=True)), run.record)
+    outputs, process = compile_outputs(load_network(run, with_ood=True)), os.getpid()
+
+    def outputs_here(images):
+        if os.getpid() != process:  # it would wait for threads that this process does not have
+            raise UserError("TensorFlow was loaded before this process was forked: load the Classifier after that")
+        return outputs(images)
+
+    return _with_threshold(outputs_here, run.record)
 
 
 def _with_threshold(outputs: Callable, record: RunRecord) -> Predictor:
@@ -213,28 +221,37 @@ def load_litert(path: Path) -> tuple[Callable, tuple[int, int]]:
     from ai_edge_litert.interpreter import Interpreter
 
     with _of_our_kind(path):
-        interpreter = Interpreter(str(path), num_threads=cpu.cores())
-        (inputs,) = interpreter.get_input_details()
-        details = sorted(interpreter.get_output_details(), key=lambda output: -len(output["shape"]))  # the logits first
-        shape = inputs["shape"]
-        sizes = int(shape[1]), int(details[0]["shape"][-1])
+        interpreters = [Interpreter(str(path), num_threads=cpu.cores()) for _ in range(LITERT_INTERPRETERS)]
+        (inputs,) = interpreters[0].get_input_details()
+        details = sorted(interpreters[0].get_output_details(), key=lambda output: -len(output["shape"]))  # the logits first
+        shape = inputs["shape"][1:]
+        sizes = int(shape[0]), int(details[0]["shape"][-1])
         most = max(os.path.getsize(path), MOST_VALUES * sizes[0] ** 2)  # values in a tensor, for each image
+    # Each serves one thread at a time. The one that was used last is taken first: one thread needs the memory of one.
+    idle: queue.LifoQueue = queue.LifoQueue()
+    for interpreter in interpreters:
+        idle.put(interpreter)
+    checked: set[int] = set()  # numbers of images that need no more memory than they may
 
-    def run(part):
-        if len(part) != shape[0]:
-            shape[0] = len(part)
-            interpreter.resize_tensor_input(inputs["index"], shape)
+    def run(interpreter, part):
+        interpreter.resize_tensor_input(inputs["index"], [len(part), *shape])
         interpreter.allocate_tensors()  # only reserves the memory
-        if max(math.prod(tensor["shape"].tolist()) for tensor in interpreter.get_tensor_details()) > most * len(part):
-            raise ValueError("it needs too much memory")
+        if len(part) not in checked:
+            if max(math.prod(tensor["shape"].tolist()) for tensor in interpreter.get_tensor_details()) > most * len(part):
+                raise ValueError("it needs too much memory")
+            checked.add(len(part))
         interpreter.set_tensor(inputs["index"], part)
         interpreter.invoke()
         return [interpreter.get_tensor(output["index"]) for output in details]
 
     def outputs(images):
         empty = [np.empty((0, *output["shape"][1:]), np.float32) for output in details]
-        with _of_our_kind(path):
-            parts = [run(images[start : start + LITERT_BATCH]) for start in range(0, len(images), LITERT_BATCH)]
+        interpreter = idle.get()
+        try:
+            with _of_our_kind(path):
+                parts = [run(interpreter, part) for part in in_chunks(images, LITERT_BATCH)]
+        finally:
+            idle.put(interpreter)
         whole = tuple(np.concatenate(arrays) for arrays in zip(empty, *parts, strict=True))
         return whole if len(whole) > 1 else whole[0]
 

@@ -24,6 +24,7 @@ CHECKS = {
     "together": "two processes at once on one run folder and one cache: nothing is lost",
     "workers": "several processes train what one does; if one stops, all stop, and go on together",
     "long_run": "thousands of epochs: memory, open files, threads and the disk stay the same",
+    "threads": "a Classifier that several threads use at once: every answer is right",
     "images": "mutated image files: refused with a reason, or decoded to the same pixels every time",
 }
 
