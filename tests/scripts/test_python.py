@@ -3,8 +3,12 @@
 import concurrent.futures
 import multiprocessing
 import os
+import subprocess
+import sys
+from pathlib import Path
 
 import pytest
+from conftest import PROJECT
 
 from classifier import Classifier
 from classifier.base.console import UserError
@@ -26,6 +30,21 @@ def forked(classifier, paths, answers):
         answers.put(list(classifier.predict(paths)))
     except UserError as error:
         answers.put(str(error))
+
+
+def test_a_program_may_have_modules_of_our_names(trained, photo):
+    for name in ("model", "dataset", "train", "tests", "experiments"):
+        Path(f"{name}.py").write_text(f"mine = {name!r}")
+    Path("app.py").write_text(f"""
+import sys
+sys.path.append({str(PROJECT)!r})
+from classifier import Classifier
+(answer,) = Classifier({str(trained)!r}, "tensorflow").predict([{str(photo)!r}])
+import dataset, experiments, model, tests, train
+print(answer.reason, dataset.mine, experiments.mine, model.mine, tests.mine, train.mine)
+""")
+    finished = subprocess.run([sys.executable, "app.py"], stdout=subprocess.PIPE, text=True)
+    assert finished.stdout == "None dataset experiments model tests train\n"
 
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork on this system")
