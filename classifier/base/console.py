@@ -63,10 +63,25 @@ def exit_code_of(main: Callable, argv: Sequence[str] | None = None) -> int:
     except BrokenPipeError:  # the reader of our output, `head` perhaps, has seen enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return FAILED
+    except ImportError as error:
+        if (error.name or "").partition(".")[0] in ("classifier", "dataset", "model"):
+            raise
+        code, line = FAILED, f"error: {error}: {_advice_on_packages(error)}"
     except OSError as error:
         code, line = FAILED, f"error: {describe(error)}"
     _to_standard_error(line)
     return code
+
+
+def _advice_on_packages(error):
+    """What to do where a package is missing, or a library of the system that it needs."""
+    own = PROJECT / ".venv" / ("Scripts" if os.name == "nt" else "bin") / "python"
+    pip = f"{shell_path(Path(sys.executable))} -m pip"
+    if error.name == "cv2" and not isinstance(error, ModuleNotFoundError):  # opencv-python needs those that open windows
+        return f"{pip} uninstall opencv-python, then {pip} install --force-reinstall opencv-python-headless"
+    if own.exists() and Path(sys.prefix).resolve() != own.parents[1].resolve():
+        return f"run this with {shell_path(own)}"
+    return f"{pip} install -r {shell_path(PROJECT / 'requirements.txt')}"
 
 
 class StopRequest:

@@ -5,6 +5,7 @@ import csv
 import json
 import os
 import pty
+import re
 import shutil
 import subprocess
 import sys
@@ -175,6 +176,17 @@ def test_odd_standard_streams_and_a_reader_that_has_seen_enough(trained, photo):
         assert subprocess.run(f"{shell} {redirection}", shell=True).returncode == 0
     renamed = photo.rename(photo.with_name("größe.jpg"))
     assert "größe.jpg" in run("predict", "--model", trained, renamed, env=os.environ | {"PYTHONIOENCODING": "ascii"}).stdout
+
+
+@pytest.mark.parametrize(("flag", "problem"), [("-S", "No module named 'numpy'"), ("-B", "cv2.abi3.so: file too short")])
+def test_a_package_that_is_missing_or_cannot_be_loaded_is_one_line(trained, photo, flag, problem):
+    """Of Python's flags, -S hides installed packages; a library of the system is missing in the same way as half of one."""
+    Path("cv2.abi3.so").write_bytes(b"half")
+    command = [sys.executable, flag, PROJECT / "predict.py", "--model", trained, photo]
+    environment = os.environ | {"PYTHONPATH": str(Path.cwd())}
+    finished = subprocess.run(command, env=environment, stderr=subprocess.PIPE, text=True)
+    assert finished.returncode == 1
+    assert re.fullmatch(f"error: .*{problem}: .*(python|pip install).*\n", finished.stderr)
 
 
 @pytest.mark.parametrize("script", SCRIPTS)
