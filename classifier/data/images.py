@@ -54,6 +54,11 @@ class BadImageError(UserError):
         self.reason, self.lasting = reason, lasting
 
 
+def kind_of(start: bytes) -> str | None:
+    """The kind of an image by the first 32 bytes of its file, see FORMATS; None for what is no image."""
+    return next((kind for kind, (_, first) in FORMATS.items() if re.match(first, start, re.DOTALL)), None)
+
+
 def load_image(path: ImagePath, image_size: int, fit: str = "squash") -> np.ndarray:
     """Read and decode one file: (image_size, image_size, 3) uint8 RGB; see decode_image(). Raises BadImageError."""
     return decode_image(path, read_file(path), image_size, fit)
@@ -104,7 +109,7 @@ def decode(path: ImagePath, data: bytes, image_size: int, fit: str = "squash") -
     palette, 16-bit, CMYK and transparent images become 8-bit RGB (alpha is dropped) and the orientation that the file gives
     is applied. Of an animation, it is the first frame. Raises BadImageError with the reason.
     """
-    kind = next((kind for kind, (_, start) in FORMATS.items() if re.match(start, data, re.DOTALL)), None)
+    kind = kind_of(data)
     if kind is None:
         raise BadImageError(path, "not an image of a known kind")
     suffix = os.path.splitext(os.fspath(path))[1].lower()
@@ -272,14 +277,17 @@ def decode_batches(paths: Sequence, image_size: int, fit: str = "squash") -> Ite
     """Decode files in parallel and in order, for evaluation and prediction, inference_batch_size() at a time.
 
     Yields (paths, reasons, images): some of `paths`; for each the reason why it cannot be used, or None; and the usable
-    images, (n, image_size, image_size, 3) uint8 RGB. In place of a path there may be an array: see fit_square().
+    images, (n, image_size, image_size, 3) uint8 RGB. In place of a path there may be the bytes of a
+    file, or an array: see fit_square().
     """
 
-    def attempt(path):
-        if isinstance(path, np.ndarray):
-            return None, fit_square(path, image_size, fit)
+    def attempt(image):
         try:
-            return None, load_image(path, image_size, fit)
+            if isinstance(image, np.ndarray):
+                return None, fit_square(image, image_size, fit)
+            if isinstance(image, bytes):
+                return None, decode_image("", image, image_size, fit)
+            return None, load_image(image, image_size, fit)
         except BadImageError as error:
             return error.reason, None
 

@@ -5,7 +5,7 @@ import math
 import os
 import queue
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -16,6 +16,7 @@ from classifier.base.console import NO_DATA, UserError, say
 from classifier.base.files import digest_of
 from classifier.base.metrics import log_softmax
 from classifier.base.prefetch import in_chunks
+from classifier.data.decoding import rgb_of
 from classifier.data.finding import walk_images
 from classifier.data.images import decode_batches
 from classifier.runs.folder import Run, find_run
@@ -25,14 +26,14 @@ LITERT_BATCH = 8  # the feature maps of more images do not fit into the CPU's ca
 LITERT_INTERPRETERS = 2  # for threads that predict at once: two answer up to a quarter more than one, three no more than two
 MOST_VALUES = 256  # in a tensor, for each pixel of an image: the widest maps, those of vgg, have 64
 UNKNOWN = "unknown"
-Image = str | os.PathLike | np.ndarray  # a file, or (height, width, 3) uint8 RGB, upright
+Image = str | os.PathLike | bytes | np.ndarray  # the path of a file, its content, or (height, width, 3) uint8 RGB, upright
 Predictor = Callable[[np.ndarray], tuple[np.ndarray, np.ndarray]]  # see load_predictor()
 
 
 class Answer(NamedTuple):
     """What a Classifier says of one image; where a file cannot be used, nothing but the reason."""
 
-    path: str | os.PathLike | None  # None for an array
+    path: str | os.PathLike | None  # None where none was given
     predicted_class: str | None = None  # name_for_unknown() for an image that is unlike those of training, or not sure
     probability: float = 0.0  # of the most likely class
     probabilities: dict[str, float] | None = None  # of all classes, the most likely first
@@ -65,19 +66,23 @@ class Classifier:
         self.classes = self.record.classes
         self._predictor = load_predictor(self.run, runtime)
 
-    def predict(self, images: Sequence[Image], tta: bool = False, min_confidence: float = 0.0) -> Iterator[Answer]:
-        """Yield an Answer for each of a list of images, in order: paths, or arrays, (height, width, 3) uint8 RGB, upright.
+    def predict(self, images: Iterable, tta: bool = False, min_confidence: float = 0.0) -> Iterator[Answer]:
+        """Yield an Answer for each of a list of images, in order.
 
-        Files that cannot be used are also reported on standard error. With `tta`, test-time augmentation, probabilities are
-        the mean of those for the image and for its mirror image. Raises ValueError for an array of another kind.
+        An image is the path of a file; its content, as bytes or as a file opened with "rb"; an image of Pillow; or an array,
+        (height, width, 3) uint8 RGB, upright. Files that cannot be used are also reported on standard error. With `tta`,
+        test-time augmentation, probabilities are the mean of those for the image and for its mirror image. Several threads
+        may call this at once. Raises ValueError for what is no image.
         """
-        if isinstance(images, str | os.PathLike):
-            raise ValueError(f"a list of images is needed, not {images!r} alone")
+        is_array = isinstance(images, np.ndarray) and images.ndim in (2, 3)
+        is_file = isinstance(images, str | bytes | bytearray | memoryview) or hasattr(images, "read")
+        if is_array or is_file or not isinstance(images, Iterable):
+            raise ValueError(f"a list of images is needed, not one {type(images).__name__} alone: predict([image])")
         unknown = name_for_unknown(self.classes)
         for image, scores, reason, ood_score in predict(
-            self._predictor, self.record.image_size, list(images), tta, self.record.fit
+            self._predictor, self.record.image_size, list(map(_readable, images)), tta, self.record.fit
         ):
-            path = None if isinstance(image, np.ndarray) else image
+            path = None if isinstance(image, np.ndarray | bytes) else image
             if scores is None:
                 yield Answer(path, reason=reason)
                 continue
@@ -86,6 +91,20 @@ class Classifier:
             known = ood_score <= 1 and probability >= min_confidence
             probabilities = {name: probability for probability, name in by_class}
             yield Answer(path, name if known else unknown, probability, probabilities, ood_score)
+
+
+def _readable(image) -> Image:
+    """An image that was given to Classifier.predict() as decode_batches() takes it."""
+    pillow = sys.modules.get("PIL.Image")  # who has an image of Pillow has imported this
+    if pillow and isinstance(image, pillow.Image):
+        return rgb_of(image.copy())
+    content = image.read() if hasattr(image, "read") else image
+    if isinstance(content, bytes | bytearray | memoryview):
+        return bytes(content)
+    if content is image and isinstance(image, str | os.PathLike | np.ndarray):
+        return image
+    known = 'a path, bytes, a file opened with "rb", an image of Pillow or an array, (height, width, 3) uint8 RGB'
+    raise ValueError(f"an image is {known}: not {type(content).__name__}")
 
 
 def name_for_unknown(classes: Sequence[str]) -> str:
@@ -104,7 +123,7 @@ def free_name(name: str, classes: Sequence[str]) -> str:
 class Prediction(NamedTuple):
     """What the network predicts for one image."""
 
-    image: Image  # as it was given
+    image: Image
     scores: np.ndarray | None  # (classes,) float64 log-probabilities; None where the file cannot be used
     reason: str | None  # why it cannot be used
     ood_score: float = 0.0  # relative to the threshold: above 1, the image is unlike all training images
@@ -126,7 +145,7 @@ def predict(
         results = zip(scores, map(float, ood_scores), strict=True)
         for image, reason in zip(batch, reasons, strict=True):
             if reason:
-                say(f"error: {image}: {reason}")
+                say(f"error: {'an image' if isinstance(image, bytes) else image}: {reason}")
                 yield Prediction(image, None, reason)
             else:
                 row, ood_score = next(results)

@@ -1,12 +1,14 @@
 """Classifier as programs use it: in threads, in processes, with images of many kinds, beside files of their own."""
 
 import concurrent.futures
+import io
 import multiprocessing
 import os
 import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 from conftest import PROJECT
 
@@ -23,6 +25,31 @@ def test_threads_and_processes_share_a_classifier(trained, images, runtime):
     together = list(classifier.predict(paths))
     in_turn = zip(classifier.predict(paths), classifier.predict(paths[::-1]), strict=True)
     assert list(in_turn) == list(zip(together, classifier.predict(paths[::-1]), strict=True))
+
+
+def test_images_of_every_kind_that_programs_have(trained, photo):
+    pillow_image = pytest.importorskip("PIL.Image")
+    classifier, data = Classifier(trained), photo.read_bytes()
+    pixels = np.asarray(pillow_image.open(photo).convert("RGB"))
+    clear = pillow_image.fromarray(np.dstack([np.full_like(pixels, 77), np.zeros(pixels.shape[:2], np.uint8)]))
+    white = np.full_like(pixels, 255)
+    files = [photo, str(photo), data, bytearray(data), memoryview(data), io.BytesIO(data), open(photo, "rb")]  # noqa: SIM115
+    arrays = [pixels, pixels[:, :, ::-1][:, :, ::-1], pillow_image.open(photo)]
+    answers = [answer._replace(path=None) for answer in classifier.predict([*files, *arrays, white, clear])]
+    assert answers == [answers[0]] * 7 + [answers[7]] * 3 + [answers[-1]] * 2
+    assert answers[0].probability == pytest.approx(answers[7].probability, abs=1e-3)
+    assert next(classifier.predict([b"no image"])).reason == "not an image of a known kind"
+    assert len(list(classifier.predict(np.stack([pixels, pixels])))) == 2
+
+    for wrong in (open(photo, encoding="latin-1"), pixels.astype(float).tolist(), None, 7):  # noqa: SIM115
+        with pytest.raises(ValueError, match='an image is a path, bytes, a file opened with "rb", .* not '):
+            next(classifier.predict([wrong]))
+    for grey in (pixels[:, :, 0], pixels / 255.0):
+        with pytest.raises(ValueError, match="uint8 RGB, not "):
+            next(classifier.predict([grey]))
+    for alone in (str(photo), photo, data, pixels, io.BytesIO(data), pillow_image.open(photo), None):
+        with pytest.raises(ValueError, match="a list of images is needed"):
+            next(classifier.predict(alone))
 
 
 def forked(classifier, paths, answers):
