@@ -1,9 +1,13 @@
 """The classifier: a run as a function from images to answers, through LiteRT, which starts faster, or TensorFlow."""
 
+import codecs
 import contextlib
+import glob
+import itertools
 import math
 import os
 import queue
+import re
 import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
@@ -12,13 +16,13 @@ from typing import NamedTuple
 import numpy as np
 
 from classifier.base import cpu
-from classifier.base.console import NO_DATA, UserError, say
+from classifier.base.console import NO_DATA, USAGE, UserError, say
 from classifier.base.files import digest_of
 from classifier.base.metrics import log_softmax
 from classifier.base.prefetch import in_chunks
 from classifier.data.decoding import rgb_of
-from classifier.data.finding import walk_images
-from classifier.data.images import decode_batches
+from classifier.data.finding import natural_key, walk_images
+from classifier.data.images import decode_batches, kind_of
 from classifier.runs.folder import Run, find_run
 from classifier.runs.record import RECORD, RunRecord
 
@@ -153,12 +157,11 @@ def predict(
 
 
 def list_images(arguments: Sequence[str]) -> list[str]:
-    """The paths that the arguments name: files as they are, folders searched, - read from standard input."""
+    """The paths that the arguments name: files as they are, folders searched, patterns expanded, - read from stdin."""
     paths = []
-    for argument in arguments:
+    for argument in itertools.chain.from_iterable(map(_matching, arguments)):
         if argument == "-":
-            lines = sys.stdin.buffer.read().split(b"\n") if sys.stdin else []
-            paths += [os.fsdecode(line.removesuffix(b"\r")) for line in lines if line.strip()]
+            paths += _paths_in(sys.stdin.buffer.read() if sys.stdin else b"")
         elif os.path.isdir(argument):
             images, _ = walk_images(argument)
             if not images:
@@ -169,6 +172,40 @@ def list_images(arguments: Sequence[str]) -> list[str]:
     if not paths:
         raise UserError("no paths on standard input", NO_DATA)
     return paths
+
+
+def _matching(argument):
+    """The path that an argument is, or the paths that it matches: not every shell expands patterns."""
+    path = _path_of(argument)
+    if os.path.lexists(path) or not re.search(r"[*?[]", path):
+        return [path]
+    if not (matching := glob.glob(path, recursive=True)):
+        raise UserError(f"no file matches {path}", NO_DATA)
+    return sorted(matching, key=natural_key)
+
+
+def _paths_in(data):
+    """The paths in a list: one a line, or with a zero byte after each, as `find -print0` writes them."""
+    if data.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):  # PowerShell writes it
+        data = data.decode("utf-16", "replace").encode()
+    lines = data.removeprefix(codecs.BOM_UTF8).split(b"\0" if b"\0" in data else b"\n")
+    paths = [_path_of(os.fsdecode(line.removesuffix(b"\r"))) for line in lines if line.strip()]
+    if kind_of(data) and not os.path.lexists(paths[0]):  # and not the name of a file, such as BMW_1.jpg
+        raise UserError("standard input is an image: - reads a list of paths, so give the path of the image", USAGE)
+    return paths
+
+
+def _path_of(text):
+    """The path in a text: Windows copies paths in quotation marks, file managers as file:// URLs."""
+    if re.fullmatch(r"\".+\"|'.+'", text) and not os.path.lexists(text):
+        text = text[1:-1]
+    if text.startswith("file://"):
+        from urllib.request import url2pathname  # it loads much
+
+        return url2pathname(text.removeprefix("file://").removeprefix("localhost"))
+    if re.match("https?://", text):
+        raise UserError(f"{text} is not a file: download it first", USAGE)
+    return text
 
 
 def load_predictor(run: Run, runtime: str = "auto") -> Predictor:

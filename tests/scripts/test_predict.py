@@ -69,6 +69,25 @@ def test_paths_on_standard_input_and_some_that_cannot_be_predicted(trained, imag
     assert predictions(trained, "bad.jpg", code=1)["bad.jpg"] == {"path": "bad.jpg", "error": "empty file"}
 
 
+def test_paths_as_people_and_programs_write_them(trained, photo):
+    """A list as find -print0, Windows, PowerShell and file managers write it; arguments that no shell expanded."""
+    Path("BM ß").mkdir()
+    paths = [shutil.copy(photo, f"BM ß/{name}.jpg") for name in ("2", "10", "[1]")]
+    for text in (
+        "\0".join(paths) + "\0",
+        "\ufeff" + "\r\n".join(f'"{path}"' for path in paths),
+        os.fsdecode("\ufeff".encode("utf-16-le") + "\r\n".join(paths).encode("utf-16-le")),
+    ):
+        assert list(predictions(trained, "-", text=text)) == paths
+    assert list(predictions(trained, "-", text=Path(paths[0]).absolute().as_uri())) == [f"{Path.cwd()}/{paths[0]}"]
+    assert list(predictions(trained, "BM*/*.jpg")) == paths
+    assert list(predictions(trained, "BM ß/[1].jpg", "'BM ß/2.jpg'")) == [paths[2], paths[0]]
+    assert error_of(run("predict", "--model", trained, "no/*.jpg", photo, code=3)) == "error: no file matches no/*.jpg"
+    assert "download it" in error_of(run("predict", "--model", trained, "https://example.org/a.jpg", code=2))
+    image = os.fsdecode(photo.read_bytes())
+    assert "standard input is an image" in error_of(run("predict", "--model", trained, "-", text=image, code=2))
+
+
 def test_the_newest_finished_run_is_used(run_folder, photo):
     shutil.copytree(run_folder, "runs/002")
     change_metadata("runs/002", finished=False, classes=["x", "y"])
