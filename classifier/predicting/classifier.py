@@ -277,12 +277,13 @@ def load_litert(path: Path) -> tuple[Callable, tuple[int, int]]:
     from ai_edge_litert.interpreter import Interpreter
 
     with _of_our_kind(path):
-        interpreters = [Interpreter(str(path), num_threads=cpu.cores()) for _ in range(LITERT_INTERPRETERS)]
+        content = path.read_bytes()  # all have the same weights, even if somebody writes over the file
+        interpreters = [Interpreter(model_content=content, num_threads=cpu.cores()) for _ in range(LITERT_INTERPRETERS)]
         (inputs,) = interpreters[0].get_input_details()
         details = sorted(interpreters[0].get_output_details(), key=lambda output: -len(output["shape"]))  # the logits first
         shape = inputs["shape"][1:]
         sizes = int(shape[0]), int(details[0]["shape"][-1])
-        most = max(os.path.getsize(path), MOST_VALUES * sizes[0] ** 2)  # values in a tensor, for each image
+        most = max(len(content), MOST_VALUES * sizes[0] ** 2)  # values in a tensor, for each image
     # Each serves one thread at a time. The one that was used last is taken first: one thread needs the memory of one.
     idle: queue.LifoQueue = queue.LifoQueue()
     for interpreter in interpreters:
