@@ -291,7 +291,8 @@ def decode_batches(paths: Sequence, image_size: int, fit: str = "squash") -> Ite
         except BadImageError as error:
             return error.reason, None
 
-    results = prefetch(attempt, paths, 3 * image_size**2)
+    # For one image, as services ask, threads would take longer to start than most images to decode.
+    results = prefetch(attempt, paths, 3 * image_size**2) if len(paths) > 1 else map(attempt, paths)
     for batch in in_chunks(paths, inference_batch_size(image_size)):
         reasons, decoded = zip(*itertools.islice(results, len(batch)), strict=True)
         images = np.array([image for image in decoded if image is not None], np.uint8)
