@@ -75,7 +75,8 @@ def main(argv: list[str] | None = None) -> int:
 
     name, run, predictor, image_size, fit, found = load(arguments)
     temperature = run.record.temperature if run and arguments.report and not arguments.tta else None
-    scored = Scored(predict(predictor, image_size, found.paths, arguments.tta, fit), found, temperature or 1.0)
+    predictions = predict(predictor, image_size, found.paths, arguments.tta, fit)
+    scored = Scored(console.with_progress("predicting", predictions, len(found.paths)), found, temperature or 1.0)
     result = {"model": name, "folder": str(arguments.folder)} | evaluate(scored, found.classes)
     result["out_of_distribution"] = {
         str(folder): evaluate_ood(predictor, image_size, folder, scored.ood_scores, fit) for folder in arguments.ood_dir

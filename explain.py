@@ -60,7 +60,8 @@ def main(argv: list[str] | None = None) -> int:
         raise UserError(f"there is no class {arguments.class_name!r}, only {', '.join(classifier.classes)}", USAGE)
     targets = choose_targets(paths, arguments.output, "filters" if arguments.filters else "explained")
     failed, draw = 0, None
-    for answer, target in zip(classifier.predict(paths), targets, strict=True):
+    answers = console.with_progress("predicting", classifier.predict(paths), len(paths))
+    for answer, target in zip(answers, targets, strict=True):
         if answer.reason:
             failed += 1
             continue

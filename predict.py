@@ -34,6 +34,7 @@ def main(argv: list[str] | None = None) -> int:
     paths = paths[len(paths) * (part - 1) // parts : len(paths) * part // parts]
     classifier = Classifier(arguments.model, arguments.runtime)
     answers: Iterable = classifier.predict(paths, arguments.tta, arguments.min_confidence or 0.0)
+    answers = console.with_progress("predicting", answers, len(paths))
     if arguments.copy_to:
         answers = sorting(answers, arguments.copy_to, classifier.classes, arguments.min_confidence)
     if arguments.submission:
@@ -115,9 +116,7 @@ def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
     text = "auto (default): LiteRT, which starts sooner, if it is installed and the run's file is sound"
     add("--runtime", choices=["auto", "litert", "tensorflow"], default="auto", help=text)
     add("--tta", action="store_true", help="score the mirror image too (test-time augmentation), in twice the time")
-    text = (
-        "predict only the Kth of N shares of the images, one for each machine; their CSVs, one after another, are the whole"
-    )
+    text = "predict only the Kth of N shares of the images, one for each machine; their CSVs, in order, are the whole"
     add("--shard", type=shard, metavar="K/N", help=text)
     text = "also write Kaggle's id,label: the probability of dog for each numbered image (1.jpg)"
     add("--submission", type=Path, metavar="FILE", help=text)

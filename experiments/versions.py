@@ -21,7 +21,7 @@ from experiments.scripts import Parser, print_table
 PYTHONS = ("3.10", "3.11", "3.12", "3.13")
 RESOLUTIONS = {"oldest": "lowest-direct", "newest": "highest"}  # uv's names: direct, so what our packages need is new
 NOT_TESTED = {"torch", "torchvision", "cleanlab"}  # large, and no test needs them
-SHOWN = ("tensorflow", "keras", "opencv-python", "numpy")
+SHOWN = ("tensorflow", "keras", "opencv-python-headless", "numpy")
 OUTCOMES = ("passed", "skipped", "failed", "error")
 
 

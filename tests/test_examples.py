@@ -111,8 +111,8 @@ def test_the_image_has_what_the_scripts_need_and_runs_them_as_another_user(train
         {*re.findall("^[a-z0-9-]+", path.read_text(), re.MULTILINE)}
         for path in (stages / "0/packages/needed.txt", PROJECT / "requirements.txt")
     )
-    assert listed - needed <= {"pytest", "pytest-xdist", "ruff", "mypy", "opencv-python"}
-    assert needed - listed == {"opencv-python-headless"}
+    assert listed - needed <= {"pytest", "pytest-xdist", "ruff", "mypy"}
+    assert needed <= listed
 
     code, runs = stages / "1/classifier", stages / "1/runs"
     assert {path.name for path in code.iterdir()} == {path.name for path in PROJECT.glob("*.py")} | {"classifier"}

@@ -10,7 +10,7 @@ import shlex
 import shutil
 import signal
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -63,10 +63,25 @@ def exit_code_of(main: Callable, argv: Sequence[str] | None = None) -> int:
     except BrokenPipeError:  # the reader of our output, `head` perhaps, has seen enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return FAILED
+    except ImportError as error:
+        if (error.name or "").partition(".")[0] in ("classifier", "dataset", "model"):
+            raise
+        code, line = FAILED, f"error: {error}: {_advice_on_packages(error)}"
     except OSError as error:
         code, line = FAILED, f"error: {describe(error)}"
     _to_standard_error(line)
     return code
+
+
+def _advice_on_packages(error):
+    """What to do where a package is missing, or a library of the system that it needs."""
+    own = PROJECT / ".venv" / ("Scripts" if os.name == "nt" else "bin") / "python"
+    pip = f"{shell_path(Path(sys.executable))} -m pip"
+    if error.name == "cv2" and not isinstance(error, ModuleNotFoundError):  # opencv-python needs those that open windows
+        return f"{pip} uninstall opencv-python, then {pip} install --force-reinstall opencv-python-headless"
+    if own.exists() and Path(sys.prefix).resolve() != own.parents[1].resolve():
+        return f"run this with {shell_path(own)}"
+    return f"{pip} install -r {shell_path(PROJECT / 'requirements.txt')}"
 
 
 class StopRequest:
@@ -98,7 +113,7 @@ def say(message: str) -> None:
 
 
 def _to_standard_error(message):
-    print(printable(message), file=sys.stderr, flush=True)
+    print(f"{printable(message)}\n", end="", file=sys.stderr, flush=True)  # at once: other threads may print, too
 
 
 def show(text: str) -> None:
@@ -191,6 +206,14 @@ def progress(description: str, total: int | None = None) -> Iterator[Callable[..
     with Progress(*columns, console=Console(file=sys.stderr), transient=True, redirect_stdout=here) as bars:
         task = bars.add_task(description, total=total)
         yield lambda count=1: bars.advance(task, count)
+
+
+def with_progress(description: str, items: Iterable, total: int) -> Iterator[Any]:
+    """Yield the items, and show on a progress bar how many were taken."""
+    with progress(description, total) as advance:
+        for item in items:
+            yield item
+            advance()
 
 
 def outside_bounds(value: float, low: Any = None, high: Any = None, above: Any = None, below: Any = None) -> str | None:

@@ -159,18 +159,22 @@ def decode_batches(paths: Sequence, image_size: int, fit: str = "squash") -> Ite
     """Decode files in parallel and in order, for evaluation and prediction, inference_batch_size() at a time.
 
     Yields (paths, reasons, images): some of `paths`; for each the reason why it cannot be used, or None; and the usable
-    images, (n, image_size, image_size, 3) uint8 RGB. In place of a path there may be an array: see fit_square().
+    images, (n, image_size, image_size, 3) uint8 RGB. In place of a path there may be the bytes of a file, or an array: see
+    fit_square().
     """
 
-    def attempt(path):
-        if isinstance(path, np.ndarray):
-            return None, fit_square(path, image_size, fit)
+    def attempt(image):
         try:
-            return None, load_image(path, image_size, fit)
+            if isinstance(image, np.ndarray):
+                return None, fit_square(image, image_size, fit)
+            if isinstance(image, bytes):
+                return None, decode_image("", image, image_size, fit)
+            return None, load_image(image, image_size, fit)
         except BadImageError as error:
             return error.reason, None
 
-    results = prefetch(attempt, paths, 3 * image_size**2)
+    # For one image, as services ask, threads would take longer to start than most images to decode.
+    results = prefetch(attempt, paths, 3 * image_size**2) if len(paths) > 1 else map(attempt, paths)
     for batch in in_chunks(paths, inference_batch_size(image_size)):
         reasons, decoded = zip(*itertools.islice(results, len(batch)), strict=True)
         images = np.array([image for image in decoded if image is not None], np.uint8)

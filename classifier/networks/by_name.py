@@ -1,6 +1,7 @@
 """Networks by name, their outputs as fast functions, and their features."""
 
 import contextlib
+import importlib.util
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -9,8 +10,7 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-import model
-from classifier.base.console import UserError, describe, progress, say
+from classifier.base.console import PROJECT, UserError, describe, progress, say
 from classifier.base.files import digest_of
 from classifier.data.cache import DECODING_VERSION, rows_of_all
 from classifier.data.images import inference_batch_size
@@ -23,6 +23,11 @@ FEATURES_VERSION = 1  # raise it when a pretrained network comes to give other f
 keras.config.set_floatx("float32")  # not the settings of ~/.keras/keras.json
 keras.config.set_image_data_format("channels_last")
 tf.get_logger().setLevel("ERROR")  # it would print a page about each checkpoint that does not fit
+
+# By its path, not by its name: a program that uses this package may have a model.py of its own.
+_spec = importlib.util.spec_from_file_location("classifier.model", PROJECT / "model.py")
+model = importlib.util.module_from_spec(_spec)
+_spec.loader.exec_module(model)
 
 
 def create_network(name: str, image_size: int, num_classes: int, dropout: float = 0.0) -> keras.Model:

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import numpy as np
 
-from classifier.base.console import NO_DATA, UserError
+from classifier.base.console import NO_DATA, UserError, with_progress
 from classifier.base.metrics import accuracy_interval, calibration_error, chance_error, log_softmax
 from classifier.data.finding import Found
 from classifier.predicting.classifier import Prediction, Predictor, list_images, predict
@@ -123,7 +123,8 @@ def evaluate_ood(predictor: Predictor, image_size: int, folder: Path, known: np.
     if not known.any():
         raise UserError("--ood-dir: the statistics for out-of-distribution scores are lost", NO_DATA)
     paths = list_images([str(folder)])
-    scores = [p.ood_score for p in predict(predictor, image_size, paths, fit=fit) if not p.reason]
+    predictions = with_progress("predicting", predict(predictor, image_size, paths, fit=fit), len(paths))
+    scores = [p.ood_score for p in predictions if not p.reason]
     if not scores:
         raise UserError(f"none of the {len(paths)} images in {folder} can be read", NO_DATA)
     is_other = np.arange(len(known) + len(scores)) >= len(known)

@@ -25,6 +25,7 @@ CHECKS = {
     "workers": "several processes train what one does; if one stops, all stop, and go on together",
     "long_run": "thousands of epochs: memory, open files, threads and the disk stay the same",
     "formats": "image files of every form: decoded to what they are made of, or refused with a cause",
+    "threads": "a Classifier that several threads use at once: every answer is right",
     "images": "mutated image files: refused with a reason, or decoded to the same pixels every time",
 }
 

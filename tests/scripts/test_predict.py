@@ -5,6 +5,7 @@ import csv
 import json
 import os
 import pty
+import re
 import shutil
 import subprocess
 import sys
@@ -76,6 +77,25 @@ def test_paths_on_standard_input_and_some_that_cannot_be_predicted(trained, imag
     assert "no images in empty" in error_of(run("predict", "--model", trained, "empty", code=3))
     Path("bad.jpg").write_bytes(b"")
     assert predictions(trained, "bad.jpg", code=1)["bad.jpg"] == {"path": "bad.jpg", "error": "empty file"}
+
+
+def test_paths_as_people_and_programs_write_them(trained, photo):
+    """A list as find -print0, Windows, PowerShell and file managers write it; arguments that no shell expanded."""
+    Path("BM ß").mkdir()
+    paths = [shutil.copy(photo, f"BM ß/{name}.jpg") for name in ("2", "10", "[1]")]
+    for text in (
+        "\0".join(paths) + "\0",
+        "\ufeff" + "\r\n".join(f'"{path}"' for path in paths),
+        os.fsdecode("\ufeff".encode("utf-16-le") + "\r\n".join(paths).encode("utf-16-le")),
+    ):
+        assert list(predictions(trained, "-", text=text)) == paths
+    assert list(predictions(trained, "-", text=Path(paths[0]).absolute().as_uri())) == [f"{Path.cwd()}/{paths[0]}"]
+    assert list(predictions(trained, "BM*/*.jpg")) == paths
+    assert list(predictions(trained, "BM ß/[1].jpg", "'BM ß/2.jpg'")) == [paths[2], paths[0]]
+    assert error_of(run("predict", "--model", trained, "no/*.jpg", photo, code=3)) == "error: no file matches no/*.jpg"
+    assert "download it" in error_of(run("predict", "--model", trained, "https://example.org/a.jpg", code=2))
+    image = os.fsdecode(photo.read_bytes())
+    assert "standard input is an image" in error_of(run("predict", "--model", trained, "-", text=image, code=2))
 
 
 def test_the_newest_finished_run_is_used(run_folder, photo):
@@ -185,6 +205,17 @@ def test_odd_standard_streams_and_a_reader_that_has_seen_enough(trained, photo):
         assert subprocess.run(f"{shell} {redirection}", shell=True).returncode == 0
     renamed = photo.rename(photo.with_name("größe.jpg"))
     assert "größe.jpg" in run("predict", "--model", trained, renamed, env=os.environ | {"PYTHONIOENCODING": "ascii"}).stdout
+
+
+@pytest.mark.parametrize(("flag", "problem"), [("-S", "No module named 'numpy'"), ("-B", "cv2.abi3.so: file too short")])
+def test_a_package_that_is_missing_or_cannot_be_loaded_is_one_line(trained, photo, flag, problem):
+    """Of Python's flags, -S hides installed packages; a library of the system is missing in the same way as half of one."""
+    Path("cv2.abi3.so").write_bytes(b"half")
+    command = [sys.executable, flag, PROJECT / "predict.py", "--model", trained, photo]
+    environment = os.environ | {"PYTHONPATH": str(Path.cwd())}
+    finished = subprocess.run(command, env=environment, stderr=subprocess.PIPE, text=True)
+    assert finished.returncode == 1
+    assert re.fullmatch(f"error: .*{problem}: .*(python|pip install).*\n", finished.stderr)
 
 
 @pytest.mark.parametrize("script", SCRIPTS)

@@ -9,6 +9,7 @@ from conftest import PROJECT
 LEVELS = ["base"], ["cluster"], ["networks", "data"], ["runs"], ["training", "predicting"], ["export", "pages"]
 LEVEL_OF = {folder: number for number, folders in enumerate(LEVELS) for folder in folders}
 LESSON = {"train.py": 240, "model.py": 100, "dataset.py": 220, "predict.py": 130}  # lines that each may have
+BY_PATH = "classifier.networks.by_name", "model"  # loaded from its file: a user's program may have a model.py of its own
 OUTSIDE = ("experiments", "tests")  # nothing else imports them
 TEST_MODULES = {path.stem: path for path in PROJECT.glob("tests/*.py")}  # on pytest's path: imported without "tests."
 PLACES = ("*.py", "classifier/**/*.py", "experiments/**/*.py", "tests/**/*.py")
@@ -51,7 +52,7 @@ def problem_with(importer, imported):
         allowed = "classifier.data", "classifier.predicting.classifier"  # the limit of pixels, and what it offers
         return None if imported in allowed else "it offers Classifier, nothing else"
     if other == "script" and one in LEVEL_OF:
-        return None if imported == "model" else "of the scripts the package knows model.py alone"
+        return None if importer == BY_PATH[0] and imported == BY_PATH[1] else "the package imports no script by its name"
     if one == other or {one, other} == {"networks", "data"} or not {one, other} <= LEVEL_OF.keys():
         return None  # of networks and data, one may know the other: see below
     return None if LEVEL_OF[one] > LEVEL_OF[other] else f"{one} may not know {other}"
@@ -60,7 +61,11 @@ def problem_with(importer, imported):
 @pytest.fixture(scope="module")
 def graph():
     """{module: the modules that it imports}. What classifier/__init__.py offers is loaded when somebody asks for it."""
-    return {name: imports_of(name, path) for name, path in MODULES.items()}
+    graph = {name: imports_of(name, path) for name, path in MODULES.items()}
+    importer, imported = BY_PATH
+    assert f"{imported}.py" in MODULES[importer].read_text(encoding="utf-8")
+    assert imported not in graph[importer]
+    return graph | {importer: graph[importer] | {imported}}
 
 
 def test_imports_point_one_way(graph):
