@@ -32,19 +32,11 @@ def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
     add("paths", nargs="+", metavar="PATH", help="images, folders of images, or - for paths on standard input")
     add("--model", type=Path, default=PROJECT / "runs", metavar="RUN_FOLDER", help="default: the newest finished run")
     add("--class", dest="class_name", metavar="NAME", help="what speaks for this class (default: for the predicted one)")
-    add(
-        "--filters",
-        action="store_true",
-        help="show instead what convolutions do: classic kernels, filters and feature maps of the network",
-    )
-    add(
-        "--output",
-        type=Path,
-        default=Path("."),
-        metavar="FILE",
-        help="a file, FILE.png, or a folder (default: PHOTO_explained.png or PHOTO_filters.png here); no file is "
-        "overwritten but a picture that explain.py made",
-    )
+    text = "show instead what convolutions do: classic kernels, filters and feature maps of the network"
+    add("--filters", action="store_true", help=text)
+    text = "a file, FILE.png, or a folder (default: PHOTO_explained.png or PHOTO_filters.png here); no file is "
+    text += "overwritten but a picture that explain.py made"
+    add("--output", type=Path, default=Path("."), metavar="FILE", help=text)
     return parser.parse_args(argv)
 
 

@@ -27,7 +27,7 @@ from classifier.base.files import csv_text, write_text
 from classifier.data.cache import decode_once
 from classifier.data.finding import find_images
 from classifier.data.images import decode_batches
-from experiments.scripts import RESULTS, Parser, history_of, record_of, run_script, seconds_of
+from experiments.scripts import RESULTS, Parser, history_of, link_images, record_of, run_script, seconds_of
 
 IMAGE_SIZE = 128
 READING = {"image_size": (IMAGE_SIZE, IMAGE_SIZE), "follow_links": True, "verbose": False}  # for Keras
@@ -64,23 +64,13 @@ def main(argv: list[str] | None = None) -> int:
     measured = [who for who in MEASUREMENTS if not any(word in who for word in absent)]
     figures: dict[str, dict[str, list[float]]] = {}  # {what: {who: [a figure for each round]}}
     with tempfile.TemporaryDirectory() as folder:
-        num_images = link_images(arguments.data_dir, Path(folder))
+        num_images = len(link_images(find_images(arguments.data_dir), Path(folder)))  # all three can read these folders
         for turn, who in itertools.product(range(arguments.rounds), measured):
             say(f"round {turn + 1} of {arguments.rounds}: {who}")
             for what, figure in measure(who, arguments, folder).items():
                 figures.setdefault(what, {}).setdefault(who, []).append(figure)
     write_results(*summarize(figures), arguments.output, num_images)
     return DONE
-
-
-def link_images(data_dir: Path, folder: Path) -> int:
-    """Make class folders of links to the images, which all three can read; returns the number of images."""
-    found = find_images(data_dir)
-    for i, (path, label) in enumerate(zip(found.paths, found.labels, strict=True)):
-        link = folder / found.classes[label] / f"{i}_{path.name}"  # files in subfolders may have the same names
-        link.parent.mkdir(exist_ok=True)
-        link.symlink_to(path.absolute())
-    return len(found.paths)
 
 
 def measure(who: str, arguments: argparse.Namespace, folder: str) -> Figures:
@@ -166,13 +156,9 @@ def keras_network():
 
     blocks = [(layers.Conv2D(n, 3, padding="same"), layers.MaxPooling2D(), layers.ReLU()) for n in (32, 32, 64)]
     first = [keras.Input((IMAGE_SIZE, IMAGE_SIZE, 3)), layers.Rescaling(1 / 127.5, offset=-1)]
-    last = [
-        layers.Flatten(),
-        layers.Dense(128, activation="relu"),
-        layers.Dense(2),
-        layers.Activation("linear", dtype="float32"),
-    ]
-    network = keras.Sequential([*first, *itertools.chain(*blocks), *last])
+    last = [layers.Flatten(), layers.Dense(128, activation="relu"), layers.Dense(2)]
+    in_float32 = layers.Activation("linear", dtype="float32")
+    network = keras.Sequential([*first, *itertools.chain(*blocks), *last, in_float32])
     loss = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
     network.compile(keras.optimizers.Adam(1e-4), loss, metrics=["accuracy"])
     return network

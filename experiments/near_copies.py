@@ -17,7 +17,7 @@ import numpy as np
 from classifier.base import console
 from classifier.base.console import DONE, aligned, number
 from classifier.data.finding import find_images
-from experiments.scripts import Parser, record_of, run_script, test_accuracy_of
+from experiments.scripts import Parser, link_images, record_of, run_script, test_accuracy_of
 
 VIEWS = 5, 20  # of a photograph in a series, at least and at most
 
@@ -52,16 +52,14 @@ def plant(found, folder: Path, copies: int, rng: np.random.Generator) -> dict[st
     An image is named `number.suffix`, its copy `number-kind.jpg`.
     """
     planted = collections.defaultdict(list)
-    for i, (path, label) in enumerate(zip(found.paths, found.labels, strict=True)):
-        (folder / str(label)).mkdir(exist_ok=True)
-        (folder / str(label) / f"{i}{path.suffix}").symlink_to(path.absolute())
+    links = link_images(found, folder)
     for kind, change in CHANGES.items():
         for i in rng.permutation(len(found.paths))[:copies]:
             image = cv2.imread(str(found.paths[i]))
             if image is not None:
                 quality = [cv2.IMWRITE_JPEG_QUALITY, 40 if kind in ("encoded", "combined") else 90]
                 planted[kind].append(f"{i}-{kind}.jpg")
-                cv2.imwrite(str(folder / str(found.labels[i]) / planted[kind][-1]), change(image, rng), quality)
+                cv2.imwrite(str(links[i].with_name(planted[kind][-1])), change(image, rng), quality)
     return planted
 
 

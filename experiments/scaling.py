@@ -61,7 +61,7 @@ def main(argv: list[str] | None = None) -> int:
     for name in arguments.parts:
         with tempfile.TemporaryDirectory(prefix="scaling-") as folder:
             header, measurements = PARTS[name]
-            print_table(header, measurements(arguments, Path(folder)))
+            print_table(header.split(", "), measurements(arguments, Path(folder)))
     return DONE
 
 
@@ -89,22 +89,10 @@ def many_images(arguments: argparse.Namespace, folder: Path) -> Iterator[list]:
     for size in arguments.sizes:
         images, output = draw_images(folder / f"{size}", size, arguments.classes), folder / f"{size} runs"
         predict = ["predict.py", images, "--model", output, "--format", "csv"]
-        train = [
-            "train.py",
-            "--data-dir",
-            images,
-            "--output",
-            output,
-            "--image-size",
-            32,
-            "--batch-size",
-            128,
-            "--epochs",
-            2,
-        ]
+        flags = ["--image-size", 32, "--batch-size", 128, "--epochs", 2]
         steps = {
             "find, decode, split": ["-c", FIND, images],
-            "train two epochs": train,
+            "train two epochs": ["train.py", "--data-dir", images, "--output", output, *flags],
             "evaluate": ["evaluate.py", images, "--model", output],
             "predict to CSV": predict,
             "predict a quarter": [*predict, "--shard", "1/4"],
@@ -235,25 +223,21 @@ def bytes_of_loopback() -> int:
     return int(line.partition(":")[2].split()[0])
 
 
-def _header(text: str) -> list[str]:
-    return text.split(", ")
-
-
 PARTS = {  # {name: (header, function that yields rows)}
-    "images": (_header("images, what, processor time (s), for an image (µs), most memory (MB)"), many_images),
+    "images": ("images, what, processor time (s), for an image (µs), most memory (MB)", many_images),
     "networks": (
-        _header("network, px, parameters trained, forward pass (GFLOP an image), training step (GFLOP an image)")
-        + [*(f"step of {count} images (s)" for count in BATCHES), "GFLOP/s"],
+        "network, px, parameters trained, forward pass (GFLOP an image), training step (GFLOP an image), "
+        f"step of {BATCHES[0]} images (s), step of {BATCHES[1]} images (s), GFLOP/s",
         networks,
     ),
     "inputs": (
-        _header("files, px, file (kB), decoded (kB), decoding (ms), augmentation (ms)")
-        + [f"augmented batches on {cpu.cores()} cores (images/s)"],
+        "files, px, file (kB), decoded (kB), decoding (ms), augmentation (ms), "
+        f"augmented batches on {cpu.cores()} cores (images/s)",
         inputs,
     ),
     "workers": (
-        _header("network, px, workers, images decoded by each, parameters trained, a ring (MB a step)")
-        + ["measured (MB a step)", f"step of {BATCH} images (ms)"],
+        "network, px, workers, images decoded by each, parameters trained, a ring (MB a step), measured (MB a step), "
+        f"step of {BATCH} images (ms)",
         with_workers,
     ),
 }

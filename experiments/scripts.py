@@ -78,6 +78,19 @@ def seconds_of(function: Callable, *arguments: object) -> float:
     return time.perf_counter() - started
 
 
+def link_images(found, folder: Path, labels: Sequence[int] | None = None) -> list[Path]:
+    """Make class folders of links to the images found, see finding.Found, named by their positions; returns the links.
+
+    `labels` are those of the links, if not those found.
+    """
+    links = []
+    for i, (path, label) in enumerate(zip(found.paths, found.labels if labels is None else labels, strict=True)):
+        links.append(folder / found.classes[label] / f"{i}{path.suffix}")
+        links[-1].parent.mkdir(parents=True, exist_ok=True)
+        links[-1].symlink_to(path.absolute())
+    return links
+
+
 def record_of(run: Path) -> dict:
     """What the record of a run says."""
     return json.loads((run / "model.json").read_text())

@@ -6,7 +6,6 @@ They are planted in a temporary folder of links. cleanlab, if it is installed, r
 import collections
 import csv
 import importlib.util
-import os
 import random
 import tempfile
 from pathlib import Path
@@ -17,7 +16,7 @@ from classifier.base import console
 from classifier.base.console import DONE, NO_DATA, UserError, number, say
 from classifier.data.finding import find_images
 from classifier.runs.folder import find_run
-from experiments.scripts import Parser, run_script
+from experiments.scripts import Parser, link_images, run_script
 
 PARTS = (0.01, 0.02, 0.05)  # of the list: how many of the planted labels are in them?
 
@@ -64,17 +63,12 @@ def plant_and_count(found, run: Path, rate: float, seeds: int, folder: Path) -> 
 def plant(found, folder: Path, rate: float, seed: int) -> set[str]:
     """Make class folders of links to the images found, see finding.Found, some in another class. Returns their paths."""
     rng = random.Random(seed)
-    chosen = set(rng.sample(range(len(found.paths)), round(rate * len(found.paths))))
-    wrong = set()
-    for i, (path, label) in enumerate(zip(found.paths, found.labels, strict=True)):
-        if i in chosen:
-            label = rng.choice([other for other in range(len(found.classes)) if other != label])
-        link = folder / found.classes[label] / f"{i}{path.suffix}"
-        link.parent.mkdir(parents=True, exist_ok=True)
-        link.symlink_to(os.path.abspath(path))
-        if i in chosen:
-            wrong.add(str(link))
-    return wrong
+    chosen = sorted(rng.sample(range(len(found.paths)), round(rate * len(found.paths))))
+    labels = list(found.labels)
+    for i in chosen:
+        labels[i] = rng.choice([other for other in range(len(found.classes)) if other != labels[i]])
+    links = link_images(found, folder, labels)
+    return {str(links[i]) for i in chosen}
 
 
 def rankings(folder: Path, run: Path) -> dict[str, list[str]]:

@@ -220,24 +220,19 @@ def warn_of_flaws(flawed: dict[str, list[Path]], num_images: int) -> None:
 
 def warn_of_contradictions(paths: Sequence[Path], labels: np.ndarray, digests: list[str]) -> None:
     """Warn of images that are in more than one class: at least one of their labels is wrong."""
-    firsts = _first_of_each(digests)
-    if copies := [i for i, first in enumerate(firsts) if labels[i] != labels[first]]:
-        example = f"{paths[copies[0]]}, a copy of {paths[firsts[copies[0]]]}"
-        say(f"warning: {len(copies)} images are in two classes, such as {example}: remove those whose class is wrong")
+    text = "images are in two classes, such as {}: remove those whose class is wrong"
+    _warn_of_copies(paths, digests, lambda i, first: labels[i] != labels[first], text)
 
 
 def warn_of_copies(paths: Sequence[Path], digests: list[str], num_train: int) -> None:
     """Warn of images for validation, those after the first `num_train`, that are trained on, too."""
-    firsts = _first_of_each(digests)
-    if copies := [i for i in range(num_train, len(digests)) if firsts[i] < num_train]:
-        example = f"{paths[copies[0]]}, a copy of {paths[firsts[copies[0]]]}"
-        say(
-            f"warning: {len(copies)} validation images are trained on, too, such as {example}: the validation accuracy will"
-            " be too high"
-        )
+    text = "validation images are trained on, too, such as {}: the validation accuracy will be too high"
+    _warn_of_copies(paths, digests, lambda i, first: first < num_train <= i, text)
 
 
-def _first_of_each(digests):
-    """For each digest the position of the first one that is equal."""
+def _warn_of_copies(paths, digests, spoils, text):
+    """Warn of the copies that spoil something; spoils(i, first): positions of an image, and of the first one equal to it."""
     first: dict[str, int] = {}
-    return [first.setdefault(digest, i) for i, digest in enumerate(digests)]
+    if copies := [i for i, digest in enumerate(digests) if spoils(i, first.setdefault(digest, i))]:
+        example = f"{paths[copies[0]]}, a copy of {paths[first[digests[copies[0]]]]}"
+        say(f"warning: {len(copies)} {text.format(example)}")

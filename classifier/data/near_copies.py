@@ -127,10 +127,8 @@ def group_near_copies(greys: np.ndarray, features: np.ndarray | None = None) -> 
 
 def grey_images(load: Callable, count: int) -> np.ndarray:
     """Images as small grey ones, (count, SIDE, SIDE) uint8; load(i) returns one of them, (side, side, 3) uint8 RGB."""
-    greys = np.empty((count, SIDE, SIDE), np.uint8)
-    for i, grey in enumerate(prefetch(lambda i: grey_image(load(i)), range(count), SIDE**2)):
-        greys[i] = grey
-    return greys
+    greys = prefetch(lambda i: grey_image(load(i)), range(count), SIDE**2)
+    return np.fromiter(greys, np.dtype((np.uint8, (SIDE, SIDE))), count)
 
 
 def grey_image(image: np.ndarray) -> np.ndarray:

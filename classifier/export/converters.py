@@ -60,29 +60,23 @@ def export(run: Run, name: str, paths: Sequence, labels: ArrayLike, target: Path
     network = load_network(run, with_ood=name in ("litert", "html", "savedmodel"))
     decode = functools.partial(decode_batches, image_size=record.image_size, fit=record.fit)
     sample = [lambda: decode(paths[:200])] if name in ("litert-int8", "savedmodel") else []
-    with _errors_in_one_line(target), replacing(target) as partial:
-        with contextlib.redirect_stdout(io.StringIO()), warnings.catch_warnings():  # converters print much
-            warnings.simplefilter("ignore")
-            converted = CONVERTERS[name](network, record, partial, *sample)
-        with tf.device("CPU:0"):  # a GPU may round products to TF32, ten times as much as TOLERANCE
-            difference = compare(name, compile_outputs(network), converted, decode(paths), labels)
-        if name != "litert-int8" and not difference <= TOLERANCE:  # also rejects NaN
-            raise UserError(f"{target.name} is not kept: its probabilities differ by more than {TOLERANCE}")
-        if name == "html":
-            page = html.page_of(run, packages, partial.read_bytes())
-            partial.write_text(page, encoding="utf-8")
-            say(f"html: {len(page) / 1e6:.1f} MB: open {target} in a browser")
+    try:
+        with replacing(target) as partial:
+            with contextlib.redirect_stdout(io.StringIO()), warnings.catch_warnings():  # converters print much
+                warnings.simplefilter("ignore")
+                converted = CONVERTERS[name](network, record, partial, *sample)
+            with tf.device("CPU:0"):  # a GPU may round products to TF32, ten times as much as TOLERANCE
+                difference = compare(name, compile_outputs(network), converted, decode(paths), labels)
+            if name != "litert-int8" and not difference <= TOLERANCE:  # also rejects NaN
+                raise UserError(f"{target.name} is not kept: its probabilities differ by more than {TOLERANCE}")
+            if name == "html":
+                page = html.page_of(run, packages, partial.read_bytes())
+                partial.write_text(page, encoding="utf-8")
+                say(f"html: {len(page) / 1e6:.1f} MB: open {target} in a browser")
+    except tf.errors.OpError as error:  # its message is a page
+        raise UserError(f"cannot write {target}: {error.message.strip().splitlines()[-1]}") from None
     if name == "litert":
         run.update(litert={"network": run.network_digest(), "file": digest_of(target.read_bytes())})
-
-
-@contextlib.contextmanager
-def _errors_in_one_line(target):
-    """A context in which errors of TensorFlow, which come with a page of text, become UserErrors."""
-    try:
-        yield
-    except tf.errors.OpError as error:
-        raise UserError(f"cannot write {target}: {error.message.strip().splitlines()[-1]}") from None
 
 
 def compare(name: str, original: Callable, converted: Callable, batches: Iterable, labels: np.ndarray) -> float:

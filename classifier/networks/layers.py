@@ -1,4 +1,4 @@
-"""Layers that compute what Keras' own would, faster or for several devices: tests/test_model.py holds them against Keras."""
+"""Layers that compute what Keras' own would, faster or for several devices: tests/unit/test_networks.py compares them."""
 
 from collections.abc import Callable
 from typing import Any

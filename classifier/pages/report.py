@@ -59,19 +59,16 @@ def write_report(path: Path, title: str, sections: Iterable[tuple]) -> None:
     parts = [part._replace(most=min(part.most, most)) for part in parts]
     shown = [image for part in parts for image, _ in part.images[: part.most]]
     script = (TEMPLATES / "report.js").read_text()
-    page = (
-        templates()
-        .get_template("report.html")
-        .render(
-            title=title,
-            sections=parts,
-            thumbnails=prefetch(_thumbnail, shown, 3 * THUMBNAIL**2),
-            number_columns=_number_columns,
-            next=next,
-            most_rows=MOST_ROWS,
-            script=Markup(script),
-            script_digest=b64encode(hashlib.sha256(script.encode()).digest()).decode(),
-        )
+    template = templates().get_template("report.html")
+    page = template.render(
+        title=title,
+        sections=parts,
+        thumbnails=prefetch(_thumbnail, shown, 3 * THUMBNAIL**2),
+        number_columns=_number_columns,
+        next=next,
+        most_rows=MOST_ROWS,
+        script=Markup(script),
+        script_digest=b64encode(hashlib.sha256(script.encode()).digest()).decode(),
     )
     write_text(path, page)
 

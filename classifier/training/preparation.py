@@ -14,7 +14,6 @@ from classifier.base.console import NO_DATA, UserError, say
 from classifier.base.files import csv_text
 from classifier.cluster import workers
 from classifier.data import near_copies
-from classifier.data.near_copies import are_compared
 from classifier.networks.by_name import create_network, extract_features
 from classifier.networks.pretrained import load_weights, split_at_features, unfreeze
 from classifier.runs.folder import Run
@@ -47,7 +46,7 @@ def near_copies_among(images, settings: Settings, cache_dir: Path, run: Run | No
     """
     if run:
         return near_copies.read_near_copies(run.path / near_copies.FILE) if "near_copies" in run.record.split else {}
-    if not settings.group_near_copies or settings.validation_dir or not are_compared(len(images)):
+    if not settings.group_near_copies or settings.validation_dir or not near_copies.are_compared(len(images)):
         return {}
     features = None
     if settings.is_pretrained:

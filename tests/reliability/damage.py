@@ -7,10 +7,12 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import numpy as np
+import tensorflow as tf
 
 from classifier.base.console import DONE, FAILED, NO_DATA
+from tests.comparing import difference
 from tests.reliability import Result, count
-from tests.reliability.trainings import Trainings, call, difference, problem_with_end, sound
+from tests.reliability.trainings import Trainings, call, problem_with_end, sound
 
 NO_EFFECT = {"curves.png", "first_batch.png", "skipped.csv", ".lock"}  # nothing reads them
 
@@ -91,19 +93,9 @@ def other_answer(got, wanted) -> str | None:
         return got.stderr
     if "instead" in got.stderr or "no image will be unknown" in got.stderr:
         return None
-    figures = [np.array(list(numbers_in(json.loads(answer.stdout)))) for answer in (got, wanted)]
+    values = [tf.nest.flatten(json.loads(answer.stdout)) for answer in (got, wanted)]  # in the order of names
+    figures = [np.array([value for value in each if isinstance(value, (int, float))], float) for each in values]
     return None if figures[0].shape == figures[1].shape and np.allclose(*figures, atol=1e-3) else "another answer, unsaid"
-
-
-def numbers_in(data) -> Iterator[float]:
-    """All numbers in JSON data, in order."""
-    if isinstance(data, dict):
-        data = [data[name] for name in sorted(data)]
-    if isinstance(data, list):
-        for value in data:
-            yield from numbers_in(value)
-    elif isinstance(data, (int, float)):
-        yield float(data)
 
 
 def problem_with_answers(output: Path, images: Path, expected: list) -> str | None:

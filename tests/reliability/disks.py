@@ -10,17 +10,10 @@ from pathlib import Path
 import numpy as np
 
 from classifier.base.console import PROJECT, say
+from tests.comparing import difference
 from tests.reliability import Result, count, faults
 from tests.reliability.damage import answers, problem_with_answers
-from tests.reliability.trainings import (
-    Trainings,
-    changes_of,
-    difference,
-    finish,
-    problem_when_resumed,
-    problem_with_end,
-    start,
-)
+from tests.reliability.trainings import Trainings, changes_of, finish, problem_when_resumed, problem_with_end, start
 
 ERRORS = (errno.ENOSPC, errno.EIO, errno.EDQUOT, errno.EROFS)
 PLACES = (".cache/", "checkpoints/", "history", "model.json", "tflite")  # parts of paths; all else is "other files"

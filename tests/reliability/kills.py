@@ -11,19 +11,10 @@ from pathlib import Path
 import numpy as np
 
 from classifier.base.console import INTERRUPTED, TERMINATED
+from tests.comparing import difference
 from tests.reliability import Result, count, faults
 from tests.reliability.damage import answers, problem_with_answers
-from tests.reliability.trainings import (
-    Trainings,
-    call,
-    changes_of,
-    difference,
-    end_of,
-    finish,
-    is_saved,
-    problem_when_resumed,
-    start,
-)
+from tests.reliability.trainings import Trainings, call, changes_of, end_of, finish, is_saved, problem_when_resumed, start
 
 KILLS_OF_A_RUN, SIGNALS, KILLS_OF_EXPORTS = 5, 25, 20
 SECONDS_TO_SAVE = 5  # of processor time, from a signal to the end

@@ -2,6 +2,8 @@
 
 import json
 import os
+import resource
+import subprocess
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -48,12 +50,8 @@ def calibrate_large_maps(images: Path, output: Path) -> Result:
     """Whether calibration takes no more memory than training: at 512 px the maps of fifty images are a gigabyte."""
     large = ("--network", "resnet", "--image-size", 512, "--epochs", 1, "--batch-size", 2)
     process = start("train", "--data-dir", images, *large, "--output", output)
-    most = 0
-    while process.poll() is None:
-        status = Path(f"/proc/{process.pid}/status").read_text()
-        most = max(most, *(int(line.split()[1]) for line in status.splitlines() if line.startswith("VmHWM")), 0)
-        time.sleep(0.05)
     sound(finish(process))
+    most = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss  # the training before, of tiny images, took far less
     wrong = f"{most / 1e6:.1f} GB" if most > MOST_OF_LARGE else None
     return count(f"one epoch at 512 px with its calibration: at most {most / 1e6:.1f} GB of memory", [wrong], output)
 
@@ -64,18 +62,7 @@ def look_at(pid: int, output: Path) -> tuple | None:
         with open(f"/proc/{pid}/status") as file:
             status = dict(line.split(":", 1) for line in file)
         files = len(os.listdir(f"/proc/{pid}/fd"))
-        return int(status["VmRSS"].split()[0]) * 1024, files, int(status["Threads"]), bytes_in(output)
+        disk = subprocess.run(["du", "-sb", output], capture_output=True, text=True).stdout  # files may vanish meanwhile
+        return int(status["VmRSS"].split()[0]) * 1024, files, int(status["Threads"]), int(disk.split()[0])
     except (OSError, KeyError):
         return None
-
-
-def bytes_in(folder: Path) -> int:
-    """Bytes in all files below a folder; some may vanish meanwhile."""
-    total = 0
-    for parent, _, names in os.walk(folder):
-        for name in names:
-            try:
-                total += os.stat(os.path.join(parent, name)).st_size
-            except FileNotFoundError:
-                continue
-    return total

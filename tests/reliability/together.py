@@ -8,9 +8,10 @@ from pathlib import Path
 import numpy as np
 
 from classifier.base.console import DONE, FAILED
+from tests.comparing import difference
 from tests.reliability import Result, count
 from tests.reliability.damage import other_answer
-from tests.reliability.trainings import Trainings, call, difference, end_of, finish, sound, start
+from tests.reliability.trainings import Trainings, call, end_of, finish, sound, start
 
 BUSY = "another process is working in"
 MORE = ("train", "--epochs", 5, "--resume")

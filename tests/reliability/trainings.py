@@ -1,5 +1,4 @@
-"""What the checks train: small runs of every kind, in this process or in one of their own. All that is shared with the tests
-is imported here."""
+"""What the checks train: small runs of every kind, in this process or in one of their own."""
 
 import contextlib
 import importlib
@@ -14,11 +13,9 @@ import numpy as np
 from classifier.base import console
 from classifier.base.console import FAILED, NO_DATA, PROJECT, UserError
 from experiments.draw_samples import draw
-from experiments.scripts import run_workers, start_workers
-from tests.comparing import SAME, difference, distance, write_random_weights
+from tests.comparing import difference, write_random_weights
 from tests.reliability import faults
 
-__all__ = ["SAME", "difference", "distance", "run_workers", "start_workers"]
 SMALL = ("--image-size", 32, "--batch-size", 8)
 KINDS = {
     "cnn": (*SMALL, "--epochs", 3),

@@ -14,18 +14,10 @@ from pathlib import Path
 import numpy as np
 
 from classifier.base.console import DONE, FAILED, PROJECT
+from experiments.scripts import run_workers, start_workers
+from tests.comparing import SAME, distance
 from tests.reliability import Result, count
-from tests.reliability.trainings import (
-    SAME,
-    Trainings,
-    distance,
-    end_of,
-    finish,
-    is_saved,
-    run_workers,
-    sound,
-    start_workers,
-)
+from tests.reliability.trainings import Trainings, end_of, finish, is_saved, sound
 
 SEEDS = range(5)
 KILLS = 10

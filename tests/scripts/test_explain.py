@@ -14,6 +14,7 @@ from classifier.data.images import fit_square
 from classifier.networks.by_name import create_network
 from classifier.pages.explanations import Explainer, in_shape, overlay
 from classifier.pages.feature_maps import apply_kernel
+from experiments.deletion import drops_of
 
 SIZE, SIDE = 48, 14
 
@@ -46,23 +47,18 @@ def squares(made_once):
 
 
 def test_blanking_what_is_marked_changes_the_prediction_and_blanking_as_much_elsewhere_does_not(squares):
-    """As Petsiuk, Das and Saenko measure it, "RISE: Randomized Input Sampling for Explanation", 2018."""
     classifier = Classifier(squares)
     explainer = Explainer(classifier.run)
-    drops, on_square = [], []
+    drops, on_square, rng = [], [], np.random.default_rng(0)
     for k in range(20):
         image, red = draw_squares(True, np.random.default_rng([2, k]))
         class_index, heat = explainer.explain(image)
         assert class_index == 1
-        marked = heat > np.quantile(heat, 0.85)
-        masks = [np.zeros_like(marked)] + [np.roll(marked, shift, (0, 1)) for shift in ((0, 0), (0, 24), (24, 0), (24, 24))]
-        blanked = [np.where(mask[:, :, None], image.mean(axis=(0, 1)).astype(np.uint8), image) for mask in masks]
-        before, *after = [answer.probabilities["red"] for answer in classifier.predict(blanked)]
-        drops.append([before - probability for probability in after])
+        drops.append(drops_of(classifier, image, class_index, heat, rng))
         on_square.append(heat[red].sum() / heat.sum())
-    where_marked, *elsewhere = np.mean(drops, axis=0)
+    where_marked, elsewhere = np.mean(drops, axis=0)
     assert where_marked > 0.5
-    assert where_marked > 4 * np.mean(elsewhere)
+    assert where_marked > 4 * elsewhere
     assert np.mean(on_square) > 0.5  # the square covers 9 % of the image
 
 

@@ -8,29 +8,14 @@ import numpy as np
 import pytest
 from conftest import DRAWING, draw_images, encoded, error_of, exif, run, save
 
+from classifier.data.inspection import COPIES, ODD
 from experiments.draw_samples import draw
-
-ODD = ("blank", "dim", "very_dark", "very_bright", "tiny", "extreme_shape")
-COPIES = ("two_classes", "leaks", "exact_copies", "near_copies")
+from experiments.near_copies import CHANGES
 
 
 def look(*arguments, **options):
     """What dataset.py finds in a folder, as JSON."""
     return json.loads(run("dataset", *arguments, "--format", "json", **options).stdout)
-
-
-def copies_of(image):
-    """{how it was changed: the bytes of a JPEG file of a copy}."""
-    height, width = image.shape[:2]
-    smaller = cv2.resize(image, (width // 2, height // 2), interpolation=cv2.INTER_AREA)
-    changed = {
-        "scaled": smaller,
-        "cropped": image[height // 20 : -height // 20, width // 10 :],
-        "mirrored": image[:, ::-1],
-        "brightened": np.clip(image * 1.3, 0, 255).astype(np.uint8),
-    }
-    encoded_again = {"encoded": encoded(".jpg", image, cv2.IMWRITE_JPEG_QUALITY, 40)}
-    return {name: encoded(".jpg", np.ascontiguousarray(copy)) for name, copy in changed.items()} | encoded_again
 
 
 @pytest.fixture
@@ -42,9 +27,10 @@ def drawings(tmp_path):
 def test_planted_copies_are_found_and_nothing_else(drawings):
     assert not any(look(drawings)[finding] for finding in (*COPIES, *ODD, "unreadable"))
     original = cv2.imread(str(drawings / "dogs/dogs_3.jpg"))[:, :, ::-1]
-    expected = {"dogs_3.jpg"}
-    for name, data in copies_of(original).items():
-        (drawings / f"dogs/{name}.jpg").write_bytes(data)
+    expected, rng = {"dogs_3.jpg"}, np.random.default_rng(0)
+    for name in ("scaled", "cropped", "mirrored", "brightened", "encoded"):
+        copy, quality = CHANGES[name](original, rng), 40 if name == "encoded" else 95
+        (drawings / f"dogs/{name}.jpg").write_bytes(encoded(".jpg", copy, cv2.IMWRITE_JPEG_QUALITY, quality))
         expected.add(f"{name}.jpg")
     findings = look(drawings)
     (group,) = findings["near_copies"]
