@@ -6,6 +6,7 @@ import dataclasses
 import functools
 import os
 import re
+import unicodedata
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
@@ -15,7 +16,7 @@ from classifier.data.images import ImagePath
 from classifier.data.labels import TABLES, labels_beside, normal, parts_among, parts_of, read_table
 from classifier.data.tars import is_tar, members_of, tar_of
 
-HIDDEN = (".", "__MACOSX")
+HIDDEN = (".", "__MACOSX", "@eaDir", "#recycle", "@Recycle", "$RECYCLE.BIN")  # of macOS, disk stations and Windows
 # Suffixes of files that are not opened to see if they are images. Cameras' raw files begin like a TIFF, but it is a preview.
 OTHERS = re.compile(
     r"\.(cls|csv|gz|html|jsonl?|md|mov|mp4|npy|parquet|pdf|py|tsv|txt|xml|ya?ml|zip|arw|cr2|dng|nef|nrw|orf|pef|rw2|srw)"
@@ -192,7 +193,7 @@ def find_images(
     by_class = collections.defaultdict(list)
     for path, name in class_of.items():
         by_class[normal(name)].append(path)
-    _refuse_names_that_differ_by_case(folder, by_class)
+    _refuse_names_that_look_alike(folder, by_class)
     classes = sorted(by_class) if classes is None else list(classes)
     if unknown := sorted(set(by_class) - set(map(normal, classes))):
         raise UserError(f"{folder}: class {unknown[0]!r} is not one of the model's: {', '.join(classes)}", NO_DATA)
@@ -262,7 +263,7 @@ def _classes_of_folders(folder, paths, classes, classes_from):
     holding = {part for path in paths for part in (path.split(os.sep)[0], parts_of(path)[0])}
     for name in sorted(os.listdir(folder)) if folder.is_dir() else ():
         if os.path.isdir(folder / name) and not {name, normal(name)} & holding and not name.startswith(HIDDEN):
-            say(f"ignored: folder {folder / name}, which holds no image")
+            say(f"ignored: folder {folder / name}, which holds no image of its own")
     return class_of
 
 
@@ -272,7 +273,8 @@ def _classes_in_names(paths, classes):
     Names that cameras give, one class alone, or one that is not of `classes`, are no classes.
     """
     dotted = {path: name.split(".")[0] for path in paths if (name := parts_of(path)[-1]).count(".") >= 2}
-    if dotted:
+    names = set(dotted.values())
+    if dotted and (classes is not None or not (len(names) == len(dotted) or all(map(CAMERAS.fullmatch, names)))):
         return dotted, []
     named = {path: _class_in_name(path) for path in paths}
     is_odd = CAMERAS.fullmatch if classes is None else lambda name: name not in classes
@@ -335,12 +337,15 @@ def _refuse_parts(folder, paths, advice):
     raise UserError(f"{folder} holds the parts of a data set ({', '.join(names[:9])}){advice}", NO_DATA)
 
 
-def _refuse_names_that_differ_by_case(folder, names):
+def _refuse_names_that_look_alike(folder, names):
     seen: dict[str, str] = {}
     for name in sorted(names):
-        other = seen.setdefault(name.casefold(), name)
+        visible = "".join(sign for sign in name if unicodedata.category(sign) != "Cf").strip()
+        other = seen.setdefault(visible.casefold(), name)
         if other != name:
-            raise UserError(f"{folder}: the classes {other!r} and {name!r} differ only by case: rename one", NO_DATA)
+            raise UserError(
+                f"{folder}: the classes {other!r} and {name!r} differ only by case or blanks: rename one", NO_DATA
+            )
 
 
 def only_one_class(found: Found) -> str:

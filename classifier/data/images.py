@@ -54,7 +54,7 @@ def read_file(path: ImagePath) -> bytes:
         else:
             file, status = os.fspath(path), os.stat(path)
             if not stat.S_ISREG(status.st_mode):
-                raise BadImageError(path, "not a file")
+                raise BadImageError(path, "a folder without images" if stat.S_ISDIR(status.st_mode) else "not a file")
             offset, size = 0, status.st_size
         if size == 0:
             raise BadImageError(path, "empty file")

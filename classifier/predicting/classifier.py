@@ -165,9 +165,9 @@ def list_images(arguments: Sequence[str]) -> list[str]:
             paths += _paths_in(sys.stdin.buffer.read() if sys.stdin else b"")
         elif os.path.isdir(argument) or (is_tar(argument) and os.path.isfile(argument)):
             images = walk_images(argument)
-            if not images:
+            if not images and len(arguments) == 1:
                 raise UserError(f"no images in {argument}", NO_DATA)
-            paths += [os.path.join(argument, image) for image in images]
+            paths += [os.path.join(argument, image) for image in images] or [argument]  # which is then an error
         else:
             paths.append(argument)
     if not paths:

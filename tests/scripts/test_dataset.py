@@ -45,6 +45,12 @@ FOLDERS = {  # how a folder of images is changed, which one is trained on, and w
     "one image": (lambda: draw_images("images", 1, ["birds"]), "images", "class 'birds' has"),
     "none usable": (lambda: add("images", "birds/0.jpg"), "images", "no usable images"),
     "case": (lambda: shutil.copytree("images/cats", "images/Cats"), "images", "'Cats' and 'cats' differ only by case"),
+    "blanks": (lambda: nested("blanks", "red", "red "), "blanks", "'red' and 'red ' differ only by case or blanks"),
+    "exports": (
+        lambda: [add("exports", f"IMG_{k}_jpg.rf.{part}.jpg") for k in "123" for part in "ab"],
+        "exports",
+        "no class",
+    ),
     "top or leaf": (
         lambda: nested("food", "fruit/apple/red", "fruit/apple/green", "fruit/pear", "milk/sour"),
         "food",
