@@ -65,7 +65,7 @@ def split(members: list[int], digests: Sequence[str], fraction: float) -> tuple[
     """
     ranked = sorted(members, key=lambda i: (digests[i], i))
     borders = [n for n in range(1, len(ranked)) if digests[ranked[n - 1]] != digests[ranked[n]]]  # between two images
-    count = next((n for n in borders if n >= round(len(members) * fraction)), borders[-1])
+    count = min(borders, key=lambda n: abs(n - round(len(members) * fraction)))  # many copies of one move it far
     return sorted(ranked[count:]), sorted(ranked[:count])
 
 
