@@ -60,10 +60,10 @@ def read_images(settings: Settings, cache_dir: Path | None) -> Images:
     inspection.warn_of_blank(decoded.blank, len(found.paths))
     border = int(np.searchsorted(decoded.usable, num_found))
     if settings.validation_dir is None:
-        refuse_small_classes(settings.data_dir, found.classes, data.labels, data.digests, least=2)
+        refuse_small_classes(settings.data_dir, found.classes, data.labels, data.digests, decoded.skipped, least=2)
     else:
         for folder, side in (settings.data_dir, slice(border)), (settings.validation_dir, slice(border, None)):
-            refuse_small_classes(folder, found.classes, data.labels[side], data.digests[side], least=1)
+            refuse_small_classes(folder, found.classes, data.labels[side], data.digests[side], decoded.skipped, least=1)
         inspection.warn_of_copies(data.paths, data.digests, border)
     return Images(found, data, border, decoded.skipped)
 

@@ -126,7 +126,7 @@ def show_suspects(arguments: argparse.Namespace):
     if len(found.classes) < 2:
         raise UserError(f"--suspects: {only_one_class(found)}: at least two are needed", NO_DATA)
     images, skipped = read_labelled(found, run.record.image_size, run.record.fit, run.cache)
-    refuse_small_classes(arguments.folder, found.classes, images.labels, images.digests, least=2)
+    refuse_small_classes(arguments.folder, found.classes, images.labels, images.digests, skipped, least=2)
     suspects = find_suspects(images, found.classes, run)
     for path, reason in skipped:
         say(f"skipped: {path}: {reason}")

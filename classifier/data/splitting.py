@@ -19,13 +19,20 @@ def members_of(classes: list[str], labels: np.ndarray) -> dict[str, list[int]]:
     return members
 
 
-def refuse_small_classes(folder: Path, classes: list[str], labels: np.ndarray, digests: list[str], least: int) -> None:
-    """Raise UserError unless each class has at least so many different images in a folder: 1 or 2."""
+def refuse_small_classes(
+    folder: Path, classes: list[str], labels: np.ndarray, digests: list[str], skipped: list[tuple[Path, str]], least: int
+) -> None:
+    """Raise UserError unless each class has at least so many different images in a folder: 1 or 2.
+
+    `skipped` are the files that cannot be used, each with the reason: it may be the cause.
+    """
     for name, positions in members_of(classes, labels).items():
         if len({digests[i] for i in positions}) < least:
             count = ["no usable images", "one usable image", "only copies of one image"][min(len(positions), 2)]
             advice = ": it needs two, one to validate on" if least == 2 else ""
-            raise UserError(f"class {name!r} has {count} in {folder}{advice}", NO_DATA)
+            more = f" and {len(skipped) - 1} others" if len(skipped) > 1 else ""
+            cause = f"; skipped: {skipped[0][0]} ({skipped[0][1]}){more}" if skipped else ""
+            raise UserError(f"class {name!r} has {count} in {folder}{advice}{cause}", NO_DATA)
 
 
 def split_classes(
