@@ -6,7 +6,7 @@ from pathlib import Path
 
 from classifier.base import console
 from classifier.base.console import BELOW_ACCURACY, DONE, NO_DATA, PROJECT, USAGE, UserError, number, printable, say, show
-from classifier.base.files import csv_text, write_text
+from classifier.base.files import check_output, csv_text, write_text
 from classifier.networks import PRETRAINED_NETWORKS
 from classifier.runs.folder import find_run
 
@@ -55,10 +55,8 @@ def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
     for folder in arguments.ood_dir:
         if not folder.is_dir():
             raise UserError(f"there is no folder {folder}", NO_DATA)
-    for flag in ("predictions", "suspects", "report"):
-        path = getattr(arguments, flag)
-        if path and not path.parent.is_dir():
-            raise UserError(f"there is no folder {path.parent} for --{flag}", USAGE)
+    for flag, suffix in (("predictions", ".csv"), ("suspects", ".csv"), ("report", ".html")):
+        check_output(f"--{flag}", getattr(arguments, flag), suffix, arguments.folder)
     if arguments.suspects and arguments.suspects.suffix.lower() != ".csv":
         raise UserError(f"--suspects: {arguments.suspects} does not end in .csv", USAGE)
     return arguments
