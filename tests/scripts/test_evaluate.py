@@ -198,6 +198,7 @@ def test_the_confidence_interval_of_an_accuracy():
     """Wilson's, as in Newcombe, "Two-Sided Confidence Intervals for the Single Proportion", 1998."""
     assert accuracy_interval(81, 263) == pytest.approx((0.2553, 0.3662), abs=1e-4)
     assert accuracy_interval(0, 20) == pytest.approx((0, 0.1611), abs=1e-4)
+    assert all(f"{accuracy_interval(0, count)[0]:.1%}" == "0.0%" for count in range(1, 50))  # not -0.0%
 
 
 def test_wrong_labels_are_the_first_suspects(run_folder, monkeypatch):
