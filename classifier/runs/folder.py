@@ -133,6 +133,8 @@ def find_run(path: Path, finished: bool = True) -> Run:
 
     A run whose record cannot be read is skipped and reported. Raises UserError if there is none.
     """
+    if path.is_file():
+        raise UserError(f"{path} is a file: give its run folder, such as {path.parent}", NO_DATA)
     if not path.is_dir():
         raise UserError(f"there is no run folder {path}: train first, or give another", NO_DATA)
     if (path / RECORD).exists() or not runs_in(path):
