@@ -107,7 +107,9 @@ def load(arguments: argparse.Namespace):
 
     run = find_run(arguments.model)
     if arguments.ood_dir and run.record.ood is None:
-        raise UserError(f"--ood-dir: {run.path} has no out-of-distribution scores", USAGE)
+        raise UserError(
+            f"--ood-dir: {run.path} has no out-of-distribution scores: train it to its end, or use another", USAGE
+        )
     found = find_images(arguments.folder, run.record.classes, classes_from=arguments.classes_from)
     return str(run.path), run, load_predictor(run), run.record.image_size, run.record.fit, found
 

@@ -97,8 +97,8 @@ def split_groups(
     groups_left = collections.Counter(name for count in counts for name in count)  # for training
     for name, positions in members.items():
         if groups_left[name] < 2:
-            problem = f"all {len(positions)} images of class {name!r} are in one group"
-            raise UserError(f"{problem}: it needs two groups, one to validate on", NO_DATA)
+            problem = f"--group-by: all {len(positions)} images of class {name!r} are in one group"
+            raise UserError(f"{problem}: it needs two, one to validate on, or use --validation-dir", NO_DATA)
     keys = [min(digest_of(names[i].encode()) if names else digests[i] for i in group) for group in groups]
     ranked = sorted(range(len(groups)), key=lambda g: (keys[g], groups[g]))
     wanted = {name: max(round(len(positions) * fraction), 1) for name, positions in members.items()}

@@ -252,7 +252,7 @@ def _fitting(settings):
     if not pretrained:
         refuse(["weights"], f"is for pretrained networks: {settings.network} is not one")
     if not settings.is_pretrained:
-        refuse(["fine_tune"], "is for pretrained networks, with their weights")
+        refuse(["fine_tune"], "is for pretrained networks with their weights: choose one with --network")
     if not settings.fine_tune:
         refuse(FINE_TUNING, "is for --fine-tune: say which layers")
     if settings.tensorboard and importlib.util.find_spec("tensorboard") is None:
