@@ -121,7 +121,7 @@ def evaluate_ood(predictor: Predictor, image_size: int, folder: Path, known: np.
     from sklearn.metrics import roc_auc_score
 
     if not known.any():
-        raise UserError("--ood-dir: the statistics of the OOD score are lost: restore the run folder, or use another run", NO_DATA)
+        raise UserError("--ood-dir: the statistics of OOD scores are lost: restore the run folder, or use another", NO_DATA)
     paths = list_images([str(folder)])
     scores = [p.ood_score for p in predict(predictor, image_size, paths, fit=fit) if not p.reason]
     if not scores:
