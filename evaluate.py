@@ -57,8 +57,6 @@ def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
             raise UserError(f"there is no folder {folder}", NO_DATA)
     for flag, suffix in (("predictions", ".csv"), ("suspects", ".csv"), ("report", ".html")):
         check_output(f"--{flag}", getattr(arguments, flag), suffix, arguments.folder)
-    if arguments.suspects and arguments.suspects.suffix.lower() != ".csv":
-        raise UserError(f"--suspects: {arguments.suspects} does not end in .csv", USAGE)
     return arguments
 
 

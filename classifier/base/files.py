@@ -106,13 +106,15 @@ def write_text(path: str | os.PathLike, text: str) -> None:
 
 
 def check_output(flag: str, path: Path | None, suffix: str, source: Path) -> None:
-    """Raise UserError, before any work, if a file to be written has no folder, or would overwrite `source` or a photo."""
+    """Raise UserError, before any work, if a file to be written has no folder, or could overwrite `source` or a photo."""
     if path is None:
         return
     if not path.parent.is_dir():
         raise UserError(f"there is no folder {path.parent} for {flag}", USAGE)
-    if path.is_file() and (path.resolve().suffix.lower() != suffix or (source.exists() and path.samefile(source))):
-        raise UserError(f"{flag} would overwrite {path}: give a new file, or another one that ends in {suffix}", USAGE)
+    if path.suffix.lower() != suffix and path.parent != Path("/dev"):  # /dev/stdout
+        raise UserError(f"{flag}: {path} does not end in {suffix}", USAGE)
+    if path.exists() and source.exists() and path.samefile(source):
+        raise UserError(f"{flag} would overwrite {path}, which is read: choose another name", USAGE)
 
 
 def csv_text(header: Sequence, rows: Iterable[Sequence]) -> str:

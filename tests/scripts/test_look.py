@@ -77,7 +77,7 @@ def test_copies_in_two_classes_and_in_two_folders(drawings, tmp_path):
     assert "no images" in error_of(run("dataset", drawings, "--against", "empty", code=3))
     assert "missing is not a folder" in error_of(run("dataset", drawings, "--against", "missing", code=3))
     photo, before = drawings / "cats/cats_1.jpg", (drawings / "cats/cats_1.jpg").read_bytes()
-    assert "--html would overwrite" in error_of(run("dataset", drawings, "--html", photo, code=2))
+    assert "cats_1.jpg does not end in .html" in error_of(run("dataset", drawings, "--html", photo, code=2))
     assert photo.read_bytes() == before
 
 
