@@ -17,7 +17,7 @@ import numpy as np
 
 from classifier.base import console
 from classifier.base.console import DONE, NO_DATA, PROJECT, UserError, say, show
-from classifier.base.files import digest_of
+from classifier.base.files import check_output, digest_of
 from classifier.base.prefetch import in_chunks, prefetch
 from classifier.cluster.workers import compare_files
 from classifier.data import inspection
@@ -60,10 +60,10 @@ def read_images(settings: Settings, cache_dir: Path | None) -> Images:
     inspection.warn_of_flaws(decoded.flawed, len(found.paths))
     border = int(np.searchsorted(decoded.usable, num_found))
     if settings.validation_dir is None:
-        refuse_small_classes(settings.data_dir, found.classes, data.labels, data.digests, least=2)
+        refuse_small_classes(settings.data_dir, found.classes, data.labels, data.digests, decoded.skipped, least=2)
     else:
         for folder, side in (settings.data_dir, slice(border)), (settings.validation_dir, slice(border, None)):
-            refuse_small_classes(folder, found.classes, data.labels[side], data.digests[side], least=1)
+            refuse_small_classes(folder, found.classes, data.labels[side], data.digests[side], decoded.skipped, least=1)
         inspection.warn_of_copies(data.paths, data.digests, border)
     return Images(found, data, border, decoded.skipped)
 
@@ -203,6 +203,7 @@ def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
 def main(argv: list[str] | None = None) -> int:
     """Look at the images, print what was found, and return the exit code."""
     arguments = parse_arguments(argv)
+    check_output("--html", arguments.html, ".html", arguments.folder)
     found = find_images(arguments.folder)
     findings = inspection.inspect_found(found, arguments.against)
     show(json.dumps(findings, indent=1) if arguments.format == "json" else inspection.table_of(findings))

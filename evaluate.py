@@ -6,7 +6,7 @@ from pathlib import Path
 
 from classifier.base import console
 from classifier.base.console import BELOW_ACCURACY, DONE, NO_DATA, PROJECT, USAGE, UserError, number, printable, say, show
-from classifier.base.files import csv_text, write_text
+from classifier.base.files import check_output, csv_text, write_text
 from classifier.networks import PRETRAINED_NETWORKS
 from classifier.runs.folder import find_run
 
@@ -55,12 +55,8 @@ def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
     for folder in arguments.ood_dir:
         if not folder.is_dir():
             raise UserError(f"there is no folder {folder}", NO_DATA)
-    for flag in ("predictions", "suspects", "report"):
-        path = getattr(arguments, flag)
-        if path and not path.parent.is_dir():
-            raise UserError(f"there is no folder {path.parent} for --{flag}", USAGE)
-    if arguments.suspects and arguments.suspects.suffix.lower() != ".csv":
-        raise UserError(f"--suspects: {arguments.suspects} does not end in .csv", USAGE)
+    for flag, suffix in (("predictions", ".csv"), ("suspects", ".csv"), ("report", ".html")):
+        check_output(f"--{flag}", getattr(arguments, flag), suffix, arguments.folder)
     return arguments
 
 
@@ -110,7 +106,9 @@ def load(arguments: argparse.Namespace):
 
     run = find_run(arguments.model)
     if arguments.ood_dir and run.record.ood is None:
-        raise UserError(f"--ood-dir: {run.path} has no out-of-distribution scores", USAGE)
+        raise UserError(
+            f"--ood-dir: {run.path} has no out-of-distribution scores: train it to its end, or use another", USAGE
+        )
     found = find_images(arguments.folder, run.record.classes, classes_from=arguments.classes_from)
     return str(run.path), run, load_predictor(run), run.record.image_size, run.record.fit, found
 
@@ -127,7 +125,7 @@ def show_suspects(arguments: argparse.Namespace):
     if len(found.classes) < 2:
         raise UserError(f"--suspects: {only_one_class(found)}: at least two are needed", NO_DATA)
     images, skipped = read_labelled(found, run.record.image_size, run.record.fit, run.cache)
-    refuse_small_classes(arguments.folder, found.classes, images.labels, images.digests, least=2)
+    refuse_small_classes(arguments.folder, found.classes, images.labels, images.digests, skipped, least=2)
     suspects = find_suspects(images, found.classes, run)
     for path, reason in skipped:
         say(f"skipped: {path}: {reason}")

@@ -7,7 +7,6 @@ in classifier/pages/feature_maps.py.
 import argparse
 import os
 import textwrap
-import warnings
 from pathlib import Path
 
 from classifier.base import console
@@ -143,7 +142,6 @@ def save(figure, path: Path) -> None:
     from classifier.base.figures import save_png
     from classifier.base.files import replacing
 
-    warnings.filterwarnings("ignore", "Glyph")  # a class has characters that matplotlib's font lacks: it draws boxes
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         with replacing(path) as partial:

@@ -4,6 +4,7 @@ Design", 2008). matplotlib is slow to import, so that happens in new_figure().""
 import base64
 import io
 import math
+import warnings
 
 import cv2
 import numpy as np
@@ -21,6 +22,7 @@ def new_figure(width: float, height: float, **options):
     import matplotlib
     from matplotlib.figure import Figure
 
+    warnings.filterwarnings("ignore", "Glyph")  # a class has characters that matplotlib's font lacks: it draws boxes
     matplotlib.rc("text", parse_math=False)  # a class name with two dollars is no formula
     matplotlib.rc("font", family="sans-serif")
     matplotlib.rc(

@@ -12,7 +12,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from classifier.base.console import UserError
+from classifier.base.console import USAGE, UserError
 
 
 @contextlib.contextmanager
@@ -103,6 +103,18 @@ def write_text(path: str | os.PathLike, text: str) -> None:
             target.write_text(text, newline="", encoding="utf-8", errors="surrogateescape")
     except OSError as error:
         raise UserError(f"cannot write {path}: {error.strerror}") from None
+
+
+def check_output(flag: str, path: Path | None, suffix: str, source: Path) -> None:
+    """Raise UserError, before any work, if a file to be written has no folder, or could overwrite `source` or a photo."""
+    if path is None:
+        return
+    if not path.parent.is_dir():
+        raise UserError(f"there is no folder {path.parent} for {flag}", USAGE)
+    if path.suffix.lower() != suffix and path.parent != Path("/dev"):  # /dev/stdout
+        raise UserError(f"{flag}: {path} does not end in {suffix}", USAGE)
+    if path.exists() and source.exists() and path.samefile(source):
+        raise UserError(f"{flag} would overwrite {path}, which is read: choose another name", USAGE)
 
 
 def csv_text(header: Sequence, rows: Iterable[Sequence]) -> str:

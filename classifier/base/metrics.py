@@ -20,7 +20,7 @@ def accuracy_interval(correct: float, count: float) -> tuple[float, float]:
     z = 1.96  # standard errors
     middle = (correct + z**2 / 2) / (count + z**2)
     half = z / (count + z**2) * np.sqrt(correct * (count - correct) / count + z**2 / 4)
-    return float(middle - half), float(middle + half)
+    return float(max(0.0, middle - half)), float(min(1.0, middle + half))  # rounding may pass them
 
 
 def reliability(confidences: np.ndarray, correct: np.ndarray) -> list[tuple[float, float, float, float, int]]:

@@ -62,7 +62,7 @@ def inspect_found(found: Found, against: Path | None = None) -> dict:
     others = []
     if against is not None:
         if not Path(against).is_dir():
-            raise UserError(f"there is no folder {against}", NO_DATA)
+            raise UserError(f"--against: {against} is not a folder", NO_DATA)
         others = [Path(against, path) for path in walk_images(against)]
         if not others:
             raise UserError(f"no images in {against}", NO_DATA)

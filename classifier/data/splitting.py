@@ -20,13 +20,20 @@ def members_of(classes: list[str], labels: np.ndarray) -> dict[str, list[int]]:
     return members
 
 
-def refuse_small_classes(folder: Path, classes: list[str], labels: np.ndarray, digests: list[str], least: int) -> None:
-    """Raise UserError unless each class has at least so many different images in a folder: 1 or 2."""
+def refuse_small_classes(
+    folder: Path, classes: list[str], labels: np.ndarray, digests: list[str], skipped: list[tuple[Path, str]], least: int
+) -> None:
+    """Raise UserError unless each class has at least so many different images in a folder: 1 or 2.
+
+    `skipped` are the files that cannot be used, each with the reason: it may be the cause.
+    """
     for name, positions in members_of(classes, labels).items():
         if len({digests[i] for i in positions}) < least:
             count = ["no usable images", "one usable image", "only copies of one image"][min(len(positions), 2)]
             advice = ": it needs two, one to validate on" if least == 2 else ""
-            raise UserError(f"class {name!r} has {count} in {folder}{advice}", NO_DATA)
+            more = f" and {len(skipped) - 1} others" if len(skipped) > 1 else ""
+            cause = f"; skipped: {skipped[0][0]} ({skipped[0][1]}){more}" if skipped else ""
+            raise UserError(f"class {name!r} has {count} in {folder}{advice}{cause}", NO_DATA)
 
 
 def split_classes(
@@ -66,7 +73,7 @@ def split(members: list[int], digests: Sequence[str], fraction: float) -> tuple[
     """
     ranked = sorted(members, key=lambda i: (digests[i], i))
     borders = [n for n in range(1, len(ranked)) if digests[ranked[n - 1]] != digests[ranked[n]]]  # between two images
-    count = next((n for n in borders if n >= round(len(members) * fraction)), borders[-1])
+    count = min(borders, key=lambda n: abs(n - round(len(members) * fraction)))  # many copies of one move it far
     return sorted(ranked[count:]), sorted(ranked[:count])
 
 
@@ -91,8 +98,8 @@ def split_groups(
     groups_left = collections.Counter(name for count in counts for name in count)  # for training
     for name, positions in members.items():
         if groups_left[name] < 2:
-            problem = f"all {len(positions)} images of class {name!r} are in one group"
-            raise UserError(f"{problem}: it needs two groups, one to validate on", NO_DATA)
+            problem = f"--group-by: all {len(positions)} images of class {name!r} are in one group"
+            raise UserError(f"{problem}: it needs two, one to validate on, or use --validation-dir", NO_DATA)
     keys = [min(digest_of(names[i].encode()) if names else digests[i] for i in group) for group in groups]
     ranked = sorted(range(len(groups)), key=lambda g: (keys[g], groups[g]))
     wanted = {name: max(round(len(positions) * fraction), 1) for name, positions in members.items()}

@@ -121,7 +121,7 @@ def evaluate_ood(predictor: Predictor, image_size: int, folder: Path, known: np.
     from sklearn.metrics import roc_auc_score
 
     if not known.any():
-        raise UserError("--ood-dir: the statistics for out-of-distribution scores are lost", NO_DATA)
+        raise UserError("--ood-dir: the statistics of OOD scores are lost: restore the run folder, or use another", NO_DATA)
     paths = list_images([str(folder)])
     predictions = with_progress("predicting", predict(predictor, image_size, paths, fit=fit), len(paths))
     scores = [p.ood_score for p in predictions if not p.reason]

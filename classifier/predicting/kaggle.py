@@ -5,7 +5,7 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 from classifier.base.console import USAGE, UserError, say
-from classifier.base.files import csv_text, write_text
+from classifier.base.files import check_output, csv_text, write_text
 from classifier.predicting.classifier import Answer
 from classifier.runs.record import RunRecord
 
@@ -17,8 +17,7 @@ class Submission:
     """
 
     def __init__(self, file_path: Path, paths: Sequence[str], record: RunRecord):
-        if not file_path.parent.is_dir():
-            raise UserError(f"there is no folder {file_path.parent} for --submission", USAGE)
+        check_output("--submission", file_path, ".csv", Path(paths[0]))
         self._path, self._ids = file_path, _image_numbers(paths)
         self._dog = _dog_class(record.classes)
         # Kaggle scores log loss, where one confident mistake ruins the score. After n correct predictions, of the
@@ -43,12 +42,12 @@ def _dog_class(classes):
 
 def _image_numbers(paths):
     """The numbers in the names 1.jpg, 2.jpg, …: one for each path, all different."""
-    numbers = []
+    path_of = {}
     for path in paths:
         stem = os.path.splitext(os.path.basename(path))[0]
         if not (stem.isascii() and stem.isdecimal()):
             raise UserError(f"--submission is for numbered images (1.jpg, 2.jpg, …): {path} is not one", USAGE)
-        numbers.append(int(stem))
-    if len(set(numbers)) < len(numbers):
-        raise UserError("--submission: two images have the same number", USAGE)
-    return numbers
+        if (number := int(stem)) in path_of:
+            raise UserError(f"--submission: {path_of[number]} and {path} have the same number", USAGE)
+        path_of[number] = path
+    return list(path_of)

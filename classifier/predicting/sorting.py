@@ -46,6 +46,8 @@ def sorting(
     Subfolders of the originals are not kept. A file of the same content is never copied again. If another file has its name,
     the copy gets a number: IMG_1_2.jpg. Raises UserError if a file cannot be written.
     """
+    if out.exists() and not out.is_dir():
+        raise UserError(f"cannot sort into {out}: it is not a folder", USAGE)
     folders, counts, existing = folder_names(classes), collections.Counter[str](), 0
     unknown, not_sure = name_for_unknown(classes), free_name(NOT_SURE, classes)
     try:

@@ -36,8 +36,11 @@ def save(checkpoint: tf.train.Checkpoint, folder: Path, number: int, keep: int =
             for path in folder.glob(f"{old.name}.*"):
                 path.unlink()
     except (tf.errors.OpError, OSError) as error:
-        reason = describe(error) if isinstance(error, OSError) else error.message.split("\n")[0]
-        raise UserError(f"cannot save a checkpoint in {folder} (the last good one is kept): {reason}") from None
+        # TensorFlow: {{function_node …}} name of a temporary file; No space left on device [Op:SaveV2]
+        reason = (
+            describe(error) if isinstance(error, OSError) else error.message.split("\n")[0].split("; ")[-1].split(" [Op:")[0]
+        )
+        raise UserError(f"cannot save a checkpoint in {folder} (earlier ones are kept): {reason}") from None
 
 
 def restore_first_sound(checkpoint: tf.train.Checkpoint, prefixes: list[Path]) -> Path:

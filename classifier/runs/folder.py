@@ -133,19 +133,23 @@ def find_run(path: Path, finished: bool = True) -> Run:
 
     A run whose record cannot be read is skipped and reported. Raises UserError if there is none.
     """
+    if path.is_file():
+        raise UserError(f"{path} is a file: give its run folder, such as {path.parent}", NO_DATA)
     if not path.is_dir():
         raise UserError(f"there is no run folder {path}: train first, or give another", NO_DATA)
     if (path / RECORD).exists() or not runs_in(path):
         return Run.open(path)
+    unfinished = ""
     for folder in runs_in(path):
         try:
             run = Run.open(folder)
             if run.record.finished or not finished:
                 return run
+            unfinished = unfinished or f", or name an unfinished one, such as {folder}"
         except UserError as error:
             say(f"skipped: {error}")
     kind = "finished run" if finished else "run"
-    raise UserError(f"no {kind} in {path}: train first, or name one, such as {runs_in(path)[0]}", NO_DATA)
+    raise UserError(f"no {kind} in {path}: train first{unfinished}", NO_DATA)
 
 
 def check_files(run: Path) -> None:

@@ -7,7 +7,7 @@ import re
 import typing
 from pathlib import Path
 
-from classifier.base.console import PROJECT, USAGE, UserError, number, outside_bounds
+from classifier.base.console import NO_DATA, PROJECT, USAGE, UserError, number, outside_bounds
 from classifier.data import FITS, MAX_IMAGE_SIZE, MIN_IMAGE_SIZE
 from classifier.networks import NETWORKS, PRETRAINED_NETWORKS
 
@@ -226,6 +226,10 @@ def settings_to_resume(run, given: dict) -> Settings:
             began = f"{name.replace('_', '-')} {getattr(settings, name)}"
             raise UserError(f"{run.path} began with {began}: that cannot change on --resume", USAGE)
     settings = _fitting(settings.replace(**given))
+    for name in ("data_dir", "validation_dir"):
+        if (folder := getattr(settings, name)) and not folder.exists():
+            flag = f"--{name.replace('_', '-')}"
+            raise UserError(f"{run.path} began with {folder}, which is not there: say with {flag} where it is now", NO_DATA)
     wanted = record.head_epochs + settings.fine_tune_epochs if record.is_fine_tuned else settings.epochs
     if wanted < record.epochs:
         raise UserError(f"{run.path} has done {record.epochs} epochs already: the number cannot be lower", USAGE)
@@ -248,7 +252,7 @@ def _fitting(settings):
     if not pretrained:
         refuse(["weights"], f"is for pretrained networks: {settings.network} is not one")
     if not settings.is_pretrained:
-        refuse(["fine_tune"], "is for pretrained networks, with their weights")
+        refuse(["fine_tune"], "is for pretrained networks with their weights: choose one with --network")
     if not settings.fine_tune:
         refuse(FINE_TUNING, "is for --fine-tune: say which layers")
     if settings.tensorboard and importlib.util.find_spec("tensorboard") is None:

@@ -91,8 +91,8 @@ def print_closing(run: Run, state: TrainingState, confusion: np.ndarray) -> None
         )
     elif _may_be_chance(confusion):
         say(
-            "warning: it may be no better than always predicting the largest class: the images may show too little of the"
-            " classes, or many labels be wrong"
+            "warning: it may be no better than always predicting the largest class: there may be too few validation images"
+            " to tell, the images may show too little of the classes, or many labels may be wrong"
         )
     if state.epoch < phase.last and not phase.is_head:
         show(f"stopped early: no better one in {settings.patience} epochs (to continue: --resume --patience 0)")

@@ -80,7 +80,9 @@ def resume_run(run: Run, settings: Settings, sets) -> None:
     """Let a run go on with these settings. Raises UserError if it began with other images."""
     record, before = run.record, run.record.settings
     if record.fingerprint != sets.fingerprint:
-        raise UserError(f"the images in {settings.data_dir} are not those {run.path} began with", NO_DATA)
+        what = _changes(record.images, count_images(sets)) or "as many, but others"
+        problem = f"the images in {settings.data_dir} are not those {run.path} began with ({what})"
+        raise UserError(f"{problem}: restore them, or train a new run without --resume", NO_DATA)
     differ = {name for name in ("epochs", "patience", *FINE_TUNING) if getattr(before, name) != getattr(settings, name)}
     if differ and not record.is_fine_tuned:  # no epoch of the earlier fine-tuning was finished
         workers.of_chief(lambda: shutil.rmtree(run.path / "checkpoints" / FINE_TUNED, ignore_errors=True))
@@ -88,6 +90,13 @@ def resume_run(run: Run, settings: Settings, sets) -> None:
             run.update(head_epochs=None)
     run.update(settings=settings)
     _write_lists(run, sets)
+
+
+def _changes(before, now):
+    """In words, which classes have another number of usable images; both as count_images() gives them."""
+    totals = [{name: sum(sides.values()) for name, sides in images.items()} for images in (before, now)]
+    pairs = {name: tuple(total.get(name, 0) for total in totals) for name in {**before, **now}}
+    return "; ".join([f"{name!r} had {old}, now {new}" for name, (old, new) in pairs.items() if old != new][:3])
 
 
 def _write_lists(run, sets):

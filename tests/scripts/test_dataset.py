@@ -43,7 +43,11 @@ FOLDERS = {  # how a folder of images is changed, which one is trained on, and w
         "(Test, train, val): give one of them; to train, --data-dir 'a b/train' --validation-dir 'a b/val'",
     ),
     "one image": (lambda: draw_images("images", 1, ["birds"]), "images", "class 'birds' has"),
-    "none usable": (lambda: add("images", "birds/0.jpg"), "images", "no usable images"),
+    "none usable": (
+        lambda: add("images", "birds/0.jpg"),
+        "images",
+        "no usable images in images: it needs two, one to validate on; skipped: images/birds/0.jpg (empty file)",
+    ),
     "case": (lambda: shutil.copytree("images/cats", "images/Cats"), "images", "'Cats' and 'cats' differ only by case"),
     "blanks": (lambda: nested("blanks", "red", "red "), "blanks", "'red' and 'red ' differ only by case or blanks"),
     "exports": (

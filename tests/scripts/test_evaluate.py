@@ -112,6 +112,9 @@ def test_one_class_and_images_that_cannot_be_read(trained, images):
         (["images", "--predictions", "no/where.csv"], 2, "no folder no"),
         (["images", "--report", "no/r.html"], 2, "no folder no for --report"),
         (["images", "--suspects", "no/where.csv"], 2, "no folder no"),
+        (["labels.csv", "--suspects", "labels.csv"], 2, "--suspects would overwrite labels.csv"),
+        (["images", "--predictions", "images/cats/cats_1.jpg"], 2, "cats_1.jpg does not end in .csv"),
+        (["images", "--report", "labels.csv"], 2, "does not end in .html"),
         (["images", "--suspects", "s.html"], 2, "does not end in .csv"),
         (["images", "--suspects", "s.csv", "--tta"], 2, "does not go with"),
         (["same", "--suspects", "s.csv"], 3, "'dogs' has only copies"),
@@ -120,6 +123,7 @@ def test_one_class_and_images_that_cannot_be_read(trained, images):
 )
 def test_what_cannot_be_evaluated_is_one_clear_line(trained, images, arguments, code, problem):
     draw_images("birds", 2, ["birds", "cats"])
+    Path("labels.csv").write_text("path,label\nimages/cats/cats_1.jpg,cats\nimages/dogs/dogs_1.jpg,dogs\n")
     draw_images("one", 2, ["cats"])
     draw_images("same", 2)
     shutil.copy("same/dogs/dogs_0.jpg", "same/dogs/dogs_1.jpg")
@@ -194,6 +198,7 @@ def test_the_confidence_interval_of_an_accuracy():
     """Wilson's, as in Newcombe, "Two-Sided Confidence Intervals for the Single Proportion", 1998."""
     assert accuracy_interval(81, 263) == pytest.approx((0.2553, 0.3662), abs=1e-4)
     assert accuracy_interval(0, 20) == pytest.approx((0, 0.1611), abs=1e-4)
+    assert all(f"{accuracy_interval(0, count)[0]:.1%}" == "0.0%" for count in range(1, 50))  # not -0.0%
 
 
 def test_wrong_labels_are_the_first_suspects(run_folder, monkeypatch):

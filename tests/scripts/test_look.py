@@ -61,7 +61,10 @@ def test_copies_in_two_classes_and_in_two_folders(drawings, tmp_path):
     assert "images that both folders have: 2 groups" in table
     (tmp_path / "empty").mkdir()
     assert "no images" in error_of(run("dataset", drawings, "--against", "empty", code=3))
-    assert "no folder" in error_of(run("dataset", drawings, "--against", "missing", code=3))
+    assert "missing is not a folder" in error_of(run("dataset", drawings, "--against", "missing", code=3))
+    photo, before = drawings / "cats/cats_1.jpg", (drawings / "cats/cats_1.jpg").read_bytes()
+    assert "cats_1.jpg does not end in .html" in error_of(run("dataset", drawings, "--html", photo, code=2))
+    assert photo.read_bytes() == before
 
 
 def test_odd_images_and_sizes(drawings):
@@ -114,4 +117,4 @@ def test_the_page_is_whole_and_escaped_and_nothing_else_is_written(drawings, tmp
     assert "://" not in page
     assert "\N{REPLACEMENT CHARACTER}.jpg" in page
     assert "exact copies: 1 groups" in finished.stdout
-    assert "cannot write" in error_of(run("dataset", drawings, "--html", "missing/page.html", code=1))
+    assert "no folder missing" in error_of(run("dataset", drawings, "--html", "missing/page.html", code=2))

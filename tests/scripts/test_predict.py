@@ -159,7 +159,12 @@ def test_submission_for_kaggle(trained, run_folder, images):
     assert Path("link.csv").is_symlink()
     assert len(rows_of("submission.csv")) == 1
     assert "9," in run("predict", "--model", trained, "test1/9.jpg", "--submission", "/dev/stdout", process=True).stdout
-    assert list(predictions(trained, "test1/9.jpg", "--submission", "test1", code=1)) == ["test1/9.jpg"]  # a folder
+    shutil.copy("test1/9.jpg", "9.png")
+    same = error_of(run("predict", "--model", trained, "test1/9.jpg", "9.png", "--submission", "other.csv", code=2))
+    assert "test1/9.jpg and 9.png have the same number" in same
+    assert "does not end in .csv" in error_of(
+        run("predict", "--model", trained, "test1/9.jpg", "--submission", "9.png", code=2)
+    )
 
     assert "numbered" in error_of(run("predict", "--model", trained, images, "--submission", "other.csv", code=2))
     assert "no folder no" in error_of(run("predict", "--model", trained, "test1", "--submission", "no/where.csv", code=2))

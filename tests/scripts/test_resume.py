@@ -77,7 +77,9 @@ def test_a_finished_run_goes_on_elsewhere_with_images_that_moved(run_folder, tra
     assert_same_run(run_folder, trained)
     device = metadata_of(run_folder)["device"]
     assert (device["cpu"], device["oneDNN"]) == (cpu.name(), cpu.has_onednn())
-    change_metadata(run_folder, device={"instruction set": "AVX", "bfloat16": None})
+    assert "is a file: give its run folder" in error_of(run("train", "--resume", run_folder / "model.json", code=3))
+    change_metadata(run_folder, device={"instruction set": "AVX", "bfloat16": None}, settings={"data_dir": "/no"})
+    assert "/no, which is not there: say with --data-dir" in error_of(run("train", "--resume", run_folder, code=3))
     odd, moved = Path("runs").rename("odd[1]\\*?"), images.rename("moved")  # TensorFlow takes such a name for a pattern
     resume = ("train", "--resume", odd / "001", "--data-dir", moved, "--epochs")
     said = run(*resume, 4).stderr
@@ -87,7 +89,7 @@ def test_a_finished_run_goes_on_elsewhere_with_images_that_moved(run_folder, tra
     assert [row["epoch"] for row in rows] == ["1", "2", "3", "4"]
     assert rows[:2] == history_of(trained)
     shutil.copy(moved / "cats/cats_1.jpg", moved / "cats/another.jpg")
-    assert "not those" in error_of(run(*resume, 5, code=3))
+    assert "001 began with ('cats' had 12, now 13): restore them" in error_of(run(*resume, 5, code=3))
 
 
 def without(name):

@@ -88,7 +88,7 @@ def test_a_full_disk_is_one_line_and_what_was_copied_is_whole(known, images, mon
     assert "(4 were there already)" in run(*arguments).stderr
     assert sorted(files_in("out").values()) == sorted(files_in(images).values())
     Path("file").write_text("mine")
-    assert "cannot sort into file" in error_of(run(*arguments[:-1], "file", code=1))
+    assert "cannot sort into file: it is not a folder" in error_of(run(*arguments[:-1], "file", code=2))
 
 
 def test_images_that_are_not_sure_or_unknown_have_folders_of_their_own(known, images, photo):

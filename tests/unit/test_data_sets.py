@@ -122,6 +122,7 @@ def test_the_split_is_stratified_repeatable_and_keeps_its_sides():
 def test_copies_of_an_image_stay_on_one_side(images):
     assert splitting.split([0, 1, 2, 3], ["a", "b", "b", "b"], 0.5) == ([1, 2, 3], [0])
     assert splitting.split([0, 1, 2, 3], ["a", "a", "a", "b"], 0.2) == ([3], [0, 1, 2])
+    assert splitting.split(list(range(8)), ["a", *"bbbbbb", "c"], 0.25) == (list(range(1, 8)), [0])  # not 1 + 7
     for path in list(images.rglob("*.jpg")):
         for copy in "abc":
             shutil.copy(path, path.with_name(f"{path.stem}_{copy}.jpg"))

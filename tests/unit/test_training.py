@@ -5,6 +5,7 @@ import pytest
 from conftest import DRAWING
 
 from classifier.base import cpu
+from classifier.base.figures import new_figure, save_png
 from classifier.base.metrics import calibration_error, chance_error, log_softmax
 from classifier.data.augmentation import augment, random_places
 from classifier.data.images import inference_batch_size
@@ -140,3 +141,10 @@ def test_what_a_cpu_tells_of_itself(tmp_path, monkeypatch, flags, widest, as_ins
     monkeypatch.setenv("ONEDNN_MAX_CPU_ISA", "DEFAULT")
     monkeypatch.setenv("TF_ENABLE_ONEDNN_OPTS", "0")
     assert (cpu.instruction_set(), cpu.has_bfloat16()) == (widest, False)
+
+
+@pytest.mark.filterwarnings("error")
+def test_class_names_in_any_script_are_drawn_without_a_warning(tmp_path):
+    figure = new_figure(2, 1)
+    figure.text(0.1, 0.5, "猫 🔵")  # matplotlib's font lacks these
+    save_png(figure, tmp_path / "names.png")
