@@ -44,7 +44,8 @@ def main(argv: list[str] | None = None) -> int:
     arguments = parse_arguments(argv)
     if arguments.filters and arguments.class_name:
         raise UserError("--filters shows the same for every class: leave out --class", USAGE)
-    from classifier.predicting.classifier import Classifier, list_images
+    from classifier.predicting.classifier import Classifier
+    from classifier.predicting.listing import list_images
 
     paths, classifier = list_images(arguments.paths), Classifier(arguments.model)
     if arguments.class_name not in (None, *classifier.classes):

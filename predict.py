@@ -23,7 +23,7 @@ def main(argv: list[str] | None = None) -> int:
     if arguments.shard and arguments.submission:
         raise UserError("--submission needs all images, not a --shard of them", USAGE)
     from classifier import Classifier
-    from classifier.predicting.classifier import list_images
+    from classifier.predicting.listing import list_images
 
     paths = list_images(arguments.paths)
     if arguments.copy_to:

@@ -26,7 +26,8 @@ def main(argv: list[str] | None = None) -> int:
     arguments = parser.parse_args(argv)
     from classifier.data.images import load_image
     from classifier.pages.explanations import Explainer
-    from classifier.predicting.classifier import Classifier, list_images
+    from classifier.predicting.classifier import Classifier
+    from classifier.predicting.listing import list_images
 
     classifier, paths = Classifier(arguments.run), list_images([arguments.images])
     paths = [answer.path for answer in classifier.predict(paths[:: -(-len(paths) // arguments.count)]) if not answer.reason]

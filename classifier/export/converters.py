@@ -20,7 +20,7 @@ from classifier.export import EXPORTS, html, missing_packages
 from classifier.export.description import describe_onnx, described_litert
 from classifier.export.serving import SERVED, write_saved_model
 from classifier.networks.by_name import compile_outputs
-from classifier.predicting.classifier import litert_problem, load_litert
+from classifier.predicting.litert import litert_problem, load_litert
 from classifier.runs.checkpoints import load_network
 from classifier.runs.folder import Run
 

@@ -1,13 +1,7 @@
 """The classifier: a run as a function from images to answers, through LiteRT, which starts faster, or TensorFlow."""
 
-import codecs
-import contextlib
-import glob
-import itertools
 import math
 import os
-import queue
-import re
 import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
@@ -15,21 +9,14 @@ from typing import NamedTuple
 
 import numpy as np
 
-from classifier.base import cpu
-from classifier.base.console import NO_DATA, USAGE, UserError, say
-from classifier.base.files import digest_of
+from classifier.base.console import NO_DATA, UserError, say
 from classifier.base.metrics import log_softmax
-from classifier.base.prefetch import in_chunks
-from classifier.data.decoding import kind_of, rgb_of
-from classifier.data.finding import natural_key, walk_images
+from classifier.data.decoding import rgb_of
 from classifier.data.images import decode_batches
-from classifier.data.tars import is_tar
+from classifier.predicting.litert import litert_problem, load_litert
 from classifier.runs.folder import Run, find_run
 from classifier.runs.record import RECORD, RunRecord
 
-LITERT_BATCH = 8  # the feature maps of more images do not fit into the CPU's cache
-LITERT_INTERPRETERS = 2  # for threads that predict at once: two answer up to 1.4 times as often as one, three no more
-MOST_VALUES = 256  # in a tensor, for each pixel of an image: the widest maps, those of vgg, have 64
 UNKNOWN = "unknown"
 Image = str | os.PathLike | bytes | np.ndarray  # the path of a file, its content, or (height, width, 3) uint8 RGB, upright
 Predictor = Callable[[np.ndarray], tuple[np.ndarray, np.ndarray]]  # see load_predictor()
@@ -157,58 +144,6 @@ def predict(
                 yield Prediction(image, row, None, ood_score)
 
 
-def list_images(arguments: Sequence[str]) -> list[str]:
-    """The paths that the arguments name: files as they are, folders searched, patterns expanded, - read from stdin."""
-    paths = []
-    for argument in itertools.chain.from_iterable(map(_matching, arguments)):
-        if argument == "-":
-            paths += _paths_in(sys.stdin.buffer.read() if sys.stdin else b"")
-        elif os.path.isdir(argument) or (is_tar(argument) and os.path.isfile(argument)):
-            images = walk_images(argument)
-            if not images and len(arguments) == 1:
-                raise UserError(f"no images in {argument}", NO_DATA)
-            paths += [os.path.join(argument, image) for image in images] or [argument]  # which is then an error
-        else:
-            paths.append(argument)
-    if not paths:
-        raise UserError("no paths on standard input", NO_DATA)
-    return paths
-
-
-def _matching(argument):
-    """The path that an argument is, or the paths that it matches: not every shell expands patterns."""
-    path = _path_of(argument)
-    if os.path.lexists(path) or not re.search(r"[*?[]", path):
-        return [path]
-    if not (matching := glob.glob(path, recursive=True)):
-        raise UserError(f"no file matches {path}", NO_DATA)
-    return sorted(matching, key=natural_key)
-
-
-def _paths_in(data):
-    """The paths in a list: one a line, or with a zero byte after each, as `find -print0` writes them."""
-    if data.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):  # PowerShell writes it
-        data = data.decode("utf-16", "replace").encode()
-    lines = data.removeprefix(codecs.BOM_UTF8).split(b"\0" if b"\0" in data else b"\n")
-    paths = [_path_of(os.fsdecode(line.removesuffix(b"\r"))) for line in lines if line.strip()]
-    if kind_of(data) and not os.path.lexists(paths[0]):  # and not the name of a file, such as BMW_1.jpg
-        raise UserError("standard input is an image: - reads a list of paths, so give the path of the image", USAGE)
-    return paths
-
-
-def _path_of(text):
-    """The path in a text: Windows copies paths in quotation marks, file managers as file:// URLs."""
-    if re.fullmatch(r"\".+\"|'.+'", text) and not os.path.lexists(text):
-        text = text[1:-1]
-    if text.startswith("file://"):
-        from urllib.request import url2pathname  # it loads much
-
-        return url2pathname(text.removeprefix("file://").removeprefix("localhost"))
-    if re.match("https?://", text):
-        raise UserError(f"{text} is not a file: download it first", USAGE)
-    return text
-
-
 def load_predictor(run: Run, runtime: str = "auto") -> Predictor:
     """`predictor(images)` of a run: (n, image_size, image_size, 3) uint8 RGB → ((n, classes), (n,)).
 
@@ -249,77 +184,3 @@ def _with_threshold(outputs: Callable, record: RunRecord) -> Predictor:
         return logits, ood_scores / record.ood.threshold if record.ood else np.zeros_like(ood_scores)
 
     return predictor
-
-
-def litert_problem(run: Run) -> str | None:
-    """Why the LiteRT file of a run cannot be used, in a few words; None if it can."""
-    try:
-        import ai_edge_litert  # noqa: F401
-    except ImportError:
-        return "the package ai-edge-litert is not installed"
-    made = run.record.litert
-    if made is None or not run.litert.exists():
-        return f"{run.path} has no LiteRT file"
-    if made.get("network") != run.network_digest():
-        return f"{run.litert} was made from another checkpoint"
-    with contextlib.suppress(OSError):  # it cannot be read
-        if made.get("file") == digest_of(run.litert.read_bytes()):
-            return None
-    say(f"warning: {run.litert} is damaged")
-    return f"{run.litert} is damaged"
-
-
-def load_litert(path: Path) -> tuple[Callable, tuple[int, int]]:
-    """A LiteRT file as (outputs, (image_size, num_classes)).
-
-    `outputs(images)` takes (n, image_size, image_size, 3) uint8 RGB, for any n, and returns (n, num_classes) float32 logits,
-    or a tuple of these and (n,) float32 OOD scores if the file has both. Raises UserError if it is not of this kind.
-    """
-    from ai_edge_litert.interpreter import Interpreter
-
-    with _of_our_kind(path):
-        content = path.read_bytes()  # all have the same weights, even if somebody writes over the file
-        interpreters = [Interpreter(model_content=content, num_threads=cpu.cores()) for _ in range(LITERT_INTERPRETERS)]
-        (inputs,) = interpreters[0].get_input_details()
-        details = sorted(interpreters[0].get_output_details(), key=lambda output: -len(output["shape"]))  # the logits first
-        shape = inputs["shape"][1:]
-        sizes = int(shape[0]), int(details[0]["shape"][-1])
-        most = max(len(content), MOST_VALUES * sizes[0] ** 2)  # values in a tensor, for each image
-    # Each serves one thread at a time. The one that was used last is taken first: one thread needs the memory of one.
-    idle: queue.LifoQueue = queue.LifoQueue()
-    for interpreter in interpreters:
-        idle.put(interpreter)
-    checked: set[int] = set()  # numbers of images that need no more memory than they may
-
-    def run(interpreter, part):
-        interpreter.resize_tensor_input(inputs["index"], [len(part), *shape])
-        interpreter.allocate_tensors()  # only reserves the memory
-        if len(part) not in checked:
-            if max(math.prod(tensor["shape"].tolist()) for tensor in interpreter.get_tensor_details()) > most * len(part):
-                raise ValueError("it needs too much memory")
-            checked.add(len(part))
-        interpreter.set_tensor(inputs["index"], part)
-        interpreter.invoke()
-        return [interpreter.get_tensor(output["index"]) for output in details]
-
-    def outputs(images):
-        empty = [np.empty((0, *output["shape"][1:]), np.float32) for output in details]
-        interpreter = idle.get()
-        try:
-            with _of_our_kind(path):
-                parts = [run(interpreter, part) for part in in_chunks(images, LITERT_BATCH)]
-        finally:
-            idle.put(interpreter)
-        whole = tuple(np.concatenate(arrays) for arrays in zip(empty, *parts, strict=True))
-        return whole if len(whole) > 1 else whole[0]
-
-    return outputs, sizes
-
-
-@contextlib.contextmanager
-def _of_our_kind(path):
-    """A context in which errors of LiteRT become UserErrors."""
-    try:
-        yield
-    except (RuntimeError, ValueError, IndexError) as error:
-        raise UserError(f"{path} cannot be used: {str(error).splitlines()[0]}", NO_DATA) from None

@@ -8,7 +8,8 @@ import numpy as np
 from classifier.base.console import NO_DATA, UserError, with_progress
 from classifier.base.metrics import accuracy_interval, calibration_error, chance_error, log_softmax
 from classifier.data.finding import Found
-from classifier.predicting.classifier import Prediction, Predictor, list_images, predict
+from classifier.predicting.classifier import Prediction, Predictor, predict
+from classifier.predicting.listing import list_images
 
 # scikit-learn is imported inside the functions that use it: it takes a second.
 
