@@ -79,7 +79,7 @@
     const data = new Uint8Array((3 * pixels.length) / 4);
     for (let from = 0, to = 0; from < pixels.length; from += 4) {
       const black = pixels[from + 3];
-      for (let c = 0; c < 3; c++) data[to++] = black - (((255 - pixels[from + c]) * black) >> 8);
+      for (let c = 0; c < 3; c++) data[to++] = Math.floor((black * pixels[from + c]) / 255);
     }
     return data;
   }
