@@ -1,6 +1,7 @@
 """Ways: files of every form get one answer from predict.py, Classifier, a SavedModel, an HTML page and the demo page."""
 
 import contextlib
+import io
 import json
 import shutil
 import socket
@@ -14,7 +15,6 @@ import tensorflow as tf
 from classifier import Classifier
 from classifier.base.console import PROJECT
 from classifier.base.prefetch import in_chunks
-from classifier.export import html
 from classifier.export.serving import SERVED
 from tests.browser import answers_of, launched, open_page
 from tests.formats import cases
@@ -80,7 +80,8 @@ def by_predict(run: Path, files: list[Path]) -> Answers:
 
 def by_classifier(run: Path, files: list[Path]) -> Answers:
     """The answers of Classifier, which here runs TensorFlow."""
-    return [answer.reason or answer.probabilities for answer in Classifier(run, "tensorflow").predict(files)]
+    with contextlib.redirect_stderr(io.StringIO()):  # the reasons
+        return [answer.reason or answer.probabilities for answer in Classifier(run, "tensorflow").predict(files)]
 
 
 def by_saved_model(run: Path, files: list[Path]) -> Answers:
@@ -97,9 +98,9 @@ def by_saved_model(run: Path, files: list[Path]) -> Answers:
 
 
 def by_html(run: Path, files: list[Path]) -> Answers:
-    """The answers of an exported page in Chromium. It needs the two packages from npm, which the tests keep."""
-    for name, _ in html.PACKAGES.values():
-        shutil.copy(PROJECT / "runs" / ".cache" / name, run.parent / ".cache")
+    """The answers of an exported page in Chromium. The tests keep the two packages from npm that it needs."""
+    for package in (PROJECT / "runs" / ".cache").glob("*.tgz"):
+        shutil.copy(package, run.parent / ".cache")
     sound(finish(start("export", "--format", "html", "--model", run, "--data-dir", IMAGES)))
     with launched() as browser, open_page(browser, (run / "model.html").as_uri(), offline=True) as page:
         page.set_default_timeout(600_000)
