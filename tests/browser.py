@@ -1,6 +1,7 @@
 """A real browser, Debian's Chromium, as the page's reader has one: the fixture `browser` and open_page()."""
 
 import contextlib
+import importlib
 import os
 import shutil
 from pathlib import Path
@@ -17,12 +18,19 @@ FLAGS = ["--no-first-run", *(f"--disable-{what}" for what in OFF)]
 @pytest.fixture(scope="session")
 def browser():
     """Headless Chromium, started for the first test that needs it. The test skips where it, or playwright, is missing."""
-    sync_api = pytest.importorskip("playwright.sync_api")
-    program = next(filter(None, map(shutil.which, CHROMIUM)), None)
-    if not program:
+    pytest.importorskip("playwright.sync_api")
+    if not any(map(shutil.which, CHROMIUM)):
         pytest.skip("no Chromium: apt-get install chromium")
+    with launched() as started:
+        yield started
+
+
+@contextlib.contextmanager
+def launched():
+    """Headless Chromium."""
+    program = next(filter(None, map(shutil.which, CHROMIUM)))
     flags = FLAGS + ["--no-sandbox"] * (os.getuid() == 0)  # Chromium refuses to sandbox itself as root
-    with sync_api.sync_playwright() as playwright:
+    with importlib.import_module("playwright.sync_api").sync_playwright() as playwright:
         started = playwright.chromium.launch(executable_path=program, args=flags)
         yield started
         started.close()
@@ -56,3 +64,21 @@ def open_page(browser, url, width=1200, height=800, offline=False, **options):
 def screenshot(page, name):
     """Keep what the whole page looks like, in SCREENSHOTS/name.png."""
     page.screenshot(path=SCREENSHOTS / f"{name}.png", full_page=True)
+
+
+def answers_of(page, files):
+    """What an exported page shows of each file: its heading, the probabilities of the classes, and its sentences."""
+    page.locator("#choose:enabled").wait_for()
+    page.set_input_files("#choose", files)
+    page.locator(f"#results li[data-done]:nth-child({len(files)})").wait_for()  # the newest is the first
+    shown = {}
+    for item in page.locator("#results li").all():
+        item.locator("h2:not(:text('…'))").wait_for()
+        classes = item.locator("th").all_text_contents()
+        values = [meter.evaluate("meter => meter.value") for meter in item.locator("meter").all()]
+        shown[item.locator(".path").first.text_content()] = (
+            item.locator("h2").text_content(),
+            dict(zip(classes, values, strict=True)),
+            item.locator("p").all_text_contents(),
+        )
+    return shown

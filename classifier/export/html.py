@@ -16,7 +16,7 @@ from pathlib import Path
 
 from classifier.base.console import USAGE, UserError, describe
 from classifier.data import MAX_PIXELS
-from classifier.data.images import MAX_FILE_BYTES
+from classifier.data.images import FORMATS, MAX_FILE_BYTES
 from classifier.predicting.classifier import name_for_unknown
 from classifier.runs.folder import Run
 
@@ -81,6 +81,7 @@ def page_of(run: Run, files: dict[str, bytes], network: bytes) -> str:
             "image_size": record.image_size,
             "fit": record.fit,
             "threshold": record.ood and record.ood.threshold,  # of the OOD score; None for a run without
+            "formats": [(kind, suffixes.split(), start.decode()) for kind, (suffixes, start) in FORMATS.items()],
             "max_pixels": MAX_PIXELS,
             "max_file_bytes": MAX_FILE_BYTES,
         },

@@ -6,7 +6,7 @@
 
 decode() makes the pixels that images.load_image() makes, with TensorFlow's operations instead of OpenCV's: a JPEG is reduced
 while it is decoded, turned as its Exif data say, and becomes a square. All numbers are rounded as OpenCV rounds them: values
-that differ by 1 of 255 in a hundredth of the pixels changed a probability by 0.005. Only CMYK differs, by 1.
+that differ by 1 of 255 in a hundredth of the pixels changed a probability by 0.005.
 """
 
 from pathlib import Path
@@ -20,6 +20,8 @@ from classifier.predicting.classifier import name_for_unknown
 from classifier.runs.record import RunRecord
 
 ORIENTATION = 0x112  # its tag in Exif data
+CMYK = 4  # channels of a JPEG
+ADOBE = b"\xff\xd8\xff\xee\0\x0eAdobe\0d\0\0\0\0\0"  # how such a JPEG begins that says: 255 is no ink
 PNG_SIGNATURE = b"\x89PNG\r\n\x1a\n"
 SERVED = (b"\xff\xd8\xff", PNG_SIGNATURE)  # how the files begin that decode() takes: JPEG and PNG
 
@@ -75,19 +77,31 @@ def decode(data: tf.Tensor, image_size: int, fit: str) -> tf.Tensor:
     is_png = tf.strings.substr(data, 0, len(PNG_SIGNATURE)) == PNG_SIGNATURE
     content = tf.io.decode_raw(data, tf.uint8)  # (bytes,)
     pixels = tf.cond(is_png, lambda: _decode_png(data, content), lambda: _decode_jpeg(data, image_size, fit))
-    exif = tf.cond(is_png, lambda: _png_exif(content), lambda: _jpeg_exif(content))
+    exif = tf.cond(is_png, lambda: _png_chunk(content, b"eXIf", b"IEND"), lambda: _jpeg_exif(content))
     return _square(_upright(pixels, _orientation(exif)), image_size, fit)
 
 
 def _decode_png(data, content):
-    """The pixels, (height, width, 3) uint8."""
+    """The pixels, (height, width, 3) uint8, on white."""
+    transparent = (_number(content, 25, 1) & 4 > 0) | (tf.size(_png_chunk(content, b"tRNS", b"IDAT")) > 0)
     with tf.control_dependencies([_check_size(_number(content, 20, 4), _number(content, 16, 4))]):
-        return tf.io.decode_png(data, channels=3)
+        # Asked for alpha that the file does not have, TensorFlow would make other pixels of those of less than 8 bits.
+        return tf.cond(transparent, lambda: _on_white(tf.io.decode_png(data, 4)), lambda: tf.io.decode_png(data, 3))
+
+
+def _on_white(pixels):
+    """Pixels with alpha, (height, width, 4) uint8, on a white ground, (height, width, 3) uint8."""
+    pixels = tf.cast(pixels, tf.uint16)
+    alpha = pixels[..., 3:]
+    return tf.cast((pixels[..., :3] * alpha + 255 * (255 - alpha) + 127) // 255, tf.uint8)
 
 
 def _decode_jpeg(data, image_size, fit):
     """The pixels, (height, width, 3) uint8, reduced as images._decode() does."""
-    height, width, _ = tf.unstack(tf.io.extract_jpeg_shape(data))
+    height, width, channels = tf.unstack(tf.io.extract_jpeg_shape(data))
+    # Without Adobe's segment, TensorFlow alone takes CMYK for its negative. A later segment takes the place of this one.
+    marked = tf.strings.join([ADOBE, tf.strings.substr(data, 2, tf.strings.length(data))])
+    data = tf.where(channels == CMYK, marked, data)
     decisive = tf.maximum(height, width) if fit == "pad" else tf.minimum(height, width)
     fitting = tf.reduce_sum([tf.cast(decisive // ratio >= image_size, tf.int32) for ratio in REDUCTIONS])
     reduced = lambda ratio: lambda: tf.io.decode_jpeg(data, 3, ratio, dct_method="INTEGER_ACCURATE")  # noqa: E731
@@ -125,16 +139,16 @@ def _jpeg_exif(content):
     return content[position + 10 : position + 2 + length(position)]
 
 
-def _png_exif(content):
-    """The Exif data of a PNG: its first eXIf chunk."""
+def _png_chunk(content, wanted, last):
+    """The bytes of the first chunk of a name in a PNG, looked for up to the chunk `last`; none if there is none."""
     length = lambda position: _number(content, position, 4)  # noqa: E731
-    name = lambda position: _number(content, position + 4, 4)  # noqa: E731
+    is_named = lambda position, name: _number(content, position + 4, 4) == int.from_bytes(name, "big")  # noqa: E731
     (position,) = tf.while_loop(
-        lambda position: (name(position) != int.from_bytes(b"eXIf", "big")) & (position < tf.size(content, tf.int64)),
+        lambda position: ~is_named(position, wanted) & ~is_named(position, last) & (position < tf.size(content, tf.int64)),
         lambda position: [position + 12 + length(position)],
         [tf.constant(len(PNG_SIGNATURE), tf.int64)],
     )
-    return content[position + 8 : position + 8 + length(position)]
+    return content[position + 8 : position + 8 + tf.where(is_named(position, wanted), length(position), 0)]
 
 
 def _orientation(exif):

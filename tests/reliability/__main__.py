@@ -23,6 +23,7 @@ CHECKS = {
     "disks": "full and failing disks: a script goes on, or can be resumed once there is room",
     "together": "two processes at once on one run folder and one cache: nothing is lost",
     "workers": "several processes train what one does; if one stops, all stop, and go on together",
+    "ways": "files of every form get one answer from predict.py, Classifier, a SavedModel, an HTML page and the demo page",
     "long_run": "thousands of epochs: memory, open files, threads and the disk stay the same",
     "formats": "image files of every form: decoded to what they are made of, or refused with a cause",
     "threads": "a Classifier that several threads use at once: every answer is right",

@@ -15,9 +15,11 @@ import numpy as np
 import pytest
 from browser import open_page, screenshot
 from conftest import DRAWING, HANGING, PROJECT, encoded, error_of, predictions, run, start
+from formats import ALPHA, RGB, exif, saved
 from image_files import bomb_png
 
 SECRET = "/etc/passwd"
+BOTH = np.dstack([RGB, ALPHA])
 UPLOADED = {"_type": "gradio.FileData"}
 REPORT = """<h1>a report</h1><script>
 let seen = "nothing";
@@ -100,6 +102,7 @@ def server(trained, tmp_path_factory):
 def test_a_program_gets_the_answers_of_predict_and_the_same_sentences_for_bad_files(server, trained, photo):
     files = {"empty.jpg": b"", "page.html": b"<script>alert(1)</script>", "renamed.jpg": encoded(".png")}
     files |= {"bomb.png": bomb_png(), "broken.jpg": photo.read_bytes()[:200], "after.png": encoded(".png")}
+    files |= {f"turned.{kind}": saved(BOTH, kind, exif=exif(6)) for kind in ("png", "webp", "tiff", "avif")}
     for name, data in files.items():
         Path(name).write_bytes(data)
     expected = predictions(trained, photo, *files, code=1)

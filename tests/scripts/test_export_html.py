@@ -8,11 +8,13 @@ from pathlib import Path
 import cv2
 import numpy as np
 import pytest
-from browser import open_page, screenshot
+from browser import answers_of, open_page, screenshot
 from conftest import DRAWING, PROJECT, encoded, error_of, exif, predictions, run, save
+from formats import jpeg_cases, png_cases, webp_cases
 from run_folders import change_metadata, damage
 
 HOSTILE = "</script><img src=x onerror=document.title='harmed'>"
+FORMS = {"orientation 6, 4 bands.webp", "orientation 8.png", "rgba, 16 bits, orientation 0.png", "cmyk without adobe.jpg"}
 PAGE = ("export", "--format", "html", "--model", "runs/001", "--data-dir")
 
 
@@ -39,36 +41,20 @@ def hard_images():
     large = cv2.resize(DRAWING, (270, 210), interpolation=cv2.INTER_CUBIC)  # reduced while it is decoded
     large = np.clip(large + np.random.default_rng(0).normal(0, 20, large.shape), 0, 255).astype(np.uint8)
     jpeg = encoded(".jpg", large)
-    transparent = np.dstack([DRAWING[:, :, ::-1], np.where(np.arange(90) < 45, 0, 99).repeat(70).reshape(90, 70).T])
-    files = {
+    files = {case.name: case.data for case in (*webp_cases(), *png_cases(), *jpeg_cases()) if case.name in FORMS}
+    assert files.keys() == FORMS
+    files |= {
         "turned.jpg": jpeg[:2] + exif(6) + jpeg[2:],
         "cmyk.jpg": (PROJECT / "tests/unit/cmyk.jpg").read_bytes(),
-        "transparent.png": cv2.imencode(".png", transparent)[1].tobytes(),
         "cut.jpg": jpeg[: len(jpeg) // 2],
         "broken.png": encoded(".png")[:200],
+        "no_end.png": encoded(".png")[:-1],
+        "renamed.jpg": encoded(".png"),
     }
     for name, data in files.items():
         Path(name).write_bytes(data)
     small = cv2.resize(DRAWING, (40, 50))  # less than twice the size of the network's image
     return [str(path) for path in (save(Path("drawing.png")), save(Path("small.jpg"), small), *files)]
-
-
-def answers_of(page, files):
-    """What the page shows of each file: its heading, and the probabilities of the classes."""
-    page.locator("#choose:enabled").wait_for()
-    page.set_input_files("#choose", files)
-    page.locator(f"#results li[data-done]:nth-child({len(files)})").wait_for()  # the newest is the first
-    shown = {}
-    for item in page.locator("#results li").all():
-        item.locator("h2:not(:text('…'))").wait_for()
-        classes = item.locator("th").all_text_contents()
-        values = [meter.evaluate("meter => meter.value") for meter in item.locator("meter").all()]
-        shown[item.locator(".path").first.text_content()] = (
-            item.locator("h2").text_content(),
-            dict(zip(classes, values, strict=True)),
-            item.locator("p").all_text_contents(),
-        )
-    return shown
 
 
 @pytest.mark.parametrize(
@@ -84,14 +70,16 @@ def test_the_page_answers_as_predict_does(browser, packages, run_folder, images,
     with open_page(browser, Path("page.html").absolute().as_uri(), width, height, offline=True) as page:
         shown = answers_of(page, files)
         screenshot(page, f"one_file_{fit}")
-        for file in files[:-2]:
-            heading, probabilities, _ = shown[file]
+        for file in files:
+            heading, probabilities, words = shown[file]
+            if error := expected[file].get("error"):
+                assert heading == "No answer"
+                assert ("damaged" if "damaged" in error else error.partition(":")[0]) in words[1]
+                continue
             assert heading == expected[file]["class"]
             assert probabilities == pytest.approx(expected[file]["probabilities"], abs=1e-5), file
             assert set(probabilities) == set(classes)
-        for file in files[-2:]:
-            assert shown[file][0] == "No answer"
-            assert "damaged" in shown[file][2][1]
+        assert sum("error" in answer for answer in expected.values()) == 4
         assert page.title().startswith("Image classifier")
         assert page.evaluate("document.documentElement.scrollWidth") <= width
         assert page.foreign == page.errors == []

@@ -1,11 +1,11 @@
 // The page's program. It follows the runtime (LiteRT.js) in one module, in a block of its own.
-// An image is {data, width, height}: bytes, 3 a pixel, RGB. What it does to one is what classifier/images.py does.
+// An image is {data, width, height}: bytes, 3 a pixel, RGB. What it does to one is what data/images.py does.
 {
   const element = (id) => document.getElementById(id);
   const settings = JSON.parse(element("settings").textContent);
   const TJPF_RGB = 0, TJPF_CMYK = 11, TJCS_CMYK = 3; // libjpeg-turbo's numbers: bytes of a pixel, colours in a file
 
-  const gl = new OffscreenCanvas(1, 1).getContext("webgl");
+  const EXIF = 0x45786966; // in letters
 
   class BadImage extends Error {}
 
@@ -30,8 +30,14 @@
     if (file.size > settings.max_file_bytes) throw new BadImage("The file is too large.");
     const bytes = new Uint8Array(await file.arrayBuffer());
     if (!bytes.length) throw new BadImage("The file is empty.");
-    const isJpeg = bytes[0] === 0xff && bytes[1] === 0xd8 && bytes[2] === 0xff;
-    return isJpeg ? upright(decodeJpeg(bytes), orientationOf(bytes)) : decodeByBrowser(file);
+    const start = String.fromCharCode(...bytes.subarray(0, 32)), suffix = file.name.toLowerCase().match(/.(\.[^.]*)$/s)?.[1];
+    const kindWhere = (holds) => settings.formats.find(([, suffixes, pattern]) => holds(suffixes, pattern))?.[0];
+    const kind = kindWhere((_, pattern) => new RegExp(`^(?:${pattern})`, "s").test(start));
+    if (!kind) throw new BadImage("The file is not an image of a known kind.");
+    if ((kindWhere((suffixes) => suffixes.includes(suffix)) ?? kind) !== kind) {
+      throw new BadImage(`The file is ${kind} data in a ${suffix} file.`);
+    }
+    return kind === "JPEG" ? upright(decodeJpeg(bytes), orientationOf(bytes)) : decodeByBrowser(file, bytes, kind);
   }
 
   function decodeJpeg(bytes) {
@@ -73,7 +79,7 @@
     const data = new Uint8Array((3 * pixels.length) / 4);
     for (let from = 0, to = 0; from < pixels.length; from += 4) {
       const black = pixels[from + 3];
-      for (let c = 0; c < 3; c++) data[to++] = black - (((255 - pixels[from + c]) * black) >> 8);
+      for (let c = 0; c < 3; c++) data[to++] = Math.floor((black * pixels[from + c]) / 255);
     }
     return data;
   }
@@ -84,16 +90,22 @@
 
   // The orientation in a JPEG's EXIF segment, 1 to 8; 1, upright, where there is none.
   function orientationOf(bytes) {
-    const view = new DataView(bytes.buffer), EXIF = 0x45786966, ORIENTATION = 0x0112;
+    const view = new DataView(bytes.buffer);
+    for (let at = 2; at + 8 <= bytes.length && view.getUint16(at) !== 0xffda; ) {
+      if (view.getUint16(at) === 0xffe1 && view.getUint32(at + 4) === EXIF) return orientationIn(bytes.subarray(at + 10));
+      at += view.getUint16(at) === 0xffff ? 1 : 2 + view.getUint16(at + 2);
+    }
+    return 1;
+  }
+
+  // The same in Exif data, a TIFF file.
+  function orientationIn(exif) {
+    const view = new DataView(exif.buffer, exif.byteOffset, exif.length), ORIENTATION = 0x0112;
     try {
-      for (let at = 2; view.getUint16(at) !== 0xffda; at += view.getUint16(at) === 0xffff ? 1 : 2 + view.getUint16(at + 2)) {
-        if (view.getUint16(at) !== 0xffe1 || view.getUint32(at + 4) !== EXIF) continue;
-        const start = at + 10, little = view.getUint16(start) === 0x4949;
-        const table = start + view.getUint32(start + 4, little);
-        for (let k = 0; k < view.getUint16(table, little); k++) {
-          const entry = table + 2 + 12 * k;
-          if (view.getUint16(entry, little) === ORIENTATION) return view.getUint16(entry + 8, little);
-        }
+      if (view.getUint32(0) === EXIF) return orientationIn(exif.subarray(6)); // in some WebP files
+      const little = view.getUint16(0) === 0x4949, table = view.getUint32(4, little);
+      for (let entry = table + 2; entry < table + 2 + 12 * view.getUint16(table, little); entry += 12) {
+        if (view.getUint16(entry, little) === ORIENTATION) return view.getUint16(entry + 8, little);
       }
     } catch (error) {
       if (!(error instanceof RangeError)) throw error; // it ended early
@@ -117,41 +129,41 @@
     return { data, width, height };
   }
 
-  async function decodeByBrowser(file) {
+  async function decodeByBrowser(file, bytes, kind) {
+    const isPng = kind === "PNG", { exif, iend } = chunksOf(bytes, kind);
+    const refuse = () => { throw new BadImage(`The file is damaged, or a kind of ${kind} that this browser cannot read.`); };
+    if (isPng && !(iend?.end <= bytes.length)) refuse(); // a browser may show what there is
+    // Some browsers turn a PNG or a WebP by its Exif data, others do not: they get none. All of them turn an AVIF.
+    if (exif && !isPng) bytes.fill(0, exif.at, exif.at + 4); // its name
+    const parts = exif && isPng ? [bytes.subarray(0, exif.at), bytes.subarray(exif.end)] : [bytes];
     const options = { imageOrientation: "from-image", colorSpaceConversion: "none", premultiplyAlpha: "none" };
-    let bitmap;
-    try {
-      bitmap = await createImageBitmap(file, options);
-    } catch {
-      throw new BadImage("The file is not an image, is damaged, or is of a kind that this browser cannot read.");
-    }
+    const bitmap = await createImageBitmap(new Blob(parts, { type: file.type }), options).catch(refuse);
     const { width, height } = bitmap;
     limitPixels(width, height);
-    const rgba = pixelsOf(bitmap), data = new Uint8Array(3 * width * height);
+    const context = new OffscreenCanvas(width, height).getContext("2d", { willReadFrequently: true });
+    context.fillStyle = "white";
+    context.fillRect(0, 0, width, height);
+    context.drawImage(bitmap, 0, 0);
     bitmap.close();
+    const rgba = context.getImageData(0, 0, width, height).data, data = new Uint8Array(3 * width * height);
+    if (rgba[3] !== 255) throw new BadImage("The image is too large for this browser."); // nothing was drawn
     for (let from = 0, to = 0; from < rgba.length; from += 4) {
       for (let c = 0; c < 3; c++) data[to++] = rgba[from + c];
     }
-    return { data, width, height };
+    return upright({ data, width, height }, exif ? orientationIn(exif.data) : 1);
   }
 
-  // RGBA of an ImageBitmap. Only WebGL keeps the colours of what is transparent; it has a limit, and not everybody has it.
-  function pixelsOf(bitmap) {
-    const { width, height } = bitmap, pixels = new Uint8Array(4 * width * height);
-    if (!gl || Math.max(width, height) > gl.getParameter(gl.MAX_TEXTURE_SIZE)) {
-      const context = new OffscreenCanvas(width, height).getContext("2d", { willReadFrequently: true });
-      context.drawImage(bitmap, 0, 0);
-      return context.getImageData(0, 0, width, height).data;
+  // The chunks of a PNG or WebP file by their names: where each begins and ends, and its data.
+  function chunksOf(bytes, kind) {
+    const view = new DataView(bytes.buffer), chunks = {}, isPng = kind === "PNG";
+    const start = { PNG: 8, WebP: 12 }[kind] ?? bytes.length; // other files have none
+    for (let at = start, end; at + 8 <= bytes.length && !chunks.iend; at = end) {
+      const length = view.getUint32(isPng ? at : at + 4, !isPng), named = isPng ? at + 4 : at;
+      end = at + 8 + length + (isPng ? 4 : length % 2);
+      const name = String.fromCharCode(...bytes.subarray(named, named + 4)).toLowerCase();
+      chunks[name] ??= { at, end, data: bytes.subarray(at + 8, at + 8 + length) };
     }
-    const texture = gl.createTexture(), buffer = gl.createFramebuffer();
-    gl.bindTexture(gl.TEXTURE_2D, texture);
-    gl.texImage2D(gl.TEXTURE_2D, 0, gl.RGBA, gl.RGBA, gl.UNSIGNED_BYTE, bitmap);
-    gl.bindFramebuffer(gl.FRAMEBUFFER, buffer);
-    gl.framebufferTexture2D(gl.FRAMEBUFFER, gl.COLOR_ATTACHMENT0, gl.TEXTURE_2D, texture, 0);
-    gl.readPixels(0, 0, width, height, gl.RGBA, gl.UNSIGNED_BYTE, pixels);
-    gl.deleteTexture(texture);
-    gl.deleteFramebuffer(buffer);
-    return pixels;
+    return chunks;
   }
 
   // Resizing, as OpenCV does it: the browser's own would differ.
