@@ -87,7 +87,7 @@ def decode_bytes(data: bytes, kind: str, image_size: int, fit: str) -> tuple[np.
 
 def _decode_jpeg(data, image_size, fit):
     """The pixels and their shape in the file: see decode_bytes()."""
-    marker, depth, *stored = _frame_of_jpeg(data)
+    marker, depth, *stored, channels = _frame_of_jpeg(data)
     if depth != 8 or marker == 0xF7:
         raise RefusalError("JPEG-LS is not supported" if marker == 0xF7 else f"{depth}-bit JPEG is not supported")
     # Decoders make room for as much as a file claims. 64 pixels of a JPEG take at least a bit.
@@ -97,9 +97,20 @@ def _decode_jpeg(data, image_size, fit):
     # fast. The side that decides is the one that becomes image_size, or the shorter of two.
     decisive = max(stored) if fit == "pad" else min(stored)
     reduction = max(n for n in REDUCTIONS if n == 1 or decisive // n >= image_size)
-    image = _decode_by_opencv(data, cv2.IMREAD_COLOR_RGB | REDUCTIONS[reduction])
+    if channels == 4:
+        image = _decode_cmyk(data, stored, reduction)
+    else:
+        image = _decode_by_opencv(data, cv2.IMREAD_COLOR_RGB | REDUCTIONS[reduction])
     height, width = image.shape[:2]
     return image, tuple(stored if (height > width) == (stored[0] > stored[1]) else stored[::-1])  # the other way: turned
+
+
+def _decode_cmyk(data, stored, reduction):
+    """The pixels of a JPEG of four inks as TensorFlow and browsers show them, to the last bit: OpenCV rounds otherwise."""
+    image = _open_by_pillow(data, "JPEG")
+    image.draft("CMYK", (stored[1] // reduction, stored[0] // reduction))
+    light = 255 - np.asarray(_upright(image)).astype(np.uint16)  # what the inks leave
+    return (light[..., :3] * light[..., 3:] // 255).astype(np.uint8)
 
 
 def _decode_png(data):
@@ -124,14 +135,14 @@ def _decode_png(data):
 def _decode_bmp(data):
     """The pixels: see decode_bytes()."""
     header, _, height, _, bits, compression = struct.unpack_from("<IiiHHI", data, 14)
-    if header < 40 or compression not in (3, 6):  # no bit fields, whose masks OpenCV does not read
+    if header < 40 or not (compression in (3, 6) or (compression == 0 and bits == 16)):
         return _decode_by_opencv(data, cv2.IMREAD_COLOR_RGB)
     width, height = struct.unpack_from("<ii", data, 18)
     if width * abs(height) > MAX_PIXELS:
         raise RefusalError(TOO_LARGE)
     if bits not in (16, 32):
         raise RefusalError(f"{bits}-bit BMP with bit fields is not supported")
-    masks = struct.unpack_from("<4I", data, 54)
+    masks = struct.unpack_from("<4I", data, 54) if compression else (0x7C00, 0x3E0, 0x1F, 0)
     if header < 56 and compression == 3:
         masks = (*masks[:3], 0)  # without one for alpha
     row = (width * bits // 8 + 3) // 4 * 4  # bytes
@@ -227,12 +238,7 @@ def rgb_of(image: "Image") -> np.ndarray:
 
     That is what viewers show. Raises ValueError for values that are no levels of brightness.
     """
-    pillow = _pillow()
-    image.load()
-    for name in ("xmp", "XML:com.adobe.xmp", "Raw profile type exif"):  # no viewer turns an image by these
-        image.info.pop(name, None)
-    with contextlib.suppress(Exception):  # of Exif data that are damaged
-        image = pillow.ImageOps.exif_transpose(image)
+    pillow, image = _pillow(), _upright(image)
     if image.mode.startswith("I"):  # levels up to 65,535, which Pillow would clip
         image = pillow.Image.fromarray((np.asarray(image).astype(np.uint16) >> 8).astype(np.uint8))
     if image.mode in ("F", "LAB"):
@@ -243,6 +249,16 @@ def rgb_of(image: "Image") -> np.ndarray:
     ground = pillow.Image.new("RGB", image.size, "white")
     ground.paste(image, mask=image)
     return np.array(ground)
+
+
+def _upright(image):
+    """Pillow's image, turned as its Exif data say."""
+    image.load()
+    for name in ("xmp", "XML:com.adobe.xmp", "Raw profile type exif"):  # no viewer turns an image by these
+        image.info.pop(name, None)
+    with contextlib.suppress(Exception):  # of Exif data that are damaged
+        image = _pillow().ImageOps.exif_transpose(image)
+    return image
 
 
 _libtiff = threading.local()
@@ -281,12 +297,12 @@ def _frame_of_jpeg(data):
     Its header follows some other segments, each a marker of two bytes and its length.
     """
     position = data.find(0xFF, 2)
-    while 0 <= position <= len(data) - 9:
-        marker, length, depth, height, width = struct.unpack_from(">xBHBHH", data, position)
+    while 0 <= position <= len(data) - 10:
+        marker, length, depth, height, width, channels = struct.unpack_from(">xBHBHHB", data, position)
         if marker == 0xFF:  # padding
             position += 1
         elif (0xC0 <= marker <= 0xCF and marker not in (0xC4, 0xC8, 0xCC)) or marker == 0xF7:
-            return marker, depth, height, width
+            return marker, depth, height, width, channels
         else:
             position = data.find(0xFF, position + 2 + length)  # like the decoder, over bytes that belong to no segment
     raise ValueError
@@ -305,15 +321,15 @@ def _shape_of_webp(data):
 def _chunks_of_png(data):
     """{name: content} of the chunks of a PNG, the first one of each name.
 
-    Raises ValueError if one does not fit into the file: the decoder makes room for up to 2 GiB of each.
+    Raises ValueError if the last is missing, or one does not fit into the file: the decoder makes room for up to 2 GiB.
     """
     position, chunks = 8, {}
     while position + 8 <= len(data):
         length, name = struct.unpack_from(">I4s", data, position)
         chunks.setdefault(name, memoryview(data)[position + 8 : position + 8 + length])
         position += 12 + length
-        if name == b"IEND" and length == 0:
-            return chunks
-    if position > len(data) or b"IEND" in chunks:
+        if name == b"IEND":
+            break
+    if position > len(data) or chunks.get(b"IEND") != b"":
         raise ValueError
     return chunks

@@ -16,7 +16,8 @@ from pathlib import Path
 
 from classifier.base.console import USAGE, UserError, describe
 from classifier.data import MAX_PIXELS
-from classifier.data.images import FORMATS, MAX_FILE_BYTES
+from classifier.data.decoding import FORMATS
+from classifier.data.images import MAX_FILE_BYTES
 from classifier.predicting.classifier import name_for_unknown
 from classifier.runs.folder import Run
 
