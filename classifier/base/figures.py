@@ -3,6 +3,7 @@ Design", 2008). matplotlib is slow to import, so that happens in new_figure().""
 
 import base64
 import io
+import logging
 import math
 
 import cv2
@@ -18,14 +19,13 @@ MOST_CHARACTERS = 18  # of a caption: more would reach the next one
 
 def new_figure(width: float, height: float, **options):
     """An empty figure of matplotlib, inches wide and high, without pyplot and its global state."""
+    logging.getLogger("matplotlib").setLevel(logging.ERROR)  # it warns of its cache and of a user's odd matplotlibrc
     import matplotlib
     from matplotlib.figure import Figure
 
     matplotlib.rc("text", parse_math=False)  # a class name with two dollars is no formula
     matplotlib.rc("font", family="sans-serif")
-    matplotlib.rc(
-        "svg", fonttype="none", hashsalt=""
-    )  # text is text, which the browser draws, whatever script its fonts have
+    matplotlib.rc("svg", fonttype="none", hashsalt="")  # text is text: the browser draws it, whatever script its fonts have
     return Figure((width, height), DPI, **options)
 
 
