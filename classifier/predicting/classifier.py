@@ -213,7 +213,7 @@ def load_litert(path: Path) -> tuple[Callable, tuple[int, int]]:
     from ai_edge_litert.interpreter import Interpreter
 
     with _of_our_kind(path):
-        interpreter = Interpreter(str(path), num_threads=cpu.cores())
+        interpreter = Interpreter(os.fsencode(path), num_threads=cpu.cores())  # a name of any bytes
         (inputs,) = interpreter.get_input_details()
         details = sorted(interpreter.get_output_details(), key=lambda output: -len(output["shape"]))  # the logits first
         shape = inputs["shape"]
