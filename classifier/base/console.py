@@ -5,6 +5,7 @@ import contextlib
 import errno
 import faulthandler
 import io
+import logging
 import operator
 import os
 import re
@@ -40,6 +41,7 @@ def run(main: Callable) -> NoReturn:
         _prepare_streams()
         _quieten_libraries()
     os.environ["MPLBACKEND"] = "agg"  # a notebook names one for its own Python: ours may not have it
+    logging.getLogger("matplotlib").setLevel(logging.ERROR)  # it warns of its cache, and of a user's odd matplotlibrc
     _on_stop_signals(_leave)
     sys.unraisablehook = _ignore_leaving
     sys.exit(exit_code_of(main))
@@ -76,10 +78,13 @@ def exit_code_of(main: Callable, argv: Sequence[str] | None = None) -> int:
         code, line = error.exit_code, f"error: {error}"
     except KeyboardInterrupt:
         code, line = INTERRUPTED, "interrupted"
-    except BrokenPipeError:  # the reader of our output, `head` perhaps, has seen enough
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return FAILED
     except OSError as error:
+        try:
+            sys.stdout.flush()
+        except OSError:  # its disk is full, or its reader, `head` perhaps, has seen enough
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        if isinstance(error, BrokenPipeError):
+            return FAILED
         code, line = FAILED, f"error: {describe(error)}"
     _to_standard_error(line)
     return code

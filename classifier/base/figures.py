@@ -3,7 +3,6 @@ Design", 2008). matplotlib is slow to import, so that happens in new_figure().""
 
 import base64
 import io
-import logging
 import math
 
 import cv2
@@ -19,7 +18,6 @@ MOST_CHARACTERS = 18  # of a caption: more would reach the next one
 
 def new_figure(width: float, height: float, **options):
     """An empty figure of matplotlib, inches wide and high, without pyplot and its global state."""
-    logging.getLogger("matplotlib").setLevel(logging.ERROR)  # it warns of its cache and of a user's odd matplotlibrc
     import matplotlib
     from matplotlib.figure import Figure
 

@@ -312,3 +312,5 @@ def test_odd_surroundings(images, tmp_path):
     assert (output / "001/curves.png").exists()
     for runtime in ("litert", "tensorflow"):
         run("predict", "--model", output, "--runtime", runtime, photo)
+    with open("/dev/full", "w") as full:  # a disk without space
+        assert "No space left" in error_of(run("predict", "--model", output, photo, code=1, stdout=full))
