@@ -22,7 +22,7 @@ def parse_arguments(argv: list[str] | None) -> dict:
     parser = argparse.ArgumentParser(
         description="Train a classifier on folders of images.",
         argument_default=argparse.SUPPRESS,
-        epilog="exit codes: 0 done, 1 failed, 2 wrong usage, 3 no usable data, 130 interrupted, 143 terminated",
+        epilog="exit codes: 0 done, 1 failed, 2 wrong usage, 3 no usable data, 128 + N stopped by signal N",
     )
     runs = add_flags(parser)["runs"]
     runs.add_argument("--output", type=Path, metavar="FOLDER", help="where numbered run folders are made (default: runs)")

@@ -2,7 +2,10 @@
 
 import argparse
 import contextlib
+import errno
 import faulthandler
+import io
+import logging
 import operator
 import os
 import re
@@ -10,6 +13,7 @@ import shlex
 import shutil
 import signal
 import sys
+import threading
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, NoReturn
@@ -17,6 +21,9 @@ from typing import Any, NoReturn
 PROJECT = Path(__file__).resolve().parents[2]
 is_silent = False  # True where only errors are to be printed
 DONE, FAILED, USAGE, NO_DATA, BELOW_ACCURACY, INTERRUPTED, TERMINATED = 0, 1, 2, 3, 4, 130, 143
+# Ctrl-C, kill, a closed terminal, Ctrl-\, and what Slurm and other schedulers send before a limit. Windows has two of them.
+_STOPPING = ("SIGINT", "SIGTERM", "SIGHUP", "SIGQUIT", "SIGUSR1", "SIGUSR2", "SIGXCPU")
+STOP_SIGNALS = [getattr(signal, name) for name in _STOPPING if hasattr(signal, name)]
 CONTROLS = re.compile("[\x00-\x1f\x7f-\x9f\u2028-\u202e\u2066-\u2069]")
 
 
@@ -30,18 +37,29 @@ class UserError(Exception):
 
 def run(main: Callable) -> NoReturn:
     """Run a script's `main()` as a program of its own and leave with its exit code."""
-    _prepare_streams()
-    _quieten_libraries()
-    for signum in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(signum, _leave)
+    if isinstance(sys.stdout, io.TextIOWrapper | None):  # a notebook, with its %run, has others, and shows what they get
+        _prepare_streams()
+        _quieten_libraries()
+    os.environ["MPLBACKEND"] = "agg"  # a notebook names one for its own Python: ours may not have it
+    logging.getLogger("matplotlib").setLevel(logging.ERROR)  # it warns of its cache, and of a user's odd matplotlibrc
+    _on_stop_signals(_leave)
     sys.unraisablehook = _ignore_leaving
     sys.exit(exit_code_of(main))
 
 
 def _leave(signum, _):
     """Leave because of a signal, or at the next StopRequest: imports of TensorFlow can swallow what is raised here."""
-    StopRequest.signum = signum
-    raise KeyboardInterrupt if signum == signal.SIGINT else SystemExit(TERMINATED)
+    if StopRequest.signum != signum or signum in (signal.SIGINT, signal.SIGTERM):  # shell and kernel both say: terminal gone
+        StopRequest.signum = signum
+        raise KeyboardInterrupt if signum == signal.SIGINT else SystemExit(128 + signum)
+
+
+def _on_stop_signals(handler):
+    """Handle all STOP_SIGNALS; returns the handlers before. SIGHUP stays ignored under nohup."""
+    if threading.current_thread() is not threading.main_thread():  # Python hears signals in the main thread alone
+        return {}
+    heard = [signum for signum in STOP_SIGNALS if signum.name != "SIGHUP" or signal.getsignal(signum) != signal.SIG_IGN]
+    return {signum: signal.signal(signum, handler) for signum in heard}
 
 
 def _ignore_leaving(unraisable):
@@ -60,14 +78,17 @@ def exit_code_of(main: Callable, argv: Sequence[str] | None = None) -> int:
         code, line = error.exit_code, f"error: {error}"
     except KeyboardInterrupt:
         code, line = INTERRUPTED, "interrupted"
-    except BrokenPipeError:  # the reader of our output, `head` perhaps, has seen enough
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return FAILED
     except ImportError as error:
         if (error.name or "").partition(".")[0] in ("classifier", "dataset", "model"):
             raise
         code, line = FAILED, f"error: {error}: {_advice_on_packages(error)}"
     except OSError as error:
+        try:
+            sys.stdout.flush()
+        except OSError:  # its disk is full, or its reader, `head` perhaps, has seen enough
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        if isinstance(error, BrokenPipeError):
+            return FAILED
         code, line = FAILED, f"error: {describe(error)}"
     _to_standard_error(line)
     return code
@@ -85,20 +106,23 @@ def _advice_on_packages(error):
 
 
 class StopRequest:
-    """A request to stop, by SIGINT (Ctrl-C) or SIGTERM: `signum` is its number, None before there was one."""
+    """A request to stop, by one of STOP_SIGNALS: `signum` is its number, None before there was one."""
 
     signum: int | None = None
 
     @contextlib.contextmanager
     def listening(self) -> Iterator[None]:
-        """A context in which a signal is noted and does not stop the program; a second one stops it at once."""
+        """A context in which a signal is noted and does not stop the program; Ctrl-C after it stops it at once.
+
+        Any other may follow by itself: a closed terminal sends two, and schedulers send SIGTERM after their warning.
+        """
 
         def note(signum, _):
-            if self.signum:
-                sys.exit(128 + signum)
-            self.signum = signum
+            if self.signum and signum == signal.SIGINT:
+                sys.exit(INTERRUPTED)
+            self.signum = self.signum or signum
 
-        before = {signum: signal.signal(signum, note) for signum in (signal.SIGINT, signal.SIGTERM)}
+        before = _on_stop_signals(note)
         try:
             yield
         finally:
@@ -166,27 +190,38 @@ def aligned(rows: Sequence[Sequence], align: str = "<") -> str:
     return "\n".join(line.rstrip() for line in lines)
 
 
+class _Output(io.FileIO):
+    """Standard output or error. What is written after its terminal was closed is lost, which is no error."""
+
+    def write(self, data):
+        try:
+            return super().write(data)
+        except OSError as error:
+            if error.errno != errno.EIO:
+                raise
+            return len(data)
+
+
 def _prepare_streams():
-    """Make standard output and error usable even if they are closed, or if their encoding lacks characters."""
-    sys.stdout = sys.stdout or open(os.devnull, "w")  # noqa: SIM115
-    sys.stderr = sys.stderr or open(os.devnull, "w")  # noqa: SIM115
-    sys.stdout.reconfigure(encoding="utf-8", errors="surrogateescape")  # file names stay as they are
-    sys.stderr.reconfigure(encoding="utf-8", errors="backslashreplace")
+    """Make standard output and error usable even if they are closed, now or later, or if their encoding lacks characters."""
+    for name, errors in (("stdout", "surrogateescape"), ("stderr", "backslashreplace")):  # file names stay as they are
+        stream = getattr(sys, name)
+        file = _Output(os.dup(stream.fileno()) if stream else os.open(os.devnull, os.O_WRONLY), "w")
+        lines = io.TextIOWrapper(io.BufferedWriter(file), "utf-8", errors, line_buffering=file.isatty() or name == "stderr")
+        setattr(sys, name, lines)
 
 
 def _quieten_libraries():
     """Hide the messages of C libraries from the user.
 
     libjpeg (about odd files), libpng and TensorFlow (when it starts) write to file descriptor 2, and have no option that
-    turns this off. So Python's standard error becomes a copy of it, and the original is closed. If TF_CPP_MIN_LOG_LEVEL is 0
-    or 1, nothing is hidden.
+    turns this off. Python's standard error is a copy of it, see _prepare_streams(); so the original is closed. If
+    TF_CPP_MIN_LOG_LEVEL is 0 or 1, nothing is hidden.
     """
     if os.environ.get("TF_CPP_MIN_LOG_LEVEL") in ("0", "1"):
         return
     os.environ["TF_CPP_MIN_LOG_LEVEL"] = "3"
     with contextlib.suppress(OSError):  # standard error is closed
-        sys.stderr.flush()
-        sys.stderr = open(os.dup(2), "w", buffering=1, encoding="utf-8", errors="backslashreplace")  # noqa: SIM115
         os.dup2(os.open(os.devnull, os.O_WRONLY), 2)
         faulthandler.enable(sys.stderr)  # a crash inside a library must not be silent
 

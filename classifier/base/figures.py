@@ -25,9 +25,7 @@ def new_figure(width: float, height: float, **options):
     warnings.filterwarnings("ignore", "Glyph")  # a class has characters that matplotlib's font lacks: it draws boxes
     matplotlib.rc("text", parse_math=False)  # a class name with two dollars is no formula
     matplotlib.rc("font", family="sans-serif")
-    matplotlib.rc(
-        "svg", fonttype="none", hashsalt=""
-    )  # text is text, which the browser draws, whatever script its fonts have
+    matplotlib.rc("svg", fonttype="none", hashsalt="")  # text is text: the browser draws it, whatever script its fonts have
     return Figure((width, height), DPI, **options)
 
 

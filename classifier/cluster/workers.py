@@ -9,6 +9,7 @@ import json
 import os
 import re
 import signal
+import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
@@ -17,6 +18,7 @@ from classifier.base import console
 from classifier.base.console import USAGE, UserError
 
 SECONDS_TO_CONNECT = 600  # from the first worker to the last: clusters do not start all of them at once
+SECONDS_TO_BE_SILENT = 2  # then those that are awaited are named
 SECONDS_TO_LINGER = 1  # when leaving: others may not have received yet what this worker has
 SLURM_PORT = 8888  # of the first worker on a machine; the next ones have the next ports
 addresses = [""]  # of all workers: see together()
@@ -109,19 +111,30 @@ def _wait_for_others():
     """Wait until all workers listen, for SECONDS_TO_CONNECT: TensorFlow would wait longer, and no signal would end that."""
     import socket  # predict.py starts sooner without it
 
-    missing, end = set(range(count)) - {index}, time.monotonic() + SECONDS_TO_CONNECT
+    missing, start, is_said = set(range(count)) - {index}, time.monotonic(), False
     try:
         with socket.create_server(("", int(addresses[index].rpartition(":")[2]))):  # then TensorFlow listens there
-            while missing and time.monotonic() < end:
+            while missing and time.monotonic() < start + SECONDS_TO_CONNECT:
                 for i in sorted(missing):
                     host, _, port = addresses[i].rpartition(":")
                     with contextlib.suppress(OSError), socket.create_connection((host, int(port)), timeout=2):
                         missing.remove(i)
+                if missing and not is_said and time.monotonic() > start + SECONDS_TO_BE_SILENT:
+                    _say_who_is_awaited(sorted(missing))
+                    is_said = True
                 time.sleep(0.1)
     except (OSError, ValueError, OverflowError) as error:
         raise UserError(f"cannot listen at {addresses[index]}: {error}") from None
     if missing:
         raise UserError(f"{', '.join(map(_name, sorted(missing)))} did not come within {SECONDS_TO_CONNECT} seconds")
+
+
+def _say_who_is_awaited(missing):
+    """Each worker says it: the one process that was started, in a shell on a cluster perhaps, may not be the chief."""
+    variable = "TF_CONFIG" if "cluster" in os.environ.get("TF_CONFIG", "") else "SLURM_STEP_NUM_TASKS"
+    names = ", ".join(map(_name, missing))
+    print(f"waiting for {len(missing)} of {count} workers, which {variable} names: {names}", file=sys.stderr)
+    print(f"  to train alone, stop and start again: env -u {variable} python train.py …", file=sys.stderr, flush=True)
 
 
 def gather(value: Any) -> list:

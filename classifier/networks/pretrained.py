@@ -5,9 +5,11 @@ import os
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from unittest import mock
 
 import keras
 import numpy as np
+from keras.src.utils import file_utils
 
 from classifier.base.console import NO_DATA, USAGE, UserError
 from classifier.networks import PRETRAINED_NETWORKS
@@ -175,11 +177,25 @@ def load_weights(network: keras.Model, weights: str) -> None:
 
 @contextlib.contextmanager
 def downloads(advice: str = "") -> Iterator[None]:
-    """A context in which Keras downloads what it lacks. Raises UserError where it cannot, with more advice if given."""
-    try:
-        with contextlib.redirect_stdout(sys.stderr):  # Keras reports its download there
-            yield
-    except Exception as error:  # get_file() raises a bare Exception
-        home = Path(os.environ.get("KERAS_HOME") or Path.home() / ".keras") / "models"
-        reason = str(error).splitlines()[0]
-        raise UserError(f"cannot download what {home} lacks ({reason}): put that file there{advice}") from None
+    """A context in which Keras downloads what it lacks. Raises UserError where it cannot, with more advice if given.
+
+    Keras looks only into folders that it can write to: what is in $KERAS_HOME, or else ~/.keras, is found here.
+    """
+    home = Path(os.environ.get("KERAS_HOME") or os.path.expanduser("~/.keras")) / "models"
+    get_file = file_utils.get_file
+
+    def find_or_download(fname, origin, file_hash=None, **options):
+        path = home / fname
+        with contextlib.suppress(OSError):
+            if path.is_file() and (not file_hash or file_utils.validate_file(path, file_hash)):
+                return str(path)
+        try:
+            return get_file(fname, origin, file_hash=file_hash, **options)
+        except Exception as error:  # get_file() raises a bare Exception
+            state = "damaged" if path.exists() else "missing"
+            reason = str(error).rpartition(" -- ")[2]
+            problem = f"{path} is {state}, and {origin} cannot be downloaded ({reason})"
+            raise UserError(f"{problem}: put that file there{advice}") from None
+
+    with contextlib.redirect_stdout(sys.stderr), mock.patch.object(file_utils, "get_file", find_or_download):
+        yield

@@ -30,8 +30,8 @@ def save(checkpoint: tf.train.Checkpoint, folder: Path, number: int, keep: int =
         make_folder(folder)
         for leftover in folder.glob("partial-*"):  # of a process that was killed
             remove(leftover)
-        with replacing(folder / f"ckpt-{number}") as partial:  # the index comes last: without it none counts
-            checkpoint.write(str(partial))
+        with replacing(folder / f"ckpt-{number}") as partial, _for_tensorflow(partial) as path:
+            checkpoint.write(str(path))  # its index gets its name last: without it none counts
         for old in checkpoints_in(folder)[keep:]:
             for path in folder.glob(f"{old.name}.*"):
                 path.unlink()
@@ -51,7 +51,7 @@ def restore_first_sound(checkpoint: tf.train.Checkpoint, prefixes: list[Path]) -
     """
     for prefix in prefixes:
         try:
-            with _without_wildcards(prefix) as path:
+            with _for_tensorflow(prefix) as path:
                 _restore(checkpoint, str(path))
             return prefix
         except (tf.errors.OpError, OSError, IndexError, ValueError, AssertionError) as error:
@@ -61,9 +61,9 @@ def restore_first_sound(checkpoint: tf.train.Checkpoint, prefixes: list[Path]) -
 
 
 @contextlib.contextmanager
-def _without_wildcards(prefix):
-    """Yield a path of the same checkpoint without any of [ ] * ? and backslashes: TensorFlow would take it for a pattern."""
-    if not re.search(r"[][*?\\]", str(prefix)):
+def _for_tensorflow(prefix):
+    """Yield a path of the same checkpoint for TensorFlow: in UTF-8, and without [ ] * ? or backslashes of a pattern."""
+    if not re.search(r"[][*?\\\ud800-\udfff]", str(prefix)):
         yield prefix
         return
     with tempfile.TemporaryDirectory() as folder:

@@ -1,14 +1,13 @@
 """Saving a training: after every epoch, every few minutes, and when a signal asks it to stop."""
 
 import contextlib
-import signal
 import sys
 import time
 from collections.abc import Iterator
 
 import tensorflow as tf
 
-from classifier.base.console import INTERRUPTED, TERMINATED, StopRequest, UserError, command, say, shell_path
+from classifier.base.console import StopRequest, UserError, command, say, shell_path
 from classifier.cluster import workers
 from classifier.runs.checkpoints import save
 from classifier.training.state import TrainingState
@@ -54,7 +53,7 @@ class Saver:
             where = f"in epoch {state.epoch + 1}, after {int(state.step)} of {state.steps} steps"
             say(f"stopped {where if int(state.step) else f'after epoch {state.epoch}'}; to resume:")
             say(f"  {command('train.py', '--resume', self._run.path)}")
-            sys.exit(INTERRUPTED if signum == signal.SIGINT else TERMINATED)
+            sys.exit(128 + signum)
 
     def finish_epoch(self, row: dict) -> bool:
         """Save the history with this row, the weights if they are selected now, and a checkpoint; True if they are.

@@ -298,3 +298,19 @@ def test_names_cannot_steer_a_terminal_or_a_spreadsheet(images, photo):
     process.communicate()
     assert b"\\x1b]0;owned" in shown
     assert b"\x1b" not in shown
+
+
+def test_odd_surroundings(images, tmp_path):
+    """A notebook's MPLBACKEND, no home, no folder for temporary files, and an old disk with names that are no UTF-8."""
+    variables = {"MPLBACKEND": "module://matplotlib_inline.backend_of_a_notebook", "LANG": "C", "PYTHONUTF8": "0"}
+    variables |= dict.fromkeys(("HOME", "TMPDIR", "MPLCONFIGDIR"), str(tmp_path / "missing"))
+    output = Path(os.fsdecode(b"b\xfccher"))
+    os.rename(images / "dogs", images / os.fsdecode(b"h\xfcndchen"))
+    photo = next(images.glob("h*/dogs_1.jpg"))
+    trained = train(images, "--epochs", 1, "--output", output, env=os.environ | variables)
+    assert not [line for line in trained.stderr.splitlines() if "atplotlib" in line]
+    assert (output / "001/curves.png").exists()
+    for runtime in ("litert", "tensorflow"):
+        run("predict", "--model", output, "--runtime", runtime, photo)
+    with open("/dev/full", "w") as full:  # a disk without space
+        assert "No space left" in error_of(run("predict", "--model", output, photo, code=1, stdout=full))

@@ -1,16 +1,20 @@
 """Runs that are stopped, resumed, or damaged. Signals and kills at any moment, power cuts, bad disks: see reliability/."""
 
+import functools
 import os
+import pty
 import re
 import shutil
 import signal
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
-from conftest import error_of, run, train
+from conftest import HANGING, PROJECT, QUICK, error_of, run, train
 from run_folders import assert_same_run, change_metadata, damage, history_of, metadata_of, newest_checkpoint
 
-from classifier.base import cpu
+from classifier.base import console, cpu
 
 
 def disturb(monkeypatch, pattern, what):
@@ -26,14 +30,48 @@ def disturb(monkeypatch, pattern, what):
     monkeypatch.setattr(os, "replace", disturbed)
 
 
-def test_stopped_in_the_middle_of_an_epoch_and_resumed_it_is_the_same_run(images, trained, monkeypatch):
-    disturb(monkeypatch, r"training/ckpt-1\.index$", lambda: os.kill(os.getpid(), signal.SIGINT))  # in its second step
+def kill_self(*signals):
+    for signum in signals:
+        os.kill(os.getpid(), signum)
+
+
+def test_stopped_by_any_signal_in_the_middle_of_an_epoch_and_resumed_it_is_the_same_run(images, trained, monkeypatch):
+    disturb(monkeypatch, r"training/ckpt-1\.index$", lambda: kill_self(signal.SIGINT))  # in its second step
     stopped = train(images, "--save-minutes", 0, code=130)
-    assert stopped.stderr.rstrip().endswith("train.py --resume runs/001")
     assert "in epoch 1, after 2 of 3 steps" in stopped.stderr
+    before = {signum: signal.signal(signum, signal.SIG_DFL) for signum in console.STOP_SIGNALS[2:]}
+    # Shell and kernel both tell that the terminal is gone; schedulers tell of a limit, and then terminate.
+    for sent in ([signal.SIGHUP] * 2, [signal.SIGUSR1, signal.SIGTERM], [signal.SIGQUIT]):
+        disturb(monkeypatch, r"training/ckpt-\d\.index$", functools.partial(kill_self, *sent))
+        stopped = run("train", "--resume", "--output", "runs", code=128 + sent[0])
+        assert stopped.stderr.rstrip().endswith("train.py --resume runs/001")
+    for signum, handler in before.items():
+        assert signal.signal(signum, handler) == signal.SIG_DFL
     finished = run("train", "--resume", "--output", "runs", "--save-minutes", 5)
     assert "do not expect" not in finished.stderr
     assert_same_run("runs/001", trained)
+
+
+def test_a_closed_terminal_ends_a_training_with_a_checkpoint_but_not_under_nohup(images):
+    leader, follower = pty.openpty()
+    inside = "import fcntl, os, runpy, sys, termios; fcntl.ioctl(0, termios.TIOCSCTTY, 0); sys.argv[:2] = sys.argv[1:];"
+    inside += "runpy.run_path(sys.argv[0], run_name='__main__')"
+    flags = ("--data-dir", images, *QUICK, "--epochs", 1000, "--output", "runs")
+    command = [sys.executable, "-c", inside, str(PROJECT / "train.py"), *map(str, flags)]
+    streams = {"stdin": follower, "stdout": follower, "stderr": follower}
+    process = subprocess.Popen(command, start_new_session=True, env=os.environ | {"PYTHONPATH": str(PROJECT)}, **streams)
+    os.close(follower)
+    shown = b""
+    while b"epoch    2/1000" not in shown:
+        shown += os.read(leader, 10_000)  # OSError: it ended before that
+    os.close(leader)
+    assert process.wait(HANGING) == 128 + signal.SIGHUP
+    assert not metadata_of("runs/001")["finished"]
+
+    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)  # as nohup does
+    with console.StopRequest().listening():
+        kill_self(signal.SIGHUP)
+    assert signal.signal(signal.SIGHUP, before) == signal.SIG_IGN
 
 
 def test_while_the_last_epoch_is_saved_another_training_is_refused_and_a_signal_is_heard(images, trained, monkeypatch):

@@ -18,6 +18,7 @@ def test_the_first_efficientnets_normalize_as_with_imagenets_weights(tmp_path, m
     normalization.set_weights([np.array(numbers, np.float32) for numbers in statistics])
     file = tmp_path / "b0.weights.h5"
     backbone.save_weights(file)
+    monkeypatch.setenv("KERAS_HOME", str(tmp_path))
     monkeypatch.setattr(keras.src.utils.file_utils, "get_file", lambda *args, **kwargs: str(file))
     original = keras.applications.EfficientNetB0(include_top=False, input_shape=(64, 64, 3), pooling="avg")
     pixels = np.random.default_rng(1).integers(0, 256, (2, 64, 64, 3), dtype=np.uint8)

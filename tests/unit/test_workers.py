@@ -33,16 +33,26 @@ def test_what_tf_config_and_slurm_say_of_the_workers(monkeypatch):
     assert addresses[index] == "n10:8889"
 
 
-def test_workers_wait_for_each_other_and_name_who_is_missing(monkeypatch):
+def test_workers_wait_for_each_other_and_name_who_is_missing(monkeypatch, capsys):
     here, other = (socket.create_server(("localhost", 0)) for _ in range(2))
     ports = [listening.getsockname()[1] for listening in (here, other)]
     here.close()  # for the one that waits
-    for name, value in {"addresses": [f"localhost:{port}" for port in ports], "count": 2, "SECONDS_TO_CONNECT": 1}.items():
+    for name, value in {
+        "addresses": [f"localhost:{port}" for port in ports],
+        "count": 2,
+        "SECONDS_TO_CONNECT": 1,
+        "SECONDS_TO_BE_SILENT": 0,
+    }.items():
         monkeypatch.setattr(workers, name, value)
     workers._wait_for_others()
+    assert not capsys.readouterr().err
     other.close()
+    monkeypatch.setattr(console, "is_silent", True)  # the process in a shell of a cluster may be another than the chief
     with pytest.raises(console.UserError, match=rf"^worker 1 \(localhost:{ports[1]}\) did not come within 1 seconds$"):
         workers._wait_for_others()
+    awaited, advice = capsys.readouterr().err.splitlines()
+    assert awaited == f"waiting for 1 of 2 workers, which SLURM_STEP_NUM_TASKS names: worker 1 (localhost:{ports[1]})"
+    assert advice.endswith("env -u SLURM_STEP_NUM_TASKS python train.py …")
     with socket.create_server(("", ports[0])), pytest.raises(console.UserError, match="cannot listen at localhost"):
         workers._wait_for_others()
 
