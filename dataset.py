@@ -10,10 +10,13 @@ import argparse
 import dataclasses
 import functools
 import json
+import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import numpy as np
+
+sys.path.append(str(Path(__file__).resolve().parent))  # python -I leaves it out
 
 from classifier.base import console
 from classifier.base.console import DONE, NO_DATA, PROJECT, UserError, say, show
@@ -188,10 +191,7 @@ class DataSet:
 
 def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
     """The command line as a namespace."""
-    parser = argparse.ArgumentParser(
-        description="Look at a folder of images before training: classes, sizes, unreadable files, copies, odd images. "
-        "Nothing is changed."
-    )
+    parser = argparse.ArgumentParser(description="Look at images before training: classes, sizes, unreadable files, copies.")
     add = parser.add_argument
     add("folder", type=Path, nargs="?", default=PROJECT / "training_data", help="default: training_data")
     add("--against", type=Path, metavar="FOLDER", help="images for testing, perhaps: also find those that both folders have")

@@ -10,9 +10,12 @@ import os
 import re
 import secrets
 import socket
+import sys
 import tempfile
 import threading
 from pathlib import Path
+
+sys.path.append(str(Path(__file__).resolve().parent))  # python -I leaves it out
 
 from classifier.base import console
 from classifier.base.console import DONE, PROJECT, USAGE, UserError, describe, number, say

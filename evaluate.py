@@ -2,7 +2,10 @@
 
 import argparse
 import json
+import sys
 from pathlib import Path
+
+sys.path.append(str(Path(__file__).resolve().parent))  # python -I leaves it out
 
 from classifier.base import console
 from classifier.base.console import BELOW_ACCURACY, DONE, NO_DATA, PROJECT, USAGE, UserError, number, printable, say, show
@@ -21,7 +24,7 @@ def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         description="Score a trained network on a folder of labelled images: class folders, or names like cat.1.jpg.",
         epilog="exit codes: 0 done, 1 failed, 2 wrong usage, 3 no usable images or a bad run folder, "
-        "4 below --min-accuracy, 130 interrupted, 143 terminated",
+        "4 below --min-accuracy, 128+N: signal N",
     )
     add = parser.add_argument
     text = "or a CSV file of path,label (default: testing_data)"

@@ -6,8 +6,11 @@ in classifier/pages/feature_maps.py.
 
 import argparse
 import os
+import sys
 import textwrap
 from pathlib import Path
+
+sys.path.append(str(Path(__file__).resolve().parent))  # python -I leaves it out
 
 from classifier.base import console
 from classifier.base.console import DONE, FAILED, PROJECT, USAGE, UserError, printable, show
@@ -24,8 +27,7 @@ def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         description="Show which parts of a photo speak for its class: a picture of the photo and, beside it, a heat map "
         "(HiResCAM), bright where the feature maps of the network raise the score of the class most.",
-        epilog="exit codes: 0 done, 1 an image could not be read, 2 wrong usage, 3 no images or a bad run folder, "
-        "130 interrupted, 143 terminated",
+        epilog="exit codes: 0 done, 1 an image could not be read, 2 wrong usage, 3 no images or a bad run, 128+N: signal N",
     )
     add = parser.add_argument
     add("paths", nargs="+", metavar="PATH", help="images, folders of images, or - for paths on standard input")

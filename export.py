@@ -1,7 +1,10 @@
 """Export a trained network for other programs: python export.py --format onnx"""
 
 import argparse
+import sys
 from pathlib import Path
+
+sys.path.append(str(Path(__file__).resolve().parent))  # python -I leaves it out
 
 from classifier.base import console
 from classifier.base.console import DONE, NO_DATA, PROJECT, USAGE, UserError
@@ -18,8 +21,7 @@ def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
         "uses, also the out-of-distribution score of each image. savedmodel also takes the bytes of JPEG and PNG files and "
         "gives classes and probabilities, for TensorFlow Serving. html is one file that classifies images in a browser, "
         "without a connection, with the same answers as predict.py.",
-        epilog="exit codes: 0 done, 1 failed, 2 wrong usage, 3 no usable images or a bad run folder, "
-        "130 interrupted, 143 terminated",
+        epilog="exit codes: 0 done, 1 failed, 2 wrong usage, 3 no usable images or a bad run folder, 128+N: signal N",
     )
     add = parser.add_argument
     add("--format", choices=EXPORTS, default="litert", help="default: litert")

@@ -11,6 +11,8 @@ import sys
 from collections.abc import Iterable
 from pathlib import Path
 
+sys.path.append(str(Path(__file__).resolve().parent))  # python -I leaves it out
+
 from classifier.base import console
 from classifier.base.console import DONE, FAILED, PROJECT, USAGE, UserError, number, printable, show
 
@@ -103,8 +105,7 @@ def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
     """The command line as a namespace."""
     parser = argparse.ArgumentParser(
         description="Predict the classes of images, with a network that train.py made.",
-        epilog="exit codes: 0 done, 1 an image could not be read, 2 wrong usage, 3 no images or a bad run folder, "
-        "130 interrupted, 143 terminated",
+        epilog="exit codes: 0 done, 1 an image could not be read, 2 wrong usage, 3 no images or a bad run, 128+N: signal N",
     )
     add = parser.add_argument
     add("paths", nargs="+", metavar="PATH", help="images, folders of images, or - for paths on standard input")

@@ -5,8 +5,11 @@ validation, saving. What is only called here is in classifier/.
 """
 
 import argparse
+import sys
 import time
 from pathlib import Path
+
+sys.path.append(str(Path(__file__).resolve().parent))  # python -I leaves it out
 
 from classifier.base import console
 from classifier.base.console import PROJECT, progress, show
@@ -22,18 +25,12 @@ def parse_arguments(argv: list[str] | None) -> dict:
     parser = argparse.ArgumentParser(
         description="Train a classifier on folders of images.",
         argument_default=argparse.SUPPRESS,
-        epilog="exit codes: 0 done, 1 failed, 2 wrong usage, 3 no usable data, 128 + N stopped by signal N",
+        epilog="exit codes: 0 done, 1 failed, 2 wrong usage, 3 no usable data, 128+N: signal N",
     )
     runs = add_flags(parser)["runs"]
     runs.add_argument("--output", type=Path, metavar="FOLDER", help="where numbered run folders are made (default: runs)")
-    runs.add_argument(
-        "--resume",
-        type=Path,
-        nargs="?",
-        const=None,
-        metavar="RUN",
-        help="continue a run (default: the newest) as if it had never stopped",
-    )
+    text = "continue a run (default: the newest) as if it had never stopped"
+    runs.add_argument("--resume", type=Path, nargs="?", const=None, metavar="RUN", help=text)
     return vars(parser.parse_args(argv))
 
 
