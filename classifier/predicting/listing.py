@@ -34,7 +34,7 @@ def list_images(arguments: Sequence[str]) -> list[str]:
 
 def _matching(argument):
     """The path that an argument is, or the paths that it matches: not every shell expands patterns."""
-    path = _path_of(argument)
+    path = _path_of(os.fspath(argument))
     if os.path.lexists(path) or not re.search(r"[*?[]", path):
         return [path]
     if not (matching := glob.glob(path, recursive=True)):
