@@ -47,6 +47,8 @@ OTHERS = {  # why other files that people bring are refused, and the first bytes
     "DICOM is not supported": rb".{128}DICM",
 }
 KIND_OF_SUFFIX = {suffix: kind for kind, (suffixes, _) in FORMATS.items() for suffix in suffixes.split()}
+# The end, or no marker of a table (C4, CC, DB, DD), a scan (DA, DC), a restart (D0 to D7), an application or a comment.
+END_OF_JPEG = re.compile(rb"\xff[^\x00\xff\xc4\xcc\xd0-\xd7\xda-\xdd\xe0-\xef\xfe]")
 COLOURS_OF_TIFF = {0: "white-is-zero grey", 1: "grey", 2: "RGB", 3: "palette", 5: "CMYK", 6: "YCbCr", 8: "CIELAB"}
 COMPRESSIONS_OF_TIFF = {33003: "JPEG 2000", 33005: "JPEG 2000", 34712: "JPEG 2000", 34887: "LERC", 34933: "PNG"}
 COMPRESSIONS_OF_TIFF |= {50001: "WebP", 50002: "JPEG XL", 52546: "JPEG XL", 34676: "SGI Log", 34677: "SGI Log"}
@@ -87,11 +89,13 @@ def decode_bytes(data: bytes, kind: str, image_size: int, fit: str) -> tuple[np.
 
 def _decode_jpeg(data, image_size, fit):
     """The pixels and their shape in the file: see decode_bytes()."""
-    marker, depth, *stored, channels = _frame_of_jpeg(data)
+    position, marker, depth, *stored, channels = _frame_of_jpeg(data)
     if depth != 8 or marker == 0xF7:
         raise RefusalError("JPEG-LS is not supported" if marker == 0xF7 else f"{depth}-bit JPEG is not supported")
     # Decoders make room for as much as a file claims. 64 pixels of a JPEG take at least a bit.
-    if math.prod(stored) > 512 * len(data):
+    # From its first scan on, a whole file has no other markers than known ones, up to that of the end.
+    end = END_OF_JPEG.search(data, data.find(b"\xff\xda", position))
+    if math.prod(stored) > 512 * len(data) or end is None or end[0] != b"\xff\xd9":
         raise ValueError
     # A JPEG can be reduced while it is decoded: fewer pixels are computed from the same coefficients, several times as
     # fast. The side that decides is the one that becomes image_size, or the shorter of two.
@@ -292,7 +296,7 @@ def _pillow(kind=None):
 
 
 def _frame_of_jpeg(data):
-    """(marker, bits, height, width) of the frame of a JPEG. Raises ValueError if there is none.
+    """(position, marker, bits, height, width, bands) of the frame of a JPEG. Raises ValueError if there is none.
 
     Its header follows some other segments, each a marker of two bytes and its length.
     """
@@ -302,7 +306,7 @@ def _frame_of_jpeg(data):
         if marker == 0xFF:  # padding
             position += 1
         elif (0xC0 <= marker <= 0xCF and marker not in (0xC4, 0xC8, 0xCC)) or marker == 0xF7:
-            return marker, depth, height, width, channels
+            return position, marker, depth, height, width, channels
         else:
             position = data.find(0xFF, position + 2 + length)  # like the decoder, over bytes that belong to no segment
     raise ValueError
