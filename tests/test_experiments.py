@@ -13,7 +13,7 @@ from classifier.base import cpu
 from classifier.data.finding import find_images
 from classifier.data.images import load_image
 from classifier.networks.by_name import create_network
-from experiments import benchmark, learning_curve, near_copies, scaling, versions
+from experiments import benchmark, learning_curve, near_copies, scaling, transparency, versions
 
 pytestmark = pytest.mark.usefixtures("scripts_in_this_process")
 
@@ -119,3 +119,14 @@ def test_the_committed_drawings_can_be_drawn_again():
 def test_the_packages_of_the_tests_are_known():
     names = {re.match(r"[\w-]+", text)[0] for text in versions.requirements()}
     assert {*versions.SHOWN, "gradio", "pytest"} <= names
+
+
+def test_what_is_transparent_is_laid_on_white_as_in_training():
+    icons = [(transparency.icon(shape, np.random.default_rng(k)), "icons") for k, shape in enumerate(transparency.SHAPES)]
+    ours, copies = (
+        sorted(transparency.write_sets(Path(name), icons, ground).rglob("*.png"))
+        for name, ground in (("a", None), ("b", 255))
+    )
+    for one, other in zip(ours, copies, strict=True):
+        assert np.abs(load_image(one, 64).astype(int) - load_image(other, 64)).max() <= 1
+        assert load_image(one, 64).std() > 9
