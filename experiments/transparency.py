@@ -19,7 +19,7 @@ from experiments.scripts import Parser, print_table, run_script, test_accuracy_o
 
 GROUNDS = {"white": None, "black": 0, "grey": 128, "alpha dropped": -1}
 SHAPES = ("disc", "ring", "square", "triangle")
-CNN = ("--image-size", 64, "--epochs", 40)
+CNN = ("--image-size", 64, "--epochs", 25)
 PRETRAINED = ("--network", "mobilenet_v2")
 
 
@@ -28,7 +28,7 @@ def main(argv: list[str] | None = None) -> int:
     parser = Parser(__doc__)
     parser.add_argument("photographs", type=Path, metavar="FOLDER", help="labelled photographs")
     parser.add_argument(
-        "--per-class", type=int, default=100, metavar="N", help="images of each class to train on, and to test"
+        "--per-class", type=int, default=60, metavar="N", help="images of each class to train on, and to test"
     )
     parser.add_argument("--seeds", type=int, default=3, metavar="N", help="trainings of each kind")
     arguments = parser.parse_args(argv)
