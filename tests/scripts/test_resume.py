@@ -54,7 +54,8 @@ def test_stopped_by_any_signal_in_the_middle_of_an_epoch_and_resumed_it_is_the_s
 
 def test_a_closed_terminal_ends_a_training_with_a_checkpoint_but_not_under_nohup(images):
     leader, follower = pty.openpty()
-    inside = "import fcntl, os, runpy, sys, termios; fcntl.ioctl(0, termios.TIOCSCTTY, 0); sys.argv[:2] = sys.argv[1:];"
+    inside = "import fcntl, runpy, signal, sys, termios; fcntl.ioctl(0, termios.TIOCSCTTY, 0); sys.argv[:2] = sys.argv[1:];"
+    inside += "signal.signal(signal.SIGHUP, signal.SIG_DFL);"  # the tests may run under nohup
     inside += "runpy.run_path(sys.argv[0], run_name='__main__')"
     flags = ("--data-dir", images, *QUICK, "--epochs", 1000, "--output", "runs")
     command = [sys.executable, "-c", inside, str(PROJECT / "train.py"), *map(str, flags)]
