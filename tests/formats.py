@@ -3,6 +3,7 @@
 The pixels are not decoded: they are those that the files were made of.
 """
 
+import functools
 import io
 import itertools
 import struct
@@ -388,6 +389,7 @@ def tiff_cases() -> Iterator[Case]:
         yield Case(f"orientation {orientation}.tif", data, UPRIGHT[orientation](RGB))
 
 
+@functools.cache
 def cases() -> list[Case]:
     """All of them: several hundred."""
     kinds = png_cases, bmp_cases, jpeg_cases, gif_cases, webp_cases, avif_and_heic_cases, netpbm_cases, tiff_cases
