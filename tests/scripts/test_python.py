@@ -87,6 +87,6 @@ def test_a_process_that_is_forked_predicts_or_says_why_not(trained, images, runt
     assert answer == expected if runtime == "litert" else "before this process was forked" in answer
 
 
-@pytest.mark.parametrize("script", ["dataset", "demo", "evaluate", "explain", "export", "predict", "train"])
+@pytest.mark.parametrize("script", ["dataset", "predict", "train"])
 def test_an_isolated_python_finds_our_modules(script):
     subprocess.run([sys.executable, "-I", PROJECT / f"{script}.py", "--help"], stdout=subprocess.DEVNULL, check=True)
