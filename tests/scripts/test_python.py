@@ -90,3 +90,13 @@ def test_a_process_that_is_forked_predicts_or_says_why_not(trained, images, runt
 @pytest.mark.parametrize("script", ["dataset", "predict", "train"])
 def test_an_isolated_python_finds_our_modules(script):
     subprocess.run([sys.executable, "-I", PROJECT / f"{script}.py", "--help"], stdout=subprocess.DEVNULL, check=True)
+
+
+def test_a_missing_library_of_the_system_is_one_line(photo):
+    Path("cv2.py").write_text("raise ImportError('libGL.so.1: cannot open shared object file', name='cv2')")
+    command = [sys.executable, PROJECT / "predict.py", photo]
+    finished = subprocess.run(command, env=os.environ | {"PYTHONPATH": os.getcwd()}, capture_output=True, text=True)
+    assert finished.returncode == 1
+    (line,) = finished.stderr.splitlines()
+    assert line.startswith("error: libGL.so.1")
+    assert line.endswith("pip install --force-reinstall opencv-python-headless")
