@@ -15,7 +15,7 @@ import cv2
 import numpy as np
 import PIL
 
-from classifier.base.console import progress, say
+from classifier.base.console import describe, progress, say
 from classifier.base.files import digest_of, replacing
 from classifier.base.prefetch import prefetch
 from classifier.cluster import workers
@@ -162,7 +162,7 @@ def decode_once(
         try:
             images, indexes = rows_of_all(path, (image_size, image_size, 3), np.uint8, paths, make)
         except OSError as error:
-            say(f"no cache ({error}): images are decoded whenever they are needed, which is slower")
+            say(f"no cache in {folder} ({describe(error)}): images are decoded whenever they are needed, which is slower")
     if images is None:
         indexes = workers.gather(_decode_all(workers.part_of(paths), image_size, fit))
     digests, reasons, flaws, cached = zip(*(file for index in indexes for file in index["files"]), strict=True)

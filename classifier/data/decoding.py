@@ -138,10 +138,9 @@ def _decode_png(data):
 
 def _decode_bmp(data):
     """The pixels: see decode_bytes()."""
-    header, _, height, _, bits, compression = struct.unpack_from("<IiiHHI", data, 14)
+    header, width, height, _, bits, compression = struct.unpack_from("<IiiHHI", data, 14)
     if header < 40 or not (compression in (3, 6) or (compression == 0 and bits == 16)):
         return _decode_by_opencv(data, cv2.IMREAD_COLOR_RGB)
-    width, height = struct.unpack_from("<ii", data, 18)
     if width * abs(height) > MAX_PIXELS:
         raise RefusalError(TOO_LARGE)
     if bits not in (16, 32):

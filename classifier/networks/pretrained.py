@@ -167,7 +167,8 @@ def load_weights(network: keras.Model, weights: str) -> None:
         try:
             application.load_weights(weights)
         except OSError as error:
-            raise UserError(f"cannot read the weights {weights}: {error}", NO_DATA) from None
+            reason = error if os.path.exists(weights) else "there is no such file"  # h5py says it in its own words
+            raise UserError(f"cannot read the weights {weights}: {reason}", NO_DATA) from None
         except (ValueError, KeyError) as error:
             reason = " ".join(list(filter(None, str(error).splitlines()))[:2])
             raise UserError(f"{weights} does not fit {network.name}: {reason}", NO_DATA) from None

@@ -100,7 +100,11 @@ def test_litert_predicts_as_tensorflow(pretrained, fine_tuned, photo):
         (("--start-size", 32), 2, "--start-size"),
         (("--network", "mobilenet", "--weights", "none", "--fine-tune", "3"), 2, "--fine-tune"),
         (("--network", "mobilenet", "--image-size", 16), 1, "at least 32x32"),
-        (("--network", "mobilenet", "--weights", "nowhere.h5"), 3, "cannot read the weights nowhere.h5"),
+        (
+            ("--network", "mobilenet", "--weights", "nowhere.h5"),
+            3,
+            "cannot read the weights nowhere.h5: there is no such file",
+        ),
         (("--network", "mobilenet", "--fine-tune", "conv_99"), 2, "conv_pw_13_relu"),  # one of those that it has
     ],
 )
